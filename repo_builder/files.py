@@ -1,0 +1,148 @@
+"""Files that are replaced whole: a reader sees the old one or the new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from repo_builder.errors import OutputError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Return the sha256 of a value's canonical JSON, in hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tree_size(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file's content atomically; its folder is made if need be.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically, in UTF-8.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Replace a JSON file atomically; keys keep their order.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes ``target``'s place when the block ends well.
+
+    The new folder lies beside the target until then. On Linux the two are exchanged in one system call; elsewhere
+    the old one is moved aside first. When the block fails, the target is untouched.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    with output_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
+        fresh.chmod(0o777 & ~_umask())
+    try:
+        with output_errors(target):
+            yield fresh
+            _exchange(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _exchange(fresh: Path, target: Path) -> None:
+    """Put ``fresh`` in ``target``'s place; what was there is left under ``fresh``'s name."""
+    if not target.exists():
+        os.rename(fresh, target)
+        return
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        done = libc.renameat2(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
+        if done == 0:
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
+    aside = fresh.with_suffix(".old")
+    os.rename(target, aside)
+    os.rename(fresh, target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block that concerns ``path`` or its neighbours into an OutputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        concerned = error.filename is None or str(error.filename).startswith(str(path.parent))
+        if error.errno is None or not concerned:
+            raise
+        hint = {
+            errno.EACCES: "choose a folder that you may write to",
+            errno.EROFS: "choose a folder on a file system that is not read-only",
+            errno.ENOSPC: "free some space there, or choose another folder",
+            errno.ENOTDIR: "a part of that path is a file; choose another",
+            errno.EEXIST: "something of that name is in the way; choose another",
+        }.get(error.errno or 0, "check that path")
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot be written ({reason})", where=str(path), hint=hint) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

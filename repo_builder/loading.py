@@ -1,0 +1,62 @@
+"""Leaves are named by ``"module:attribute"`` strings and loaded when they are used.
+
+A missing library becomes one sentence: what is missing and which command installs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from repo_builder.errors import MissingDependency, RecipeError
+
+
+def load(target: str, *, extra: str | None = None) -> Any:  # noqa: ANN401 - whatever is named
+    """Import ``module:attribute``.
+
+    Args:
+        target: The place, as in ``repo_builder.quantize.modelopt:ModeloptQuantizer``.
+        extra: The extra of repo-builder that installs what the module imports.
+
+    Raises:
+        MissingDependency: A library that the module imports is not installed.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = (error.name or module).partition(".")[0]
+        hint = f"pip install 'repo-builder[{extra}]'" if extra else f"pip install {missing}"
+        raise MissingDependency(
+            f"{attribute} needs the library '{missing}', which is not installed", hint=hint
+        ) from error
+
+
+def load_user(target: str, *, where: str, folder: Path | None = None) -> Any:  # noqa: ANN401 - whatever is named
+    """Import a user's ``module:function``, with the recipe's folder and the current one on the path.
+
+    Raises:
+        RecipeError: The module or the function is not there.
+    """
+    module, _, attribute = target.partition(":")
+    places = [str(place) for place in (folder, Path.cwd()) if place is not None]
+    sys.path[:0] = places
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != module.partition(".")[0]:
+            raise MissingDependency(
+                f"'{module}' needs the library '{error.name}'", where=where, hint=f"pip install {error.name}"
+            ) from error
+        raise RecipeError(
+            f"there is no Python module '{module}'",
+            where=where,
+            hint=f"looked in {', '.join(places)} and the installed packages",
+        ) from error
+    except AttributeError as error:
+        raise RecipeError(f"the module '{module}' has no '{attribute}'", where=where) from error
+    finally:
+        for place in places:
+            sys.path.remove(place)

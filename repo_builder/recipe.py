@@ -1,0 +1,419 @@
+"""Recipes: what to build, how to quantize, compile, serve and measure it, as frozen dataclasses.
+
+A recipe is a TOML file whose tables are the classes below. Keys are strict; a message carries the key path and a
+did-you-mean. ``parse`` turns a mapping into a ``Recipe``; reading files and ``--set`` lives in ``recipes/__init__.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from repo_builder.errors import RecipeError, did_you_mean
+from repo_builder.tensors import DType, TensorSpec
+
+Precision = Literal["int8", "fp16", "fp32"]
+CalibratorName = Literal["max", "percentile", "mse", "entropy"]
+Target = Literal["auto", "onnxruntime", "tensorrt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """``[model]``: where the network comes from and what it takes and gives.
+
+    Attributes:
+        source: A built-in architecture, ``module:function`` returning a ``torch.nn.Module``, or an .onnx file.
+        arguments: Keyword arguments of the architecture.
+        checkpoint: Weights (.safetensors, .pt); relative to the recipe; ``package:NAME`` for shipped ones.
+        inputs: Named inputs, batch left out.
+        outputs: Named outputs, batch left out.
+    """
+
+    source: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """``[data]``: samples and how they are split.
+
+    Attributes:
+        source: A built-in data set, a .npz or .csv file, a folder with one sub-folder a class, or ``module:function``.
+        arguments: Keyword arguments of the loader.
+        validation: Fraction of the samples (those outside a given test set) that choose the best epoch.
+        test: Fraction held out for every reported accuracy; ignored where the data set brings its own test set.
+        calibration: Number of samples drawn from the training part, stratified by class, that calibrate ranges.
+    """
+
+    source: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    validation: float = 0.1
+    test: float = 0.2
+    calibration: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """``[train]``: how ``repo-builder train`` makes a checkpoint (AdamW, cosine schedule, cross-entropy)."""
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    augment: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputQuantizer:
+    """How a layer's input range is found: per tensor, symmetric.
+
+    Attributes:
+        calibrator: ``max``, ``percentile``, ``mse`` or ``entropy``.
+        percentile: Percent of absolute values that are kept, in (0, 100]; for ``percentile`` only.
+    """
+
+    calibrator: CalibratorName = "max"
+    percentile: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightQuantizer:
+    """How a layer's weight range is found: symmetric, per output channel or per tensor."""
+
+    calibrator: CalibratorName = "max"
+    percentile: float | None = None
+    per_channel: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRule:
+    """``[[quantize.layers]]``: a precision for the layers it selects; of several that match, the last wins.
+
+    Attributes:
+        type: Module type, as in ``Conv2d`` (fnmatch pattern), or None for any.
+        name: Qualified module name (fnmatch pattern), as in ``feature_layers.*``, or None for any.
+        precision: ``int8``, ``fp16`` or ``fp32``.
+        input: Range of the layer's input; int8 only.
+        weight: Range of the layer's weight; int8 only.
+        num_bits: 8; anything else is refused with the reason.
+    """
+
+    type: str | None = None
+    name: str | None = None
+    precision: Precision
+    input: InputQuantizer = field(default_factory=InputQuantizer)
+    weight: WeightQuantizer = field(default_factory=WeightQuantizer)
+    num_bits: int = 8
+
+    def __str__(self) -> str:
+        """Return the rule's selector and precision, as in ``type=Conv2d → int8``."""
+        chosen = [f"{key}={value}" for key, value in (("type", self.type), ("name", self.name)) if value is not None]
+        return f"{' '.join(chosen) or 'every layer'} → {self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSpec:
+    """``[quantize]``: the back end and the layer rules. Layers that no rule selects stay fp32."""
+
+    backend: str = "modelopt"
+    batch_size: int = 64
+    layers: tuple[LayerRule, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """``[export]``: the ONNX that is written. 17 is the newest opset that TensorRT 8.5 parses."""
+
+    opset: int = 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntimeSpec:
+    """``[compile.onnxruntime]``: the graph for ONNX Runtime, and its provider on a GPU.
+
+    Attributes:
+        first_layer: int8 layers that read a signed input: ``auto`` decides from the CPU's flags, ``int8`` keeps them,
+            ``fp32`` leaves them in floating point.
+        accelerator: ``none``, or the execution accelerator written to config.pbtxt: ``cuda`` or ``tensorrt``.
+        accelerator_precision: Precision mode of the TensorRT accelerator.
+        engine_cache: Whether the TensorRT accelerator keeps its engines in the model folder.
+        intra_op_thread_count: Threads inside an operator; 0 leaves it to ONNX Runtime.
+        inter_op_thread_count: Threads across operators; 0 leaves it to ONNX Runtime.
+    """
+
+    first_layer: Literal["auto", "int8", "fp32"] = "auto"
+    accelerator: Literal["none", "cuda", "tensorrt"] = "none"
+    accelerator_precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    engine_cache: bool = True
+    intra_op_thread_count: int = 1
+    inter_op_thread_count: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSpec:
+    """``[[compile.tensorrt.profiles]]``: batch sizes of one optimization profile, and its dynamic dimensions.
+
+    Attributes:
+        min_batch: Smallest batch size.
+        opt_batch: Batch size that kernels are tuned for.
+        max_batch: Largest batch size.
+        shapes: For inputs with dynamic dimensions: name → {min, opt, max}, shapes without the batch.
+    """
+
+    min_batch: int = 1
+    opt_batch: int = 8
+    max_batch: int = 64
+    shapes: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRTSpec:
+    """``[compile.tensorrt]``: how the plan is built.
+
+    Attributes:
+        profiles: Optimization profiles; empty means one from 1 to ``repository.max_batch_size``.
+        workspace_mib: Limit of the builder's scratch memory, MiB.
+        optimization_level: Builder optimization level 0-5, for TensorRT 8.6 and later; None leaves the default.
+        timing_cache: Whether measured tactics are kept per GPU and version.
+    """
+
+    profiles: tuple[ProfileSpec, ...] = ()
+    workspace_mib: int = 4096
+    optimization_level: int | None = None
+    timing_cache: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileSpec:
+    """``[compile]``: the target and its options."""
+
+    target: Target = "auto"
+    onnxruntime: OnnxRuntimeSpec = field(default_factory=OnnxRuntimeSpec)
+    tensorrt: TensorRTSpec = field(default_factory=TensorRTSpec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositorySpec:
+    """``[repository]``: what config.pbtxt says beyond the tensors.
+
+    Attributes:
+        max_batch_size: Largest batch that Triton forms; 0 turns batching off.
+        preferred_batch_sizes: Batch sizes that the dynamic batcher tries to reach.
+        max_queue_delay_us: How long a request may wait for others, microseconds.
+        instance_count: Model instances (per GPU where there is one).
+        instance_kind: ``auto`` follows the target.
+        warmup_batch_sizes: Batch sizes run before the model is ready.
+        response_cache: Whether Triton may answer from its response cache.
+        keep_versions: Newest versions that Triton serves.
+    """
+
+    max_batch_size: int = 64
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_us: int = 100
+    instance_count: int = 1
+    instance_kind: Literal["auto", "cpu", "gpu"] = "auto"
+    warmup_batch_sizes: tuple[int, ...] = (1,)
+    response_cache: bool = False
+    keep_versions: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSpec:
+    """``[measure]``: defaults of ``repo-builder perf``.
+
+    Attributes:
+        task: ``classification`` scores classes; ``other`` checks outputs against the reference within ``tolerance``.
+        metric: ``module:function(outputs, labels) -> dict[str, float]`` instead of the built-in metrics.
+        batch_sizes: Batch sizes measured.
+        concurrency: Requests in flight.
+        accuracy_tolerance: Points of top-1, as a fraction, by which a rung may fall below the one above it.
+        output_tolerance: Largest absolute difference between outputs that are not classes.
+    """
+
+    task: Literal["classification", "other"] = "classification"
+    metric: str | None = None
+    batch_sizes: tuple[int, ...] = (1, 8)
+    concurrency: tuple[int, ...] = (1, 4)
+    accuracy_tolerance: float = 0.005
+    output_tolerance: float = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One model, from its source to how it is measured.
+
+    Attributes:
+        name: The model's name in Triton.
+        description: One line for ``repo-builder recipes``.
+        seed: Seed of every random choice.
+    """
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    model: ModelSpec
+    data: DataSpec
+    train: TrainSpec = field(default_factory=TrainSpec)
+    quantize: QuantizeSpec = field(default_factory=QuantizeSpec)
+    export: ExportSpec = field(default_factory=ExportSpec)
+    compile: CompileSpec = field(default_factory=CompileSpec)
+    repository: RepositorySpec = field(default_factory=RepositorySpec)
+    measure: MeasureSpec = field(default_factory=MeasureSpec)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain TOML/JSON values, from which ``parse`` makes an equal one."""
+        return typing.cast("dict[str, Any]", _plain(self))
+
+
+R = TypeVar("R")
+
+
+def parse(value: Mapping[str, Any]) -> Recipe:
+    """Turn a parsed TOML document into a recipe.
+
+    Raises:
+        RecipeError: A key is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    recipe = _build(Recipe, value, "")
+    _check(recipe)
+    return recipe
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any recipe value
+    if isinstance(value, DType):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = ((item.name, _plain(getattr(value, item.name))) for item in dataclasses.fields(value))
+        return {key: item for key, item in pairs if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _build(cls: type[R], value: Any, path: str) -> R:  # noqa: ANN401 - checked here
+    """Make a dataclass from a TOML table, strictly."""
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"expected a table, found {_shown(value)}", where=path or "recipe")
+    hints = typing.get_type_hints(cls)
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in fields:
+            raise RecipeError(f"unknown key '{key}'", where=_join(path, key), hint=did_you_mean(key, fields))
+    for key, item in fields.items():
+        needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if needed and key not in value:
+            raise RecipeError(
+                f"the key '{key}' is missing", where=path or "recipe", hint=f"add {_join(path, key)} = ..."
+            )
+    return cls(**{key: _convert(hints[key], item, _join(path, key)) for key, item in value.items()})
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:  # noqa: ANN401 - one case a kind of annotation
+    """Check one value against its annotation and return it in its final type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = next(item for item in arguments if item is not type(None))
+        return _convert(inner, value, path)
+    if origin is Literal:
+        if value not in arguments:
+            hint = did_you_mean(str(value), map(str, arguments))
+            raise RecipeError(f"{_shown(value)} is not one of {', '.join(map(str, arguments))}", where=path, hint=hint)
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"expected an array, found {_shown(value)}", where=path)
+        return tuple(_convert(arguments[0], item, f"{path}[{place}]") for place, item in enumerate(value))
+    if origin is dict or kind is dict:
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"expected a table, found {_shown(value)}", where=path)
+        return dict(value)
+    if kind is DType:
+        try:
+            return DType.of(str(value))
+        except KeyError:
+            raise RecipeError(
+                f"{_shown(value)} is no data type",
+                where=path,
+                hint=did_you_mean(str(value), (item.value for item in DType)),
+            ) from None
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast("type[Any]", kind), value, path)
+    return _scalar(kind, value, path)
+
+
+def _scalar(kind: type, value: Any, path: str) -> Any:  # noqa: ANN401 - checked here
+    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise RecipeError(f"expected {names[kind]}, found {_shown(value)}", where=path)
+    return value
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - any value
+    return f"'{value}'" if isinstance(value, str) else f"{value!r}"
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse values that have the right type and make no sense."""
+
+    def refuse(holds: bool, where: str, message: str, hint: str | None = None) -> None:
+        if not holds:
+            raise RecipeError(message, where=where, hint=hint)
+
+    name_ok = bool(recipe.name) and all(c.isalnum() or c in "-_." for c in recipe.name) and recipe.name[0].isalnum()
+    refuse(name_ok, "name", f"'{recipe.name}' cannot name a folder", "use letters, digits, '-', '_' and '.'")
+    refuse(bool(recipe.model.inputs), "model.inputs", "there is no input", "add [[model.inputs]]")
+    refuse(bool(recipe.model.outputs), "model.outputs", "there is no output", "add [[model.outputs]]")
+    for key in ("validation", "test"):
+        share = getattr(recipe.data, key)
+        refuse(0 < share < 1, f"data.{key}", f"{share} is not a fraction between 0 and 1")
+    refuse(recipe.data.validation + recipe.data.test < 1, "data", "validation and test leave nothing to train on")
+    refuse(recipe.data.calibration > 0, "data.calibration", "calibration needs at least one sample")
+    for place, rule in enumerate(recipe.quantize.layers):
+        where = f"quantize.layers[{place}]"
+        refuse(
+            rule.num_bits == 8,
+            f"{where}.num_bits",
+            f"{rule.num_bits} bits are not supported: ONNX opset 17 and TensorRT 8.5 quantize to 8-bit integers only",
+            "remove num_bits",
+        )
+        for part, spec in (("input", rule.input), ("weight", rule.weight)):
+            given = spec.percentile is not None
+            refuse(
+                given == (spec.calibrator == "percentile"),
+                f"{where}.{part}.percentile",
+                "the percentile calibrator needs a percentile"
+                if not given
+                else "only the percentile calibrator takes one",
+                'write { calibrator = "percentile", percentile = 99.99 }',
+            )
+            if spec.percentile is not None:
+                refuse(
+                    0 < spec.percentile <= 100, f"{where}.{part}.percentile", f"{spec.percentile} is not in (0, 100]"
+                )
+    refuse(13 <= recipe.export.opset <= 21, "export.opset", f"{recipe.export.opset} is not in 13 to 21")
+    repository = recipe.repository
+    refuse(repository.max_batch_size >= 0, "repository.max_batch_size", "must not be negative")
+    for key in ("preferred_batch_sizes", "warmup_batch_sizes"):
+        for size in getattr(repository, key):
+            refuse(
+                1 <= size <= max(1, repository.max_batch_size),
+                f"repository.{key}",
+                f"{size} is not between 1 and max_batch_size ({repository.max_batch_size})",
+            )
+    refuse(repository.instance_count >= 1, "repository.instance_count", "must be at least 1")
+    refuse(repository.keep_versions >= 1, "repository.keep_versions", "must be at least 1")
