@@ -180,13 +180,10 @@ def read(cls: type[A], folder: Path) -> A:
         ) from None
     except (OSError, ValueError) as error:
         raise RepositoryError(f"is damaged ({error})", where=str(manifest), hint="build again with --force") from None
-    if not isinstance(value, Mapping) or value.get("kind") != cls.kind or value.get("schema") != SCHEMA:
-        found = value.get("kind") if isinstance(value, Mapping) else type(value).__name__
-        raise RepositoryError(
-            f"holds {found!r} of schema {value.get('schema') if isinstance(value, Mapping) else None}, not {cls.kind!r} of schema {SCHEMA}",
-            where=str(manifest),
-            hint="build again with --force",
-        )
+    found = (value.get("kind"), value.get("schema")) if isinstance(value, Mapping) else (None, None)
+    if found != (cls.kind, SCHEMA):
+        message = f"holds {found[0]!r} of schema {found[1]}, not {cls.kind!r} of schema {SCHEMA}"
+        raise RepositoryError(message, where=str(manifest), hint="build again with --force")
     return cls(
         path=folder,
         key=value["key"],

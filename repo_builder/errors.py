@@ -1,7 +1,7 @@
 """The error tree. Every error a user can cause is one of these, with one exit code a branch.
 
     RepoBuilderError
-    ├── CheckFailed            1   findings, a regression, an accuracy below the bar (the tool worked; the thing checked did not)
+    ├── CheckFailed            1   findings or a regression: the tool worked, the thing checked did not
     │                          2   reserved: a misuse of the command line (click)
     ├── RecipeError            3   recipe unknown, not TOML, misspelt key, rule that matches no layer
     ├── DataError              4   data set missing, empty, NaN, wrong shape, wrong checksum

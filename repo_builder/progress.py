@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from repo_builder.files import sha256_of, tree_size
@@ -62,10 +63,8 @@ def step(title: str) -> Iterator[Step]:
         raise
     if status:
         status.stop()
-    console.print(
-        f"[green]done[/green]   {time.perf_counter() - started:7.2f} s  {title:<22}" + "  ".join(current.notes),
-        markup=True,
-    )
+    seconds = time.perf_counter() - started
+    console.print(f"[green]done[/green]   {seconds:7.2f} s  {title:<22}{escape('  '.join(current.notes))}")
 
 
 def skipped(title: str, why: str = "up to date") -> None:

@@ -392,19 +392,13 @@ def _check(recipe: Recipe) -> None:
             "remove num_bits",
         )
         for part, spec in (("input", rule.input), ("weight", rule.weight)):
-            given = spec.percentile is not None
-            refuse(
-                given == (spec.calibrator == "percentile"),
-                f"{where}.{part}.percentile",
-                "the percentile calibrator needs a percentile"
-                if not given
-                else "only the percentile calibrator takes one",
-                'write { calibrator = "percentile", percentile = 99.99 }',
-            )
-            if spec.percentile is not None:
-                refuse(
-                    0 < spec.percentile <= 100, f"{where}.{part}.percentile", f"{spec.percentile} is not in (0, 100]"
-                )
+            at, share = f"{where}.{part}.percentile", spec.percentile
+            if spec.calibrator == "percentile":
+                hint = 'write { calibrator = "percentile", percentile = 99.99 }'
+                refuse(share is not None, at, "the percentile calibrator needs a percentile", hint)
+                refuse(0 < (share or 0) <= 100, at, f"{share} is not in (0, 100]")
+            else:
+                refuse(share is None, at, f"the {spec.calibrator} calibrator takes no percentile", "remove it")
     refuse(13 <= recipe.export.opset <= 21, "export.opset", f"{recipe.export.opset} is not in 13 to 21")
     repository = recipe.repository
     refuse(repository.max_batch_size >= 0, "repository.max_batch_size", "must not be negative")
