@@ -1,0 +1,132 @@
+"""Compile targets: what turns the portable ONNX into the file that Triton loads.
+
+A new target is one leaf module and one row of ``TARGETS``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from repo_builder import loading
+from repo_builder.artifacts import OnnxArtifact
+from repo_builder.errors import CompileError, MissingDependency, did_you_mean
+from repo_builder.recipe import Recipe
+from repo_builder.tensors import Array
+
+# name → (class, extra that installs what it imports)
+TARGETS: dict[str, tuple[str, str]] = {
+    "tensorrt": ("repo_builder.compile.tensorrt:TensorRTTarget", "tensorrt"),
+    "onnxruntime": ("repo_builder.compile.onnxruntime:OnnxRuntimeTarget", "onnxruntime"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """What a target needs besides the artifact.
+
+    Attributes:
+        recipe: The recipe, with ``--set`` applied.
+        layer_precisions: Layer name → ``int8``, ``fp16`` or ``fp32``, as derived from the graph.
+        cache_folder: A folder that outlives the build, for timing caches.
+        allow_precision_mismatch: Whether a layer may end in another precision than asked.
+    """
+
+    recipe: Recipe
+    layer_precisions: dict[str, str]
+    cache_folder: Path
+    allow_precision_mismatch: bool = False
+
+
+class Runner(Protocol):
+    """Runs a compiled model in this process."""
+
+    def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Run samples, batch first, any number of them, in batches that the model covers; all outputs by name."""
+        ...
+
+    def __enter__(self) -> Runner:
+        """Return itself."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free what the runner holds."""
+        ...
+
+
+class CompileTarget(Protocol):
+    """One compile target."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Return why the target cannot be used on this machine, None where it can. Cheap, never raises."""
+        ...
+
+    def versions(self, recipe: Recipe) -> dict[str, str]:
+        """Return what of this machine the result depends on: library versions, GPU, choices made from CPU flags."""
+        ...
+
+    def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> dict[str, Any]:
+        """Write the model file into the empty ``folder`` and return ``EngineArtifact.details``.
+
+        Returns:
+            At least ``target``, ``backend`` and ``max_batch_size``; ``notes`` holds sentences for the user.
+
+        Raises:
+            CompileError: The graph was refused.
+        """
+        ...
+
+    def runner(self, model_file: Path, details: dict[str, Any]) -> Runner:
+        """Return a runner of a compiled file.
+
+        Raises:
+            CompileError: The file cannot be run here.
+        """
+        ...
+
+
+def target(name: str) -> CompileTarget:
+    """Return a target by name.
+
+    Raises:
+        CompileError: There is no such target.
+        MissingDependency: Its library is not installed.
+    """
+    if name not in TARGETS:
+        raise CompileError(f"there is no compile target '{name}'", hint=did_you_mean(name, TARGETS))
+    place, extra = TARGETS[name]
+    made: CompileTarget = loading.load(place, extra=extra)()
+    return made
+
+
+def choose(name: str) -> tuple[CompileTarget, str]:
+    """Return the target to use and why; ``auto`` takes the first row of ``TARGETS`` that works here.
+
+    Raises:
+        CompileError: The named target, or every target, is unavailable here.
+        MissingDependency: The named target's library is not installed.
+    """
+    if name != "auto":
+        chosen = target(name)
+        reason = chosen.unavailable()
+        if reason:
+            raise CompileError(f"target '{name}' cannot be used here: {reason}", where="--target", hint="use auto")
+        return chosen, f"{name}, as asked"
+    reasons: list[str] = []
+    for candidate in TARGETS:
+        try:
+            chosen = target(candidate)
+            reason = chosen.unavailable()
+        except MissingDependency as error:
+            reason = error.message
+        if reason is None:
+            because = f" ({'; '.join(reasons)})" if reasons else ""
+            return chosen, f"{candidate}{because}"
+        reasons.append(f"not {candidate}: {reason}")
+    raise CompileError("no compile target works here: " + "; ".join(reasons), hint="pip install 'repo-builder[build]'")
