@@ -1,0 +1,1 @@
+"""Model repositories: config.pbtxt, the tree that Triton reads, and the check that both hold together."""

@@ -1,0 +1,93 @@
+"""Triton's ModelConfig protobuf: parse its text, build it from a spec, tell two apart. Slow to import: a leaf."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from repo_builder.errors import RepositoryError
+
+if TYPE_CHECKING:
+    from repo_builder.repository.config import ModelConfigSpec
+    from repo_builder.tensors import TensorSpec
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def quote(text: str) -> str:
+    """Return a string literal of the protobuf text format."""
+    return '"' + "".join(_ESCAPES.get(c) or (f"\\{ord(c):03o}" if ord(c) < 32 else c) for c in text) + '"'
+
+
+def parse(text: str, where: str) -> Any:  # noqa: ANN401 - protobuf messages have no type here
+    """Parse the text of a config.pbtxt into a ModelConfig.
+
+    Raises:
+        RepositoryError: It is not one; the line and column are named.
+    """
+    try:
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise RepositoryError(f"is not a model configuration ({error})", where=where) from None
+
+
+def build(spec: ModelConfigSpec) -> Any:  # noqa: ANN401 - see parse
+    """Build the ModelConfig that a spec means, without any text in between."""
+    config = model_config_pb2.ModelConfig(
+        name=spec.name, backend=spec.backend, platform=spec.platform, max_batch_size=spec.max_batch_size
+    )
+    for tensor in spec.inputs:
+        _fill(config.input.add(), tensor)
+    for tensor in spec.outputs:
+        output = config.output.add()
+        _fill(output, tensor)
+        if tensor.name == spec.labels:
+            output.label_filename = "labels.txt"
+    config.version_policy.latest.num_versions = spec.keep_versions
+    kind = model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{spec.instance_kind.upper()}")
+    config.instance_group.add(count=spec.instance_count, kind=kind, profile=spec.profiles)
+    if spec.dynamic_batching:
+        config.dynamic_batching.preferred_batch_size.extend(spec.preferred_batch_sizes)
+        config.dynamic_batching.max_queue_delay_microseconds = spec.max_queue_delay_us
+    for accelerator in spec.accelerators:
+        config.optimization.execution_accelerators.gpu_execution_accelerator.add(
+            name=accelerator.name, parameters=accelerator.parameters
+        )
+    for key, value in spec.parameters.items():
+        config.parameters[key].string_value = value
+    for size in spec.warmup_batch_sizes:
+        sample = config.model_warmup.add(name=f"batch {size}", batch_size=size)
+        for tensor in spec.inputs:
+            entry = sample.inputs[tensor.name]
+            entry.data_type = model_config_pb2.DataType.Value(tensor.dtype.config)
+            entry.dims.extend(spec.warmup_shape(tensor))
+            entry.zero_data = True
+    if spec.response_cache:
+        config.response_cache.enable = True
+    return config
+
+
+def _fill(entry: Any, tensor: TensorSpec) -> None:  # noqa: ANN401 - ModelInput or ModelOutput
+    entry.name = tensor.name
+    entry.data_type = model_config_pb2.DataType.Value(tensor.dtype.config)
+    entry.dims.extend(tensor.shape or (1,))
+    if not tensor.shape:
+        entry.reshape.SetInParent()
+
+
+def difference(found: Any, wanted: Any) -> str:  # noqa: ANN401 - see parse
+    """Name the first field in which two ModelConfigs differ; empty where they are equal."""
+    if found == wanted:
+        return ""
+    for field in wanted.DESCRIPTOR.fields:
+        one, other = getattr(found, field.name), getattr(wanted, field.name)
+        if one != other:
+            return f"{field.name} is {_short(one)} instead of {_short(other)}"
+    return "it has fields that were not asked for"
+
+
+def _short(value: Any) -> str:  # noqa: ANN401 - a field's value
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else text[:197] + "..."
