@@ -1,0 +1,126 @@
+"""A child process that never outlives its parent, or one that is meant to."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_TAIL_LINES = 400
+
+
+class Child:
+    """A command in a process group of its own, with its output forwarded to stderr or written to a file.
+
+    Args:
+        command: Program and arguments.
+        environment: The whole environment.
+        log: File that takes its output; None forwards it to this process's stderr.
+        detached: Whether it outlives this process. Otherwise Linux sends it SIGTERM when this process dies.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, log: Path | None, detached: bool = False
+    ) -> None:
+        self._command = list(command)
+        self._environment = dict(environment)
+        self._log = log
+        self._detached = detached
+        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
+        self._started = threading.Event()
+        self._error: BaseException | None = None
+        self._process: subprocess.Popen[bytes]
+        # The death signal follows the *thread* that forked: one that lives as long as the child.
+        self._keeper = threading.Thread(target=self._keep, name="triton", daemon=True)
+        self._keeper.start()
+        self._started.wait()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also its group's."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait until it has ended and its output is read; return its exit code, None when the time is over."""
+        self._keeper.join(timeout_s)
+        return None if self._keeper.is_alive() else self._process.poll()
+
+    def tail(self) -> list[str]:
+        """Return the last lines of its output."""
+        if self._log is None:
+            return list(self._tail)
+        with contextlib.suppress(OSError):
+            return self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+        return []
+
+    def stop(self, grace_s: float) -> None:
+        """Send SIGTERM, wait, then kill whatever is left of its group."""
+        if self.exit_code is None:
+            self._process.terminate()
+            self.wait(grace_s)
+        kill_group(self.pid)
+        self.wait(5)
+
+    def _keep(self) -> None:
+        try:
+            self._process = self._spawn()
+        except BaseException as error:
+            self._error = error
+            return
+        finally:
+            self._started.set()
+        if self._process.stdout is not None:
+            for raw in self._process.stdout:
+                line = raw.decode("utf-8", errors="replace")
+                self._tail.append(line.rstrip("\n"))
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+        self._process.wait()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        libc = ctypes.CDLL(None, use_errno=True)
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        with contextlib.ExitStack() as held:
+            output = held.enter_context(self._log.open("ab")) if self._log else subprocess.PIPE
+            return subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=None if self._detached else die_with_parent,
+            )
+
+
+def kill_group(pgid: int) -> None:
+    """Kill every process of a group, if there is still one, and wait a moment until they are gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pgid, signal.SIGKILL)
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            os.killpg(pgid, 0)
+            time.sleep(0.01)

@@ -1,0 +1,110 @@
+"""A running Triton, whichever way it was started."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from repo_builder.errors import ServeError
+from repo_builder.serve import health
+from repo_builder.serve.ports import Endpoints
+from repo_builder.serve.process import Child
+
+
+class Server:
+    """A Triton that this process started; leaving its ``with`` block stops it.
+
+    Args:
+        child: The process: tritonserver itself, or the container engine's client.
+        endpoints: Where it listens.
+        runtime: ``embedded`` or ``container``.
+        models: Models that must be ready; empty means all of the repository's.
+        clean_up: Called once after it has ended.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        endpoints: Endpoints,
+        *,
+        runtime: str,
+        models: tuple[str, ...] = (),
+        clean_up: Callable[[], None] | None = None,
+    ) -> None:
+        self._child = child
+        self.endpoints = endpoints
+        self.runtime = runtime
+        self.models = models
+        self._clean_up = clean_up
+
+    @property
+    def http_url(self) -> str:
+        """``host:port`` of HTTP, as tritonclient takes it."""
+        return f"{self.endpoints.reachable_host}:{self.endpoints.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` of gRPC, as tritonclient takes it."""
+        return f"{self.endpoints.reachable_host}:{self.endpoints.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the Prometheus metrics."""
+        return f"http://{self.endpoints.reachable_host}:{self.endpoints.metrics}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._child.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of the server, negative for a signal; None while it runs."""
+        return self._child.exit_code
+
+    def tail(self) -> list[str]:
+        """Return the last lines of its log."""
+        return self._child.tail()
+
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Wait until the server and its models are ready; stop it where that fails.
+
+        Raises:
+            ServeError: A model failed to load, the server ended, or the time is over.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not health.ready(self.http_url, self.models):
+                if self._child.wait(0.1) is not None:
+                    raise health.failure(self._child.exit_code, self.tail())
+                if time.monotonic() > deadline:
+                    raise health.overdue(timeout_s, self.http_url, self.models, self.tail())
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait until the server has ended; return its exit code, None when the time is over."""
+        return self._child.wait(timeout_s)
+
+    def stop(self, grace_s: float = 15.0) -> None:
+        """Stop the server: SIGTERM, a grace period, then SIGKILL for it and its children. Harmless when it has ended."""
+        try:
+            self._child.stop(grace_s)
+        finally:
+            clean_up, self._clean_up = self._clean_up, None
+            if clean_up is not None:
+                clean_up()
+
+    def __enter__(self) -> Server:
+        """Return the server itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the server."""
+        with contextlib.suppress(ServeError):
+            self.stop()
