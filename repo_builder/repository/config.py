@@ -1,4 +1,4 @@
-"""config.pbtxt: what it says (``ModelConfigSpec``), where that comes from, and its text.
+"""config.pbtxt: from an engine, from any ONNX file, and its text.
 
 The text is rendered from a template for people to read, parsed back through Triton's own ModelConfig protobuf and
 compared with the message built straight from the spec, so neither the template nor an odd name can change its meaning.
@@ -6,101 +6,59 @@ compared with the message built straight from the spec, so neither the template 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from repo_builder import assets
 from repo_builder.artifacts import EngineArtifact
-from repo_builder.errors import RepositoryError
+from repo_builder.errors import RepositoryError, did_you_mean
+from repo_builder.recipe import OnnxRuntimeSpec, RepositorySpec
+from repo_builder.repository.spec import CONFIG, LABELS, Accelerator, ModelConfigSpec
 from repo_builder.tensors import TensorSpec
 
-CONFIG = "config.pbtxt"
-LABELS = "labels.txt"
+if TYPE_CHECKING:
+    import jinja2
 
-
-@dataclass(frozen=True, kw_only=True)
-class Accelerator:
-    """An execution accelerator of the onnxruntime backend.
-
-    Attributes:
-        name: ``cuda`` or ``tensorrt``.
-        parameters: Its options, under the backend's names.
-    """
-
-    name: str
-    parameters: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfigSpec:
-    """What one config.pbtxt says.
-
-    Attributes:
-        name: The model's name, which is also its folder's.
-        backend: Triton's backend, as in ``onnxruntime``.
-        platform: The older way to name the backend; empty leaves it out.
-        max_batch_size: Largest batch; 0 where the tensors' shapes are whole ones.
-        inputs: Inputs; their shapes leave the batch out unless ``max_batch_size`` is 0.
-        outputs: Outputs, likewise.
-        labels: The output whose classes labels.txt names, None where there are none.
-        dynamic_batching: Whether requests may be put together into one batch.
-        preferred_batch_sizes: Batch sizes that the dynamic batcher tries to reach.
-        max_queue_delay_us: How long a request may wait for others, microseconds.
-        instance_count: Model instances (per GPU where there is one).
-        instance_kind: ``cpu`` or ``gpu``.
-        profiles: TensorRT optimization profiles of an instance; empty leaves the first.
-        warmup_batch_sizes: Batch sizes run before the model is ready.
-        warmup_shapes: For warm-up, the sizes of inputs that have dynamic dimensions (1 each where not named).
-        keep_versions: Newest versions that are served.
-        response_cache: Whether Triton may answer from its response cache.
-        parameters: Parameters of the backend.
-        accelerators: Execution accelerators on the GPU, in the order they are tried.
-    """
-
-    name: str
-    backend: str
-    platform: str = ""
-    max_batch_size: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    labels: str | None = None
-    dynamic_batching: bool = True
-    preferred_batch_sizes: tuple[int, ...] = ()
-    max_queue_delay_us: int = 0
-    instance_count: int = 1
-    instance_kind: Literal["cpu", "gpu"] = "cpu"
-    profiles: tuple[str, ...] = ()
-    warmup_batch_sizes: tuple[int, ...] = ()
-    warmup_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    keep_versions: int = 1
-    response_cache: bool = False
-    parameters: dict[str, str] = field(default_factory=dict)
-    accelerators: tuple[Accelerator, ...] = ()
-
-    def warmup_shape(self, tensor: TensorSpec) -> tuple[int, ...]:
-        """Return the concrete dimensions of an input during warm-up."""
-        shape = self.warmup_shapes.get(tensor.name, tensor.shape) or (1,)
-        return tuple(1 if size < 0 else size for size in shape)
+__all__ = [
+    "CONFIG",
+    "LABELS",
+    "Accelerator",
+    "ModelConfigSpec",
+    "from_engine",
+    "from_onnx",
+    "parse_text",
+    "render",
+]
 
 
 def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
     """Return the configuration of what a compile target made.
 
+    ``engine.details["profiles"]`` (TensorRT) is a list with one mapping a profile: input name → ``{"min": shape,
+    "opt": shape, "max": shape}``, batch first.
+
     Raises:
         RepositoryError: The recipe asks for what the engine cannot do.
     """
-    recipe = engine.recipe
-    asked = recipe.repository
+    asked = engine.recipe.repository
     batch = int(engine.details["max_batch_size"])
-    on_gpu = engine.target == "tensorrt" or recipe.compile.onnxruntime.accelerator != "none"
+    profiles = engine.details.get("profiles") or []
+    accelerators = _accelerators(engine)
+    on_gpu = engine.target == "tensorrt" or bool(accelerators)
     kind: Literal["cpu", "gpu"] = ("gpu" if on_gpu else "cpu") if asked.instance_kind == "auto" else asked.instance_kind
-    profiles = engine.details.get("profiles") or ()
-    return ModelConfigSpec(
-        name=recipe.name,
+    inputs, outputs = engine.inputs, engine.outputs
+    if not batch:
+        inputs, outputs = _whole(engine, inputs), _whole(engine, outputs)
+    spec = ModelConfigSpec(
+        name=engine.recipe.name,
         backend=str(engine.details["backend"]),
         max_batch_size=batch,
-        inputs=engine.inputs if batch else tuple(_whole(item) for item in engine.inputs),
-        outputs=engine.outputs if batch else tuple(_whole(item) for item in engine.outputs),
+        inputs=inputs,
+        outputs=outputs,
         labels=_labelled(engine),
         dynamic_batching=batch > 1,
         preferred_batch_sizes=tuple(size for size in asked.preferred_batch_sizes if size <= batch),
@@ -108,54 +66,103 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         instance_count=asked.instance_count,
         instance_kind=kind,
         profiles=tuple(str(place) for place in range(len(profiles))) if len(profiles) > 1 else (),
-        warmup_batch_sizes=tuple(size for size in asked.warmup_batch_sizes if size <= max(batch, 1)),
         keep_versions=asked.keep_versions,
         response_cache=asked.response_cache,
-        parameters=_threads(engine),
+        parameters=_threads(engine.recipe.compile.onnxruntime) if engine.target == "onnxruntime" else {},
+        accelerators=accelerators,
     )
+    return _with_warmup(spec, engine)
 
 
-def _whole(tensor: TensorSpec) -> TensorSpec:
-    """Put the batch in front of a tensor's shape."""
-    return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=(-1, *tensor.shape))
+def from_onnx(
+    path: Path,
+    *,
+    name: str | None = None,
+    backend: str = "onnxruntime",
+    max_batch_size: int | None = None,
+    dims: Mapping[str, tuple[int, ...]] | None = None,
+    dynamic_batching: bool = True,
+    preferred_batch_sizes: tuple[int, ...] = (),
+    max_queue_delay_us: int = RepositorySpec.max_queue_delay_us,
+    instance_count: int = 1,
+    instance_kind: Literal["cpu", "gpu"] = "cpu",
+    warmup_batch_sizes: tuple[int, ...] = (),
+    warmup_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    response_cache: bool = False,
+    parameters: Mapping[str, str] | None = None,
+) -> ModelConfigSpec:
+    """Return a configuration for an ONNX file.
 
+    The model batches where the first dimension of every input and output varies, as Triton's onnxruntime backend
+    decides it.
 
-def _labelled(engine: EngineArtifact) -> str | None:
-    """Return the first output with one element a class."""
-    classes = len(engine.classes)
-    return next((item.name for item in engine.outputs if classes and item.shape == (classes,)), None)
+    Args:
+        path: The file.
+        name: The model's name; None takes the file's.
+        backend: Triton's backend.
+        max_batch_size: Largest batch; None decides, 0 turns batching off.
+        dims: Tensor name → dimensions, as they stand in config.pbtxt, in place of the file's.
+        dynamic_batching: Whether requests may be put together, where the model batches.
+        preferred_batch_sizes: Batch sizes that the dynamic batcher tries to reach.
+        max_queue_delay_us: How long a request may wait for others, microseconds.
+        instance_count: Model instances.
+        instance_kind: ``cpu`` or ``gpu``.
+        warmup_batch_sizes: Batch sizes run before the model is ready.
+        warmup_shapes: Input name → dimensions during warm-up, for inputs that vary.
+        response_cache: Whether Triton may answer from its response cache.
+        parameters: Parameters of the backend.
 
+    Raises:
+        RepositoryError: The file is no ONNX model, Triton lacks a type of it, or options contradict it.
+    """
+    from repo_builder.repository import onnx_file
 
-def _threads(engine: EngineArtifact) -> dict[str, str]:
-    if engine.details["backend"] != "onnxruntime":
-        return {}
-    spec = engine.recipe.compile.onnxruntime
-    counts = {
-        "intra_op_thread_count": spec.intra_op_thread_count,
-        "inter_op_thread_count": spec.inter_op_thread_count,
-    }
-    return {key: str(count) for key, count in counts.items() if count}
+    signature = onnx_file.read(path)
+    dims, warmup_shapes = dict(dims or {}), dict(warmup_shapes or {})
+    for given, known in ((dims, signature.tensors), (warmup_shapes, signature.inputs)):
+        unknown = set(given) - {item.name for item in known}
+        if unknown:
+            wrong = min(unknown)
+            raise RepositoryError(
+                f"has no tensor '{wrong}' there",
+                where=str(path),
+                hint=did_you_mean(wrong, (item.name for item in known)),
+            )
+    batch, reason = onnx_file.batching(signature, max_batch_size)
+    spec = ModelConfigSpec(
+        name=name if name is not None else path.stem,
+        backend=backend,
+        max_batch_size=batch,
+        inputs=tuple(item.spec(batched=bool(batch), dims=dims.get(item.name), where=path) for item in signature.inputs),
+        outputs=tuple(
+            item.spec(batched=bool(batch), dims=dims.get(item.name), where=path) for item in signature.outputs
+        ),
+        dynamic_batching=dynamic_batching and batch > 1,
+        preferred_batch_sizes=preferred_batch_sizes,
+        max_queue_delay_us=max_queue_delay_us,
+        instance_count=instance_count,
+        instance_kind=instance_kind,
+        warmup_batch_sizes=warmup_batch_sizes,
+        warmup_shapes=warmup_shapes,
+        response_cache=response_cache,
+        parameters=dict(parameters or {}),
+        notes=(reason,),
+    )
+    spec.check()
+    return spec
 
 
 def render(spec: ModelConfigSpec) -> str:
     """Return the text of config.pbtxt.
 
     Raises:
-        RepositoryError: The text does not mean what the spec says; a field that does is named.
+        RepositoryError: The spec makes no sense, or the text does not mean what it says; the field is named.
     """
-    import jinja2
-
     from repo_builder.repository import protobuf
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(assets.template_folder()),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - protobuf text, escaped by `quote`
-        keep_trailing_newline=True,
-    )
-    environment.filters["quote"] = protobuf.quote
-    text = environment.get_template("config.pbtxt.j2").render(spec=spec, labels_file=LABELS)
-    different = protobuf.difference(parse_text(text, where=spec.name), protobuf.build(spec))
+    spec.check()
+    text = _environment().get_template("config.pbtxt.j2").render(spec=spec, labels_file=LABELS)
+    different = protobuf.difference(protobuf.parse(text, where=spec.name), protobuf.build(spec))
     if different:
         raise RepositoryError(f"config.pbtxt would not say what was asked: {different}", where=spec.name)
     return text
@@ -174,3 +181,96 @@ def parse_text(text: str, where: str) -> Any:  # noqa: ANN401 - a ModelConfig me
     from repo_builder.repository import protobuf
 
     return protobuf.parse(text, where)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    from repo_builder.repository import protobuf
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(assets.template_folder()),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - protobuf text, escaped by `quote`
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = protobuf.quote
+    return environment
+
+
+def _whole(engine: EngineArtifact, tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Put the batch in front of shapes: -1, or the one size that the engine takes."""
+    sizes: dict[str, int] = {}
+    if engine.target == "onnxruntime":
+        from repo_builder.repository import onnx_file
+
+        known = onnx_file.read(engine.model).tensors
+        sizes = {item.name: item.shape[0] for item in known if item.shape}
+    else:
+        bounds = [bound for profile in engine.details.get("profiles") or [] for bound in profile.values()]
+        fixed = {size for bound in bounds for size in (bound["min"][0], bound["max"][0])}
+        if len(fixed) == 1:
+            sizes = dict.fromkeys((item.name for item in tensors), fixed.pop())
+    return tuple(dataclasses.replace(item, shape=(sizes.get(item.name, -1), *item.shape)) for item in tensors)
+
+
+def _usual_shape(engine: EngineArtifact, tensor: TensorSpec, *, batched: bool) -> tuple[int, ...]:
+    """Return the shape that the first profile, of the engine or else of the recipe, is tuned for."""
+    for profile in engine.details.get("profiles") or ():
+        opt = profile[tensor.name]["opt"]
+        return tuple(opt[1:] if batched else opt)
+    inner = tensor.shape if batched else tensor.shape[1:]
+    for named in engine.recipe.compile.tensorrt.profiles[:1]:
+        inner = tuple(named.shapes.get(tensor.name, {}).get("opt", inner))
+    return inner if batched else (max(1, tensor.shape[0]), *inner)
+
+
+def _with_warmup(spec: ModelConfigSpec, engine: EngineArtifact) -> ModelConfigSpec:
+    """Add warm-up, unless an input varies and nothing says what size it usually has."""
+    batch = spec.max_batch_size
+    sizes = tuple(size for size in engine.recipe.repository.warmup_batch_sizes if size <= max(batch, 1))
+    varying = (item for item in spec.inputs if -1 in item.shape)
+    shapes = {item.name: _usual_shape(engine, item, batched=bool(batch)) for item in varying}
+    unknown = next((name for name, shape in shapes.items() if -1 in shape), None)
+    if unknown and sizes:
+        note = f"no warm-up: '{unknown}' has dimensions that vary, and no profile of the recipe names a usual size"
+        return dataclasses.replace(spec, notes=(*spec.notes, note))
+    return dataclasses.replace(spec, warmup_batch_sizes=sizes, warmup_shapes=shapes)
+
+
+def _labelled(engine: EngineArtifact) -> str | None:
+    """Return the first output that has one element a class."""
+    classes = len(engine.classes)
+    fitting = (item.name for item in engine.outputs if -1 not in item.shape and math.prod(item.shape) == classes)
+    return next(fitting, None) if classes else None
+
+
+def _threads(spec: OnnxRuntimeSpec) -> dict[str, str]:
+    counts = {
+        "intra_op_thread_count": spec.intra_op_thread_count,
+        "inter_op_thread_count": spec.inter_op_thread_count,
+    }
+    return {key: str(count) for key, count in counts.items() if count}
+
+
+def _accelerators(engine: EngineArtifact) -> tuple[Accelerator, ...]:
+    """Return the accelerators of the recipe, with options that every release of the onnxruntime backend knows."""
+    spec = engine.recipe.compile.onnxruntime
+    if engine.target != "onnxruntime" or spec.accelerator == "none":
+        return ()
+    if spec.accelerator == "cuda":
+        return (Accelerator(name="cuda"),)
+    options = {
+        "precision_mode": spec.accelerator_precision.upper(),
+        "max_workspace_size_bytes": str(engine.recipe.compile.tensorrt.workspace_mib << 20),
+    }
+    if spec.engine_cache:
+        # Relative, so in the server's working directory: a path in the repository would be another one in a
+        # container. The hash keeps engines of an older model from being taken for this one's.
+        digest = engine.files.get("model.onnx", engine.key)[:12]
+        options["trt_engine_cache_enable"] = "1"
+        options["trt_engine_cache_path"] = f"trt-engines-{engine.recipe.name}-{digest}"
+    return (Accelerator(name="tensorrt", parameters=options),)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from repo_builder.errors import RepositoryError
-
-if TYPE_CHECKING:
-    from repo_builder.repository.config import ModelConfigSpec
-    from repo_builder.tensors import TensorSpec
+from repo_builder.repository.spec import LABELS, ModelConfigSpec
+from repo_builder.tensors import TensorSpec
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def quote(text: str) -> str:
     """Return a string literal of the protobuf text format."""
-    return '"' + "".join(_ESCAPES.get(c) or (f"\\{ord(c):03o}" if ord(c) < 32 else c) for c in text) + '"'
+    escaped = (_ESCAPES.get(c) or (f"\\{ord(c):03o}" if ord(c) < 32 or ord(c) == 127 else c) for c in text)
+    return '"' + "".join(escaped) + '"'
 
 
 def parse(text: str, where: str) -> Any:  # noqa: ANN401 - protobuf messages have no type here
@@ -30,7 +29,9 @@ def parse(text: str, where: str) -> Any:  # noqa: ANN401 - protobuf messages hav
     try:
         return text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
-        raise RepositoryError(f"is not a model configuration ({error})", where=where) from None
+        reason = str(error).removeprefix(f"{error.GetLine()}:{error.GetColumn()} : ")
+        place = f"{where}:{error.GetLine()}:{error.GetColumn()}" if error.GetLine() else where
+        raise RepositoryError(f"is not a model configuration: {' '.join(reason.split())}", where=place) from None
 
 
 def build(spec: ModelConfigSpec) -> Any:  # noqa: ANN401 - see parse
@@ -39,12 +40,12 @@ def build(spec: ModelConfigSpec) -> Any:  # noqa: ANN401 - see parse
         name=spec.name, backend=spec.backend, platform=spec.platform, max_batch_size=spec.max_batch_size
     )
     for tensor in spec.inputs:
-        _fill(config.input.add(), tensor)
+        _fill(config.input.add(), tensor, spec)
     for tensor in spec.outputs:
         output = config.output.add()
-        _fill(output, tensor)
+        _fill(output, tensor, spec)
         if tensor.name == spec.labels:
-            output.label_filename = "labels.txt"
+            output.label_filename = LABELS
     config.version_policy.latest.num_versions = spec.keep_versions
     kind = model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{spec.instance_kind.upper()}")
     config.instance_group.add(count=spec.instance_count, kind=kind, profile=spec.profiles)
@@ -69,23 +70,21 @@ def build(spec: ModelConfigSpec) -> Any:  # noqa: ANN401 - see parse
     return config
 
 
-def _fill(entry: Any, tensor: TensorSpec) -> None:  # noqa: ANN401 - ModelInput or ModelOutput
+def _fill(entry: Any, tensor: TensorSpec, spec: ModelConfigSpec) -> None:  # noqa: ANN401 - ModelInput or ModelOutput
     entry.name = tensor.name
     entry.data_type = model_config_pb2.DataType.Value(tensor.dtype.config)
     entry.dims.extend(tensor.shape or (1,))
-    if not tensor.shape:
+    if not tensor.shape and spec.max_batch_size:
         entry.reshape.SetInParent()
 
 
 def difference(found: Any, wanted: Any) -> str:  # noqa: ANN401 - see parse
     """Name the first field in which two ModelConfigs differ; empty where they are equal."""
-    if found == wanted:
-        return ""
     for field in wanted.DESCRIPTOR.fields:
         one, other = getattr(found, field.name), getattr(wanted, field.name)
         if one != other:
-            return f"{field.name} is {_short(one)} instead of {_short(other)}"
-    return "it has fields that were not asked for"
+            return f"{field.name} is '{_short(one)}' instead of '{_short(other)}'"
+    return "" if found == wanted else "a field is set that was not asked for"
 
 
 def _short(value: Any) -> str:  # noqa: ANN401 - a field's value
