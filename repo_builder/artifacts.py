@@ -50,7 +50,7 @@ class AccuracyRecord:
     Attributes:
         form: ``fp32``, ``fake-quantized``, ``onnx``, ``onnxruntime``, ``tensorrt`` or ``served``.
         samples: Number of samples scored.
-        top1: Fraction of them classified right.
+        top1: Fraction of them classified right; None where outputs are not classes.
         low: Lower end of the 95 % Wilson interval of top1.
         high: Upper end of it.
         agreement: Fraction of samples with the same argmax as the form it derives from; None for the first.
@@ -59,9 +59,9 @@ class AccuracyRecord:
 
     form: str
     samples: int
-    top1: float
-    low: float
-    high: float
+    top1: float | None = None
+    low: float | None = None
+    high: float | None = None
     agreement: float | None = None
     max_abs_diff: float | None = None
 

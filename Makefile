@@ -1,0 +1,37 @@
+# make demo   build vgg, serve it, measure it through the running server, write build/vgg/report.html
+# make test   the whole test suite, as CI runs it
+# make lint   ruff and mypy
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RB     := $(BIN)/repo-builder
+MINOR  := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+PINS   := deploy/constraints/python$(MINOR).txt
+STAMP  := $(VENV)/.installed-$(MINOR)
+
+.PHONY: demo test lint install clean
+
+demo: install
+	$(RB) build vgg
+	$(RB) serve --runtime embedded --detach
+	status=0; $(RB) perf vgg --report build/vgg/report.html || status=$$?; $(RB) serve --stop; exit $$status
+
+test: install
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml $(wildcard deploy/constraints/*.txt)
+	@test -f $(PINS) || { echo "make: repo-builder runs on Python 3.10 to 3.12, $(PYTHON) is $(MINOR); set PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check pip==26.3
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(PINS) -e '.[all]' --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build model_repository

@@ -1,0 +1,142 @@
+"""``repo-builder build``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from repo_builder.artifacts import AccuracyRecord, LayerRecord
+    from repo_builder.pipeline import BuildResult
+
+
+@click.command("build")
+@click.argument("recipe")
+@click.option(
+    "--output", "repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True,
+    help="Model repository to write to.",
+)  # fmt: skip
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("build"), show_default=True,
+    help="Folder of intermediate artifacts.",
+)  # fmt: skip
+@click.option(
+    "--target", type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
+    help="What to compile for; auto takes TensorRT where a GPU and the library are. [default: the recipe's]",
+)  # fmt: skip
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the recipe's.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set, instead of a download.")
+@click.option("--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="Change one recipe value; repeatable.")
+@click.option("--version", default="replace", show_default=True, help="replace, next, or a version's number.")
+@click.option("--keep-versions", type=click.IntRange(1), help="Versions to keep. [default: the recipe's]")
+@click.option("--allow-precision-mismatch", is_flag=True, help="Accept layers in another precision than asked.")
+@click.option("--force", is_flag=True, help="Run stages that are up to date again.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    recipe: str,
+    repository: Path,
+    work: Path,
+    target: str | None,
+    checkpoint: Path | None,
+    data_dir: Path | None,
+    settings: tuple[str, ...],
+    version: str,
+    keep_versions: int | None,
+    allow_precision_mismatch: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    r"""Build a model repository from RECIPE, a built-in's name or a TOML file.
+
+    The model is loaded, every layer gets the precision that the last matching rule gives it, ranges are calibrated on
+    training samples, the ONNX is exported and checked, compiled for the target and placed in the model repository
+    with its config.pbtxt. Accuracy of every form is measured on the same held-out samples.
+
+    \b
+    repo-builder build vgg
+    repo-builder build vgg --set quantize.layers.0.input.calibrator=entropy
+    repo-builder build my_model.toml --checkpoint best.safetensors --version next --keep-versions 2
+    """
+    from repo_builder import pipeline, recipes
+
+    options = pipeline.BuildOptions(
+        recipe=recipes.load(recipe, settings),
+        work=work,
+        repository=repository,
+        target=target,
+        checkpoint=checkpoint,
+        data_dir=data_dir,
+        force=force,
+        version=version,
+        keep_versions=keep_versions,
+        allow_precision_mismatch=allow_precision_mismatch,
+    )
+    show(pipeline.build(options), as_json=as_json)
+
+
+def show(result: BuildResult, *, as_json: bool) -> None:
+    """Print a build's layer table, accuracies and repository on stdout."""
+    if as_json:
+        click.echo(json.dumps(_json(result), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if result.engine.layers:
+        console.print(_layer_table(result.engine.layers))
+    console.print(_accuracy_table(result.engine.accuracy))
+    for sentence in result.engine.details.get("verdicts", ()):
+        console.print(sentence, markup=False)
+    console.print(f"model repository: {result.model_folder}", markup=False, soft_wrap=True)
+
+
+def _json(result: BuildResult) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "name": result.engine.recipe.name,
+        "target": result.engine.target,
+        "model_folder": str(result.model_folder),
+        "skipped": list(result.skipped),
+        "layers": [dataclasses.asdict(item) for item in result.engine.layers],
+        "accuracy": [dataclasses.asdict(item) for item in result.engine.accuracy],
+        "details": result.engine.details,
+    }
+
+
+def _layer_table(layers: tuple[LayerRecord, ...]) -> Any:  # noqa: ANN401 - rich is imported late
+    from rich.table import Table
+
+    table = Table(title="Layers", title_justify="left", box=None, pad_edge=False)
+    for heading in ("layer", "type", "precision", "rule", "calibrator"):
+        table.add_column(heading)
+    for heading in ("input amax", "weight amax", "SQNR dB"):
+        table.add_column(heading, justify="right")
+    for item in layers:
+        numbers = [_number(item.input_amax, ".4g"), _number(item.weight_amax, ".4g"), _number(item.sqnr_db, ".1f")]
+        table.add_row(item.name, item.type, item.precision, item.rule or "none: stays fp32", item.calibrator, *numbers)
+    return table
+
+
+def _accuracy_table(records: tuple[AccuracyRecord, ...]) -> Any:  # noqa: ANN401 - rich is imported late
+    from rich.table import Table
+
+    samples = records[0].samples if records else 0
+    title = f"Accuracy on the same {samples} held-out samples"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("form")
+    for heading in ("top-1", "95 % interval", "same class as above", "largest difference"):
+        table.add_column(heading, justify="right")
+    for item in records:
+        interval = "" if item.low is None or item.high is None else f"{item.low:.4f} – {item.high:.4f}"
+        agreement = "" if item.agreement is None else f"{100 * item.agreement:.2f} %"
+        difference = _number(item.max_abs_diff, ".3g")
+        table.add_row(item.form, _number(item.top1, ".4f"), interval, agreement, difference)
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,381 @@
+"""The order of the stages, and nothing else: each is skipped where its inputs' hash has not changed.
+
+    recipe → model + data → quantize + calibrate → export → OnnxArtifact  (build/<name>/onnx)
+                                        compile → EngineArtifact          (build/<name>/engine)
+                                          place → model repository
+
+Stages never import each other; values are handed on here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from repo_builder import artifacts, compile, datasets, environment, files, progress
+from repo_builder.artifacts import AccuracyRecord, Artifact, EngineArtifact, OnnxArtifact
+from repo_builder.compile import CompileOptions, CompileTarget
+from repo_builder.datasets import Dataset, Samples
+from repo_builder.errors import DataError
+from repo_builder.measure import accuracy
+from repo_builder.recipe import Recipe
+from repo_builder.repository import config, layout
+from repo_builder.tensors import Array
+
+_PACKAGE = Path(__file__).resolve().parent
+A = TypeVar("A", bound=Artifact)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What ``repo-builder build`` was asked for.
+
+    Attributes:
+        recipe: The recipe, settings applied.
+        work: Folder of the artifacts.
+        repository: The model repository to write to.
+        target: Compile target, ``auto`` or the recipe's where None.
+        checkpoint: Weights instead of the recipe's.
+        data_dir: Folder of the data set instead of a download.
+        force: Whether stages that are up to date run again.
+        version: ``replace``, ``next`` or a version's number.
+        keep_versions: Versions kept in the repository; None takes the recipe's.
+        allow_precision_mismatch: Whether a layer may end in another precision than asked.
+    """
+
+    recipe: Recipe
+    work: Path
+    repository: Path
+    target: str | None = None
+    checkpoint: Path | None = None
+    data_dir: Path | None = None
+    force: bool = False
+    version: str = "replace"
+    keep_versions: int | None = None
+    allow_precision_mismatch: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """What a build made.
+
+    Attributes:
+        exported: The ONNX artifact.
+        engine: The engine artifact.
+        model_folder: The model's folder in the repository.
+        skipped: Names of the stages that were up to date.
+    """
+
+    exported: OnnxArtifact
+    engine: EngineArtifact
+    model_folder: Path
+    skipped: tuple[str, ...]
+
+
+def build(options: BuildOptions) -> BuildResult:
+    """Run every stage that is not up to date.
+
+    Raises:
+        RepoBuilderError: The branch tells which stage failed; what was there before is untouched.
+    """
+    skipped: list[str] = []
+    recipe = options.recipe
+    with progress.step("load data") as step:
+        dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
+        step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
+    exported = _export(options, dataset, skipped)
+    engine = _compile(exported, options, dataset, skipped)
+    folder = _place(engine, options, skipped)
+    return BuildResult(exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped))
+
+
+def compile_artifact(folder: Path, options: BuildOptions) -> BuildResult:
+    """Compile what another machine exported, and place it: the artifact's folder is all that is needed.
+
+    Args:
+        folder: ``build/<name>``, which holds ``onnx``.
+        options: As for ``build``; ``recipe`` is the artifact's own, with settings applied.
+
+    Raises:
+        RepoBuilderError: As ``build``.
+    """
+    skipped: list[str] = ["export"]
+    exported = dataclasses.replace(artifacts.read(OnnxArtifact, folder / "onnx"), recipe=options.recipe)
+    recipe = options.recipe
+    dataset: Dataset | None = None
+    try:
+        dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
+    except DataError as error:
+        progress.skipped(
+            "score", f"the held-out data is not here ({error.message}); give --data-dir to score the engine"
+        )
+    engine = _compile(exported, options, dataset, skipped)
+    placed = _place(engine, options, skipped)
+    return BuildResult(exported=exported, engine=engine, model_folder=placed, skipped=tuple(skipped))
+
+
+def load_exported(folder: Path) -> OnnxArtifact:
+    """Read ``build/<name>/onnx``.
+
+    Raises:
+        RepositoryError: There is none, or it is damaged.
+    """
+    return artifacts.read(OnnxArtifact, folder / "onnx")
+
+
+# --- export ---------------------------------------------------------------------------------------------------------
+
+
+def _export(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArtifact:
+    from repo_builder import exporting
+
+    recipe, folder = options.recipe, options.work / options.recipe.name / "onnx"
+    source = exporting.source(recipe, options.checkpoint)
+    parts = recipe.to_dict()
+    parts["model"].pop("checkpoint", None)
+    key = files.sha256_of_json({
+        "recipe": {name: parts[name] for name in ("model", "data", "quantize", "export", "seed", "measure")},
+        "weights": source.fingerprint,
+        "data": dataset.fingerprint,
+        "code": code_version("models", "quantize", "export", "exporting.py", "pipeline.py", "measure/accuracy.py"),
+        "user_code": _user_code(recipe),
+        "libraries": _versions("torch", "onnx", "onnxruntime", "numpy", recipe.quantize.backend),
+    })  # fmt: skip
+    current = None if options.force else _current(OnnxArtifact, folder, key, recipe)
+    if current is not None:
+        skipped.append("export")
+        progress.skipped("quantize and export", f"up to date  {folder}")
+        return current
+    with files.replacing_folder(folder) as fresh:
+        calibration, held_out = dataset.split("calibration"), dataset.split("test")
+        made = exporting.export(recipe, source, calibration.inputs, held_out.inputs, fresh)
+        np.savez(fresh / "outputs.npz", **made.outputs)  # type: ignore[arg-type]
+        artifact = OnnxArtifact(
+            path=fresh,
+            key=key,
+            recipe=recipe,
+            inputs=recipe.model.inputs,
+            outputs=recipe.model.outputs,
+            classes=dataset.classes,
+            files=artifacts.hashes(fresh),
+            environment=environment.describe(),
+            layers=made.layers,
+            accuracy=tuple(score_forms(made.outputs, held_out, dataset.classes, recipe)),
+            details={
+                "layer_precisions": made.layer_precisions,
+                "calibration_samples": len(calibration),
+                "weights": source.description,
+                "weights_sha256": source.fingerprint,
+                "data": dataset.name,
+            },
+        )
+        artifacts.write_manifest(artifact)
+    return dataclasses.replace(artifact, path=folder)
+
+
+def score_forms(
+    outputs: Mapping[str, Array], samples: Samples, classes: tuple[str, ...], recipe: Recipe
+) -> list[AccuracyRecord]:
+    """Score forms of one model on one set of samples; each is compared with the one before it.
+
+    Args:
+        outputs: Form → its first output on the samples, shape (n, ...), in the order in which one derives from another.
+        samples: The held-out samples.
+        classes: Names of the classes.
+        recipe: Tells whether outputs are classes.
+    """
+    records: list[AccuracyRecord] = []
+    above: Array | None = None
+    for form, values in outputs.items():
+        record = AccuracyRecord(form=form.replace("_", "-"), samples=len(values))
+        if samples.labels is not None and recipe.measure.task == "classification":
+            result = accuracy.score(values, samples.labels, classes)
+            record = dataclasses.replace(record, top1=result.top1, low=result.low, high=result.high)
+        if above is not None:
+            found = accuracy.compare(above, values)
+            record = dataclasses.replace(record, agreement=found.agreement, max_abs_diff=found.max_abs_diff)
+        records.append(record)
+        above = values
+    return records
+
+
+# --- compile --------------------------------------------------------------------------------------------------------
+
+
+def _compile(
+    exported: OnnxArtifact, options: BuildOptions, dataset: Dataset | None, skipped: list[str]
+) -> EngineArtifact:
+    recipe = options.recipe
+    target, reason = compile.choose(options.target or recipe.compile.target)
+    progress.stderr_console().print(f"target: {reason}")
+    folder = options.work / recipe.name / "engine"
+    key = files.sha256_of_json({
+        "exported": exported.files.get("model.onnx"),
+        "compile": recipe.to_dict()["compile"],
+        "max_batch_size": recipe.repository.max_batch_size,
+        "target": target.name,
+        "versions": target.versions(recipe),
+        "code": code_version("compile"),
+        "mismatch": options.allow_precision_mismatch,
+        "data": dataset.fingerprint if dataset else None,
+    })  # fmt: skip
+    current = None if options.force else _current(EngineArtifact, folder, key, recipe)
+    if current is not None:
+        skipped.append("compile")
+        progress.skipped("compile", f"up to date  {folder}")
+        return current
+    with files.replacing_folder(folder) as fresh:
+        details = _compile_into(fresh, target, exported, options)
+        scored = _score_engine(fresh, target, details, exported, dataset, recipe)
+        artifact = EngineArtifact(
+            path=fresh,
+            key=key,
+            recipe=recipe,
+            inputs=exported.inputs,
+            outputs=exported.outputs,
+            classes=exported.classes,
+            files=artifacts.hashes(fresh),
+            environment=environment.describe(),
+            layers=exported.layers,
+            accuracy=exported.accuracy + scored,
+            details=details,
+        )
+        artifacts.write_manifest(artifact)
+    return dataclasses.replace(artifact, path=folder)
+
+
+def _compile_into(folder: Path, target: CompileTarget, exported: OnnxArtifact, options: BuildOptions) -> dict[str, Any]:
+    with progress.step(f"compile ({target.name})") as step:
+        details = target.compile(
+            exported,
+            folder,
+            options=CompileOptions(
+                recipe=options.recipe,
+                layer_precisions=exported.details["layer_precisions"],
+                cache_folder=options.work / ".cache",
+                allow_precision_mismatch=options.allow_precision_mismatch,
+            ),
+        )
+        for item in sorted(folder.glob("model.*")):
+            step.wrote(item)
+    for note in details.get("notes", ()):
+        progress.stderr_console().print(f"  {note}", markup=False)
+    details["onnx_sha256"] = exported.files.get("model.onnx")
+    details["recipe_sha256"] = files.sha256_of_json(options.recipe.to_dict())
+    return details
+
+
+def _score_engine(
+    folder: Path,
+    target: CompileTarget,
+    details: dict[str, Any],
+    exported: OnnxArtifact,
+    dataset: Dataset | None,
+    recipe: Recipe,
+) -> tuple[AccuracyRecord, ...]:
+    """Score the compiled model beside the exported one; nothing where the data or the hardware is not here."""
+    if dataset is None:
+        return ()
+    if details.get("accelerator", "none") != "none" and not environment.gpus():
+        progress.skipped("score engine", f"its provider ({details['accelerator']}) needs a GPU")
+        return ()
+    samples = dataset.split("test")
+    model_file = next(item for item in folder.glob("model.*") if item.suffix in (".onnx", ".plan"))
+    with progress.step("score engine") as step:
+        with target.runner(model_file, details) as run:
+            values = run(samples.inputs)[exported.outputs[0].name]
+        np.savez(folder / "outputs.npz", engine=values)
+        with np.load(exported.path / "outputs.npz") as saved:
+            forms = {"onnx": saved["onnx"], target.name: values}
+        record = score_forms(forms, samples, exported.classes, recipe)[-1]
+        if record.top1 is not None:
+            step.note(f"top-1 {record.top1:.4f} on {record.samples} samples")
+    return (record,)
+
+
+# --- place ----------------------------------------------------------------------------------------------------------
+
+
+def _place(engine: EngineArtifact, options: BuildOptions, skipped: list[str]) -> Path:
+    keep = options.keep_versions or options.recipe.repository.keep_versions
+    if keep != engine.recipe.repository.keep_versions:
+        repository = dataclasses.replace(engine.recipe.repository, keep_versions=keep)
+        engine = dataclasses.replace(engine, recipe=dataclasses.replace(engine.recipe, repository=repository))
+    folder = options.repository / engine.recipe.name
+    if not options.force and _is_placed(engine, folder):
+        skipped.append("place")
+        progress.skipped("place", f"up to date  {folder}")
+        return folder
+    with progress.step("place") as step:
+        placed = layout.place(engine, options.repository, version=options.version, keep_versions=keep)
+        step.wrote(placed)
+    return placed
+
+
+def _is_placed(engine: EngineArtifact, folder: Path) -> bool:
+    """Whether the newest version in the repository is this engine under the config that would be written."""
+    try:
+        text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+        newest = max((int(item.name) for item in folder.iterdir() if item.name.isdigit()), default=0)
+        model = folder / str(newest) / engine.model.name
+        same = files.sha256_of(model) == engine.files[engine.model.name]
+    except OSError:
+        return False
+    return same and text == config.render(config.from_engine(engine))
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+def _current(cls: type[A], folder: Path, key: str, recipe: Recipe) -> A | None:
+    """Return the artifact where it is up to date, with the present recipe in its manifest."""
+    found = artifacts.up_to_date(cls, folder, key)
+    if found is not None and found.recipe != recipe:
+        found = dataclasses.replace(found, recipe=recipe)
+        artifacts.write_manifest(found)
+    return found
+
+
+@functools.cache
+def code_version(*parts: str) -> str:
+    """Return the sha256 over the source files of rooms or modules of this package."""
+    digest = hashlib.sha256()
+    for part in parts:
+        place = _PACKAGE / part
+        for source in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(source.relative_to(_PACKAGE).as_posix().encode())
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _user_code(recipe: Recipe) -> dict[str, str]:
+    """Return the sha256 of the files behind the recipe's ``module:function`` values."""
+    found: dict[str, str] = {}
+    for value in (recipe.model.source, recipe.data.source):
+        module = value.partition(":")[0]
+        if ":" not in value or not all(part.isidentifier() for part in module.split(".")):
+            continue
+        near = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
+        if near.is_file():
+            found[value] = files.sha256_of(near)
+            continue
+        try:
+            spec = importlib.util.find_spec(module)
+        except ImportError:
+            continue
+        if spec is not None and spec.origin and Path(spec.origin).is_file():
+            found[value] = files.sha256_of(Path(spec.origin))
+    return found
+
+
+def _versions(*libraries: str) -> dict[str, str | None]:
+    alias = {"modelopt": "nvidia-modelopt"}
+    return {name: environment.version(alias.get(name, name)) for name in libraries}

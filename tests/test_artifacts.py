@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo_builder import artifacts
+from repo_builder.artifacts import AccuracyRecord, EngineArtifact, LayerRecord, OnnxArtifact
+from repo_builder.errors import RepositoryError
+from repo_builder.recipe import parse
+
+DOCUMENT: dict[str, Any] = {
+    "name": "net",
+    "model": {
+        "source": "vgg",
+        "inputs": [{"name": "image", "dtype": "fp32", "shape": [3, 32, 32]}],
+        "outputs": [{"name": "logits", "dtype": "fp32", "shape": [10]}],
+    },
+    "data": {"source": "digits"},
+}
+
+
+def written(folder: Path) -> OnnxArtifact:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(b"model")
+    recipe = parse(DOCUMENT)
+    artifact = OnnxArtifact(
+        path=folder,
+        key="key",
+        recipe=recipe,
+        inputs=recipe.model.inputs,
+        outputs=recipe.model.outputs,
+        classes=("a", "b"),
+        files=artifacts.hashes(folder),
+        layers=(LayerRecord(name="conv", type="Conv2d", rule="", precision="int8", input_amax=1.5),),
+        accuracy=(AccuracyRecord(form="fp32", samples=10, top1=0.9, low=0.6, high=0.98),),
+        details={"layer_precisions": {"conv": "int8"}},
+    )
+    artifacts.write_manifest(artifact)
+    return artifact
+
+
+def test_an_artifact_is_read_as_it_was_written(tmp_path: Path) -> None:
+    artifact = written(tmp_path / "onnx")
+    assert artifacts.read(OnnxArtifact, tmp_path / "onnx") == artifact
+
+
+def test_up_to_date_means_the_same_key_and_whole_files(tmp_path: Path) -> None:
+    artifact = written(tmp_path)
+    assert artifacts.up_to_date(OnnxArtifact, tmp_path, "key") == artifact
+    assert artifacts.up_to_date(OnnxArtifact, tmp_path, "other") is None
+    artifact.model.write_bytes(b"damaged")
+    assert artifacts.up_to_date(OnnxArtifact, tmp_path, "key") is None
+    assert artifacts.up_to_date(OnnxArtifact, tmp_path / "nowhere", "key") is None
+
+
+def test_what_is_not_such_an_artifact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="there is no manifest"):
+        artifacts.read(OnnxArtifact, tmp_path)
+    written(tmp_path)
+    with pytest.raises(RepositoryError, match="holds 'onnx' of schema 1, not 'engine'"):
+        artifacts.read(EngineArtifact, tmp_path)
+    manifest = tmp_path / artifacts.MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text(encoding="utf-8")), "schema": 0}))
+    with pytest.raises(RepositoryError, match="schema 0"):
+        artifacts.read(OnnxArtifact, tmp_path)
+    for text in ("{", "[]"):
+        manifest.write_text(text)
+        with pytest.raises(RepositoryError):
+            artifacts.read(OnnxArtifact, tmp_path)
+
+
+def test_an_engine_names_its_file_by_target(tmp_path: Path) -> None:
+    base = written(tmp_path)
+    values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    engine = EngineArtifact(**{**values, "details": {"target": "tensorrt"}})
+    assert engine.model.name == "model.plan"
+    assert dataclasses.replace(engine, details={"target": "onnxruntime"}).model.name == "model.onnx"

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from repo_builder import loading
+from repo_builder.errors import MissingDependency, RecipeError
+
+
+def test_a_leaf_is_loaded_by_name() -> None:
+    assert loading.load("json:dumps")([1]) == "[1]"
+
+
+def test_a_missing_library_says_how_to_install_it() -> None:
+    with pytest.raises(MissingDependency, match=r"'no_such_library'.*pip install 'repo-builder\[tensorrt\]'"):
+        loading.load("no_such_library.part:Thing", extra="tensorrt")
+
+
+def test_a_users_function_is_found_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "users_own_net.py").write_text("def make():\n    return 42\n")
+    before = list(sys.path)
+    assert loading.load_user("users_own_net:make", where="model.source", folder=tmp_path)() == 42
+    assert sys.path == before
+    with pytest.raises(RecipeError, match="has no 'other'"):
+        loading.load_user("users_own_net:other", where="model.source", folder=tmp_path)
+
+
+def test_a_missing_module_names_the_places_looked_in(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"no Python module 'nowhere_net'.*{tmp_path}"):
+        loading.load_user("nowhere_net:make", where="model.source", folder=tmp_path)
+
+
+def test_a_users_module_that_lacks_a_library_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "needs_more.py").write_text("import no_such_library\n")
+    with pytest.raises(MissingDependency, match="no_such_library"):
+        loading.load_user("needs_more:make", where="model.source", folder=tmp_path)
