@@ -83,18 +83,22 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
 
 
 @contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
+def replacing_folder(target: Path, *, staging: Path | None = None) -> Iterator[Path]:
     """Yield an empty folder that takes ``target``'s place when the block ends well.
 
     The new folder lies beside the target until then. On Linux the two are exchanged in one system call; elsewhere
     the old one is moved aside first. When the block fails, the target is untouched.
+
+    Args:
+        target: The folder to replace, or to make.
+        staging: A folder on the target's file system in which the new one lies until then; None is beside the target.
 
     Raises:
         OutputError: The folder cannot be written.
     """
     with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=staging or target.parent))
         fresh.chmod(0o777 & ~_umask())
     try:
         with output_errors(target):

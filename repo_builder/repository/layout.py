@@ -2,20 +2,32 @@
 
     repository/<model>/config.pbtxt
                        labels.txt
-                       <version>/model.onnx | model.plan, manifest.json
+                       <version>/model.onnx or model.plan, manifest.json
 
-Triton takes every folder in the repository for a model, also hidden ones, so new trees are staged beside it.
+Triton takes every folder in a repository for a model, hidden ones too, and one that does not load stops the server.
+So new trees are staged beside the repository, where Triton does not look, and exchanged for the old in one step.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import fcntl
+import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from repo_builder import files
-from repo_builder.artifacts import EngineArtifact
+from repo_builder import artifacts, files
+from repo_builder.artifacts import MANIFEST, EngineArtifact
+from repo_builder.errors import OutputError, RepositoryError
 from repo_builder.repository import config
+
+PATIENCE_S = 30.0
+_NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def place(
@@ -27,25 +39,182 @@ def place(
 ) -> Path:
     """Put an engine into a model repository; the model's folder is exchanged in one step.
 
+    Whatever happens, a reader finds the old folder or the new one. Two writers of one repository wait for each other.
+
     Args:
         engine: What a compile target made.
         repository: The model repository; made if need be.
-        version: ``replace`` leaves version 1 alone; ``next`` adds the version after the newest; a number is that one.
-        keep_versions: How many of the newest versions stay; None takes the recipe's.
+        version: ``replace`` makes it version 1 and the only one; ``next`` adds it after the newest; a number adds or
+            replaces that version. Other versions stay as they are, byte by byte.
+        keep_versions: How many of the newest versions stay and are served; None takes the recipe's.
 
     Returns:
         The model's folder.
 
     Raises:
         RepositoryError: The engine does not go with what is there.
-        OutputError: The repository cannot be written.
+        OutputError: The repository cannot be written, or another writer does not come to an end.
     """
-    target = repository / engine.recipe.name
-    spec = config.from_engine(engine)
-    with files.replacing_folder(target) as fresh:
-        number = 1 if not isinstance(version, int) else version
-        shutil.copytree(engine.path, fresh / str(number))
-        if spec.labels:
-            files.write_text(fresh / config.LABELS, "".join(f"{name}\n" for name in engine.classes))
-        files.write_text(fresh / config.CONFIG, config.render(spec))
-    return target
+    keep = engine.recipe.repository.keep_versions if keep_versions is None else keep_versions
+    spec = dataclasses.replace(config.from_engine(engine), keep_versions=keep)
+    text = config.render(spec)
+    where = repository.absolute()
+    target = where / engine.recipe.name
+    with _exclusive(where) as staging, files.output_errors(where):
+        _refuse_foreign(target)
+        number, kept = _plan(target, version, keep)
+        for old in kept:
+            _refuse_other_shapes(target / str(old), engine)
+        with files.replacing_folder(target, staging=staging) as fresh:
+            if version != "replace":
+                _carry_over(target, fresh, kept)
+            _write_version(engine, fresh / str(number))
+            if spec.labels:
+                files.write_text(fresh / config.LABELS, "".join(f"{name}\n" for name in engine.classes))
+            files.write_text(fresh / config.CONFIG, text)
+    return repository / engine.recipe.name
+
+
+def versions(model_folder: Path) -> list[int]:
+    """Return the versions in a model's folder, oldest first: its sub-folders that are whole numbers from 1 on."""
+    if not model_folder.is_dir():
+        return []
+    names = (item.name for item in model_folder.iterdir() if item.is_dir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name[0] != "0")
+
+
+def _plan(target: Path, version: int | str, keep: int) -> tuple[int, list[int]]:
+    """Return the number of the new version and the older ones that stay."""
+    if version == "replace":
+        return 1, []
+    there = versions(target)
+    number = max(there, default=0) + 1 if version == "next" else int(version)
+    if number < 1:
+        raise RepositoryError(f"version {number} is not a number from 1 on", where=str(target))
+    newest = sorted({*there, number})[-keep:]
+    if number not in newest:
+        raise RepositoryError(
+            f"version {number} is older than the {keep} that are kept ({', '.join(map(str, newest))})",
+            where=str(target),
+            hint="keep more versions, or use --version next",
+        )
+    return number, [item for item in newest if item != number]
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Refuse to replace a folder that was not written here."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise RepositoryError("is not a folder", where=str(target), hint="move it away, or choose another repository")
+    if target.is_dir() and any(target.iterdir()) and not any(target.glob(f"*/{MANIFEST}")):
+        raise RepositoryError(
+            "holds a model that was not written by repo-builder",
+            where=str(target),
+            hint="move it away, name the model otherwise in the recipe, or choose another repository",
+        )
+
+
+def _refuse_other_shapes(old: Path, engine: EngineArtifact) -> None:
+    """Refuse to keep a version that the new config.pbtxt would not fit: one file describes all versions."""
+    if not (old / MANIFEST).exists():
+        return
+    there = artifacts.read(EngineArtifact, old)
+    for what, one, other in (
+        ("backend", there.details.get("backend"), engine.details["backend"]),
+        ("inputs", " ".join(map(str, there.inputs)), " ".join(map(str, engine.inputs))),
+        ("outputs", " ".join(map(str, there.outputs)), " ".join(map(str, engine.outputs))),
+        ("classes", ", ".join(there.classes), ", ".join(engine.classes)),
+        ("profiles", there.details.get("profiles"), engine.details.get("profiles")),
+        ("max_batch_size", there.details.get("max_batch_size"), engine.details["max_batch_size"]),
+    ):
+        if one != other:
+            raise RepositoryError(
+                f"has other {what} ({one}) than the new version ({other}), and one config.pbtxt serves both",
+                where=str(old),
+                hint="use --version replace, or give the new model another name",
+            )
+
+
+def _carry_over(target: Path, fresh: Path, kept: list[int]) -> None:
+    """Link, or copy where links are not possible, what stays of the old folder."""
+    names = {str(number) for number in kept}
+    gone = {str(number) for number in versions(target)} - names | {config.CONFIG, config.LABELS}
+    for item in sorted(target.iterdir()) if target.is_dir() else ():
+        if item.name in gone:
+            continue
+        if item.is_dir():
+            shutil.copytree(item, fresh / item.name, symlinks=True, copy_function=_link)
+        else:
+            shutil.copy2(item, fresh / item.name, follow_symlinks=False)
+
+
+def _link(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, destination, follow_symlinks=False)
+
+
+def _write_version(engine: EngineArtifact, folder: Path) -> None:
+    """Copy the engine's files, but for the recorded outputs, and write its manifest."""
+    if not engine.model.is_file():
+        raise RepositoryError("is missing", where=str(engine.model), hint="build again with --force")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(engine.path, folder, ignore=shutil.ignore_patterns(MANIFEST, "*.npz"))
+    placed = {name: digest for name, digest in engine.files.items() if not name.endswith(".npz")}
+    artifacts.write_manifest(dataclasses.replace(engine, path=folder, files=placed))
+
+
+@contextmanager
+def _exclusive(repository: Path) -> Iterator[Path]:
+    """Hold a repository for one writer, and yield the folder to stage in; what a killed writer left is removed."""
+    with files.output_errors(repository):
+        repository.mkdir(parents=True, exist_ok=True)
+        handle = os.open(repository, os.O_RDONLY)
+    try:
+        alone = _lock(handle, repository)
+        staging = _staging(repository)
+        with files.output_errors(repository):
+            if alone:
+                shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(exist_ok=True)
+        try:
+            yield staging
+        finally:
+            with suppress(OSError):
+                staging.rmdir()
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, repository: Path) -> bool:
+    """Lock a repository's folder until ``handle`` is closed; False where its file system knows no locks."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (locked := _try_lock(handle)) is None:
+        if time.monotonic() >= deadline:
+            raise OutputError(
+                f"another repo-builder has been writing there for {PATIENCE_S:.0f} s",
+                where=str(repository),
+                hint="wait for it, or choose another repository",
+            )
+        time.sleep(0.05)
+    return locked
+
+
+def _try_lock(handle: int) -> bool | None:
+    """Return True where the lock was got, None where another holds it, False where there are no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _staging(repository: Path) -> Path:
+    """Return where to stage: beside the repository, or in it where it is a mount point or its parent is read-only."""
+    real = repository.resolve()
+    beside = real.stat().st_dev == real.parent.stat().st_dev and os.access(real.parent, os.W_OK)
+    return (real.parent if beside else real) / f".{real.name}.staging"
