@@ -6,11 +6,13 @@ A missing library becomes one sentence: what is missing and which command instal
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_builder.errors import MissingDependency, RecipeError
+from repo_builder.errors import MissingDependency, RecipeError, did_you_mean
 
 
 def load(target: str, *, extra: str | None = None) -> Any:  # noqa: ANN401 - whatever is named
@@ -60,3 +62,28 @@ def load_user(target: str, *, where: str, folder: Path | None = None) -> Any:  #
     finally:
         for place in places:
             sys.path.remove(place)
+
+
+def call(function: Callable[..., Any], arguments: Mapping[str, Any], *, where: str, **given: Any) -> Any:  # noqa: ANN401 - whatever the function takes and returns
+    """Call a function with a recipe's table of keyword arguments, strictly.
+
+    Args:
+        function: What is called.
+        arguments: The recipe's table, as in ``[model.arguments]``.
+        where: The table's key path.
+        given: Keyword arguments that do not come from the recipe.
+
+    Raises:
+        RecipeError: The function takes no such argument, or needs one that is not there.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    if not any(item.kind is item.VAR_KEYWORD for item in parameters):
+        takes = {item.name for item in parameters if item.kind is not item.POSITIONAL_ONLY} - set(given)
+        for key in arguments:
+            if key not in takes:
+                raise RecipeError(f"unknown argument '{key}'", where=f"{where}.{key}", hint=did_you_mean(key, takes))
+    for item in parameters:
+        needed = item.default is item.empty and item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+        if needed and item.name not in arguments and item.name not in given:
+            raise RecipeError(f"the argument '{item.name}' is missing", where=where, hint=f"add {item.name} = ...")
+    return function(**given, **arguments)

@@ -18,6 +18,7 @@ from repo_builder.tensors import DType, TensorSpec
 
 Precision = Literal["int8", "fp16", "fp32"]
 CalibratorName = Literal["max", "percentile", "mse", "entropy"]
+Augmentation = Literal["shift", "mirror"]
 Target = Literal["auto", "onnxruntime", "tensorrt"]
 
 
@@ -67,7 +68,7 @@ class TrainSpec:
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    augment: bool = False
+    augment: tuple[Augmentation, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +377,7 @@ def _check(recipe: Recipe) -> None:
 
     name_ok = bool(recipe.name) and all(c.isalnum() or c in "-_." for c in recipe.name) and recipe.name[0].isalnum()
     refuse(name_ok, "name", f"'{recipe.name}' cannot name a folder", "use letters, digits, '-', '_' and '.'")
+    refuse(recipe.seed >= 0, "seed", "must not be negative")
     refuse(bool(recipe.model.inputs), "model.inputs", "there is no input", "add [[model.inputs]]")
     refuse(bool(recipe.model.outputs), "model.outputs", "there is no output", "add [[model.outputs]]")
     for key in ("validation", "test"):

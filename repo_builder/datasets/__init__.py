@@ -1,0 +1,126 @@
+"""Samples, how they are split, and where they come from. numpy only: a client that measures needs nothing else.
+
+A source is a built-in's name, a .npz or .csv file, a folder with one sub-folder a class, or ``module:function``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from repo_builder import files, loading
+from repo_builder.datasets import user
+from repo_builder.datasets.source import Source
+from repo_builder.datasets.splits import Part, partition
+from repo_builder.errors import DataError
+from repo_builder.recipe import DataSpec
+from repo_builder.tensors import Array, TensorSpec
+
+# name → "module:function" that takes [data.arguments], inputs and data_dir and returns a Source
+BUILT_IN: dict[str, str] = {
+    "cifar10": "repo_builder.datasets.cifar10:read",
+    "digits": "repo_builder.datasets.digits:read",
+    "jets": "repo_builder.datasets.jets:read",
+    "jets-openml": "repo_builder.datasets.openml:read",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples as a model takes them.
+
+    Attributes:
+        inputs: Preprocessed values by input name: (n, *shape) of the spec's dtype.
+        labels: Class numbers int64 (n,); other targets where the data set has no classes; None without labels.
+    """
+
+    inputs: dict[str, Array]
+    labels: Array | None
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+
+class Dataset:
+    """A checked data set and its parts.
+
+    Attributes:
+        name: Name of the built-in, the file, the folder or the function.
+        classes: Names of the classes, in the order of the labels; empty where there are none.
+        parts: Sample numbers of each part.
+    """
+
+    def __init__(self, spec: DataSpec, source: Source, *, inputs: Sequence[TensorSpec], seed: int) -> None:
+        self.name = Path(spec.source).name
+        self.classes = source.classes
+        self._spec, self._source, self._inputs, self._seed = spec, source, tuple(inputs), seed
+        self.parts = partition(
+            source.labels if source.classes else None,
+            len(source),
+            validation=spec.validation,
+            test=spec.test,
+            calibration=spec.calibration,
+            seed=seed,
+            own_test=source.own_test,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256, in hex, of the raw samples and everything that decides what a part's samples are."""
+        settings = {
+            "data": dataclasses.asdict(self._spec) | {"source": self.name},  # a path may differ where data does not
+            "inputs": [str(spec) for spec in self._inputs],
+            "classes": self.classes,
+            "seed": self._seed,
+        }
+        digest = hashlib.sha256(files.sha256_of_json(settings).encode())
+        labels = {} if self._source.labels is None else {"labels": self._source.labels}
+        for name, values in sorted({**self._source.inputs, **labels}.items()):
+            digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+            digest.update(values.data if values.flags.c_contiguous else values.tobytes())
+        return digest.hexdigest()
+
+    def split(self, part: Part) -> Samples:
+        """Return one part's samples, preprocessed.
+
+        Raises:
+            DataError: The part is empty.
+        """
+        chosen = self.parts[part]
+        if len(chosen) == 0:
+            held_out = len(self.parts["test"]) == len(self._source)
+            raise DataError(
+                f"the {part} part is empty" + (": every sample is held out for testing" if held_out else ""),
+                where=self._source.origin,
+                hint='remove split = "test" from data.arguments' if held_out else "add samples or change the fractions",
+            )
+        labels = None if self._source.labels is None else self._source.labels[chosen]
+        return Samples(inputs=self._source.ready(chosen, self._inputs), labels=labels)
+
+
+def load(spec: DataSpec, *, inputs: tuple[TensorSpec, ...], seed: int, data_dir: Path | None = None) -> Dataset:
+    """Read, check and split a data set.
+
+    Args:
+        spec: Where the samples come from and how they are split.
+        inputs: Inputs of the model; they decide names, dtypes and the size that images are brought to.
+        seed: Seed of the split.
+        data_dir: Folder that holds a built-in's files, or that a relative path of a user's data starts from.
+
+    Raises:
+        DataError: The data is missing, damaged, empty, not finite, or of another shape than the inputs.
+        RecipeError: An unknown source argument, or a user's function that is not there.
+    """
+    where: dict[str, Any] = {"inputs": inputs, "data_dir": data_dir}
+    if spec.source in BUILT_IN:
+        source = loading.call(loading.load(BUILT_IN[spec.source]), spec.arguments, where="data.arguments", **where)
+    else:
+        source = user.read(spec, known=BUILT_IN, **where)
+    source.check(inputs)
+    return Dataset(spec, source, inputs=inputs, seed=seed)

@@ -1,0 +1,49 @@
+"""What turns raw samples into a model's inputs. numpy only, so that torch, ONNX Runtime and the client share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from repo_builder.tensors import Array
+
+
+def resize(images: Array, height: int, width: int) -> Array:
+    """Resize images bilinearly, with half-pixel centres and clamped edges (torch's ``align_corners=False``).
+
+    Args:
+        images: Any float array whose last two dimensions are rows and columns.
+        height: Rows wanted.
+        width: Columns wanted.
+    """
+    return _interpolate(_interpolate(images, height, -2), width, -1)
+
+
+def _interpolate(values: Array, size: int, axis: int) -> Array:
+    have = values.shape[axis]
+    place = np.clip((np.arange(size) + 0.5) * have / size - 0.5, 0, have - 1)
+    low = np.floor(place).astype(np.int64)
+    weight = (place - low).astype(values.dtype)
+    if axis == -2:
+        weight = weight[:, None]
+    below, above = values.take(low, axis), values.take(np.minimum(low + 1, have - 1), axis)
+    result: Array = below + (above - below) * weight
+    return result
+
+
+def normalise(
+    values: Array, *, scale: float = 1.0, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0
+) -> Array:
+    """Return ``(values * scale - mean) / std`` in fp32.
+
+    Args:
+        values: Samples (n, channels, ...).
+        scale: Factor on the raw values, as 1/255 for 8-bit images.
+        mean: Subtracted from the scaled values; one number, or one a channel.
+        std: Divides the centred values; one number, or one a channel.
+    """
+    shape = (-1, *[1] * (values.ndim - 2))
+    centre, spread = (np.asarray(item, np.float32).reshape(shape) for item in (mean, std))
+    result: Array = (values.astype(np.float32) * np.float32(scale) - centre) / spread
+    return result

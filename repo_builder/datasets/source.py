@@ -1,0 +1,123 @@
+"""What a reader hands over: all raw samples of a data set, and the checks that every one of them passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from repo_builder.errors import DataError
+from repo_builder.tensors import Array, TensorSpec
+
+_BLOCK = 4096  # samples checked at a time, so that a check never doubles the memory
+
+
+def _same(inputs: dict[str, Array]) -> dict[str, Array]:
+    return inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """All samples of a data set, as read.
+
+    Attributes:
+        origin: File, folder or function that they come from.
+        inputs: Raw values by input name, batch first.
+        labels: Class numbers int64 (n,); other targets where ``classes`` is empty; None where there are none.
+        classes: Names of the classes, in the order of the labels.
+        own_test: Number of the first sample of the data set's own test set, which ends the data; None for none.
+        prepare: Raw inputs of some samples → the model's inputs.
+        place: Number of a sample → where it is, for messages.
+    """
+
+    origin: str
+    inputs: dict[str, Array]
+    labels: Array | None
+    classes: tuple[str, ...]
+    own_test: int | None = None
+    prepare: Callable[[dict[str, Array]], dict[str, Array]] = _same
+    place: Callable[[int], str] = "sample {}".format
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+    def ready(self, chosen: Array, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+        """Return the model's inputs for the chosen sample numbers, of the dtypes of the specs."""
+        prepared = self.prepare({name: values[chosen] for name, values in self.inputs.items()})
+        return {spec.name: _cast(prepared[spec.name], spec) for spec in specs}
+
+    def check(self, specs: Sequence[TensorSpec]) -> None:
+        """Refuse data that is empty, of other shapes than the specs, not finite, or labelled out of range.
+
+        Raises:
+            DataError: The first thing that is wrong, with its file and place.
+        """
+        self._check_counts(specs)
+        self._check_labels()
+        self._check_types(self.prepare({name: values[:1] for name, values in self.inputs.items()}), specs)
+        for start in range(0, len(self), _BLOCK):
+            block = np.arange(start, min(start + _BLOCK, len(self)))
+            for name, values in self.ready(block, specs).items():
+                if values.dtype.kind != "f" or np.isfinite(values).all():
+                    continue
+                bad = int(np.argmin(np.isfinite(values.reshape(len(block), -1)).all(axis=1)))
+                raise DataError(
+                    f"{self.place(start + bad)} holds NaN or an infinite value in '{name}'",
+                    where=self.origin,
+                    hint="remove that sample or fill the value in",
+                )
+
+    def _check_counts(self, specs: Sequence[TensorSpec]) -> None:
+        missing = [spec.name for spec in specs if spec.name not in self.inputs]
+        if missing:
+            raise DataError(
+                f"there is nothing for the input '{missing[0]}'",
+                where=self.origin,
+                hint=f"the data has: {', '.join(self.inputs)}",
+            )
+        if len(self) == 0:
+            raise DataError("there are no samples", where=self.origin)
+        counts = {name: len(values) for name, values in self.inputs.items()}
+        if self.labels is not None:
+            counts["labels"] = len(self.labels)
+        if len(set(counts.values())) > 1:
+            shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise DataError(f"the numbers of samples differ ({shown})", where=self.origin)
+
+    def _check_labels(self) -> None:
+        if self.labels is None:
+            return
+        if not self.classes:
+            wrong = ~np.isfinite(self.labels.reshape(len(self), -1)).all(axis=1)
+            expected = "a finite number"
+        else:
+            wrong = (self.labels < 0) | (self.labels >= len(self.classes))
+            expected = f"between 0 and {len(self.classes) - 1} ({len(self.classes)} classes)"
+        if wrong.any():
+            bad = int(np.argmax(wrong))
+            raise DataError(f"the label of {self.place(bad)} is {self.labels[bad]}, not {expected}", where=self.origin)
+
+    def _check_types(self, first: dict[str, Array], specs: Sequence[TensorSpec]) -> None:
+        for spec in specs:
+            values = first[spec.name]
+            shape = tuple(values.shape[1:])
+            if not spec.fits(shape):
+                turned = len(shape) == 3 and spec.fits((shape[2], shape[0], shape[1]))
+                raise DataError(
+                    f"the samples of '{spec.name}' have the shape {list(shape)}, the model takes {spec}",
+                    where=self.origin,
+                    hint='set data.arguments.layout = "hwc"' if turned else "change the data or model.inputs",
+                )
+            if not np.can_cast(values.dtype, spec.dtype.numpy, "same_kind"):
+                raise DataError(
+                    f"'{spec.name}' holds {values.dtype} values, the model takes {spec.dtype.value}",
+                    where=self.origin,
+                    hint="change the data or model.inputs",
+                )
+
+
+def _cast(values: Array, spec: TensorSpec) -> Array:
+    with np.errstate(over="ignore"):  # becomes infinite, which the check reports with its place
+        return np.ascontiguousarray(values, dtype=spec.dtype.numpy)
