@@ -82,6 +82,19 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def require_writable(path: Path) -> None:
+    """Refuse early a folder that could not be written after long work.
+
+    Raises:
+        OutputError: A file is in its way, or its nearest folder that exists may not be written.
+    """
+    nearest = next(item for item in (path, *path.absolute().parents) if item.exists())
+    if not nearest.is_dir():
+        raise OutputError("cannot be a folder: a file is in its way", where=str(nearest), hint="choose another path")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError("may not be written", where=str(nearest), hint="choose a folder that you may write to")
+
+
 @contextmanager
 def replacing_folder(target: Path, *, staging: Path | None = None) -> Iterator[Path]:
     """Yield an empty folder that takes ``target``'s place when the block ends well.

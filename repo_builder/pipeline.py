@@ -16,7 +16,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class BuildOptions:
     checkpoint: Path | None = None
     data_dir: Path | None = None
     force: bool = False
-    version: str = "replace"
+    version: int | Literal["replace", "next"] = "replace"
     keep_versions: int | None = None
     allow_precision_mismatch: bool = False
 
@@ -88,6 +88,8 @@ def build(options: BuildOptions) -> BuildResult:
     """
     skipped: list[str] = []
     recipe = options.recipe
+    for folder in (options.work, options.repository):
+        files.require_writable(folder)
     with progress.step("load data") as step:
         dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")

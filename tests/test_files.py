@@ -101,3 +101,16 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_an_error_about_another_place_keeps_its_type(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), files.replacing_folder(tmp_path / "model"):
         Path("/nowhere/at/all").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.require_writable(tmp_path / "new" / "deeper")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="a file is in its way"):
+        files.require_writable(tmp_path / "file" / "below")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(OutputError, match="may not be written"):
+        files.require_writable(tmp_path / "new")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -71,11 +71,24 @@ def command(
         checkpoint=checkpoint,
         data_dir=data_dir,
         force=force,
-        version=version,
+        version=parse_version(version),
         keep_versions=keep_versions,
         allow_precision_mismatch=allow_precision_mismatch,
     )
     show(pipeline.build(options), as_json=as_json)
+
+
+def parse_version(text: str) -> int | Literal["replace", "next"]:
+    """Return ``--version`` as ``layout.place`` takes it.
+
+    Raises:
+        click.BadParameter: It is neither a word that is known nor a version's number.
+    """
+    if text == "replace" or text == "next":
+        return text
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise click.BadParameter(f"'{text}' is neither replace, next nor a number above 0", param_hint="--version")
 
 
 def show(result: BuildResult, *, as_json: bool) -> None:

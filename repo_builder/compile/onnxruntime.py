@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from repo_builder import environment
 from repo_builder.artifacts import OnnxArtifact
-from repo_builder.compile import CompileOptions
+from repo_builder.compile import CompileOptions, speed
 from repo_builder.compile.cpu_layout import quantized_layers, to_cpu_layout
 from repo_builder.errors import CompileError
 from repo_builder.recipe import Recipe
@@ -61,7 +61,17 @@ class OnnxRuntimeTarget:
         if spec.accelerator == "none":
             with self.runner(path, details):
                 pass
+            self._time(artifact, path, options, details)
         return details
+
+    def _time(self, artifact: OnnxArtifact, path: Path, options: CompileOptions, details: dict[str, Any]) -> None:
+        """Add ``speed`` and its ``verdicts``: whether the precisions asked for pay on this CPU."""
+        lowered = sorted({item for item in options.layer_precisions.values() if item != "fp32"})
+        if not lowered:
+            return
+        batches = sorted({1, max(1, min(32, options.recipe.repository.max_batch_size))})
+        details["speed"] = speed.compare(artifact.reference, path, artifact.inputs, batch_sizes=batches)
+        details["verdicts"] = [speed.verdict(details["speed"], "/".join(reversed(lowered)))]
 
     def runner(self, model_file: Path, details: Mapping[str, Any]) -> OnnxRuntimeRunner:
         """Return a runner on the provider that the artifact is meant for."""
