@@ -1,0 +1,70 @@
+"""Small readings of ONNX graphs that naming, precision and linter share. onnx only."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import onnx
+from onnx import numpy_helper
+
+from repo_builder.tensors import Array
+
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+WEIGHTLESS_OPS = frozenset({"Add", "AveragePool", "GlobalAveragePool", "MaxPool"})
+MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
+class Graph:
+    """Who makes and who reads each tensor of a model's main graph.
+
+    Attributes:
+        producers: Tensor → node that makes it.
+        consumers: Tensor → nodes that read it.
+        constants: Tensor → TensorProto of every initializer and Constant node.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.producers: dict[str, onnx.NodeProto] = {}
+        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        self.constants: dict[str, onnx.TensorProto] = {item.name: item for item in model.graph.initializer}
+        for node in model.graph.node:
+            for name in node.output:
+                self.producers[name] = node
+            for name in node.input:
+                self.consumers[name].append(node)
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        self.constants[node.output[0]] = attribute.t
+
+    def value(self, name: str) -> Array | None:
+        """Return a constant tensor's value, None where it is no constant."""
+        return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
+
+    def weight(self, node: onnx.NodeProto) -> str | None:
+        """Return the constant that a layer's weight comes from, seen through Q, DQ, Cast and moves; None if computed."""
+        if node.op_type not in LAYER_OPS or len(node.input) < 2:
+            return None
+        return self.constant_behind(node.input[1])
+
+    def constant_behind(self, name: str) -> str | None:
+        """Return the constant that a tensor is made of by Q, DQ, Cast and moves alone; None if there is none."""
+        while name not in self.constants:
+            maker = self.producers.get(name)
+            if maker is None or maker.op_type not in MOVES | {Q, DQ, "Cast"}:
+                return None
+            name = maker.input[0]
+        return name
+
+    def dequantized(self, name: str) -> bool:
+        """Whether a tensor comes out of a DequantizeLinear, directly or through nodes that only move values."""
+        maker = self.producers.get(name)
+        while maker is not None and maker.op_type in MOVES:
+            maker = self.producers.get(maker.input[0])
+        return maker is not None and maker.op_type == DQ
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """Return the version of the default operator set."""
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)

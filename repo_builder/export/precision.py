@@ -1,0 +1,181 @@
+"""fp16 regions in an ONNX graph: chosen layers compute in half precision, everything around them stays as it was.
+
+A region is a chosen layer and the nodes behind it that are fed by nothing else and are known to be safe in fp16, as
+Relu or pooling. Its weights become fp16 initializers. One Cast stands where a tensor enters or leaves a region; inputs,
+outputs, quantizers and their scales stay fp32, so nothing comes between a DequantizeLinear and an int8 layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from repo_builder.errors import ExportError
+from repo_builder.export.graphs import LAYER_OPS, MOVES, Graph
+from repo_builder.export.qdq import layer_of
+
+_LARGEST = float(np.finfo(np.float16).max)
+# What may follow its input into fp16: it moves, compares or scales values, or squashes them, and sums no long rows.
+_FOLLOWERS = MOVES | {
+    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Dropout", "Elu", "Gather", "GlobalMaxPool",
+    "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul", "Neg", "PRelu", "Pad", "Relu", "Sigmoid", "Slice", "Split",
+    "Sub", "Tanh",
+}  # fmt: skip
+_BLIND = frozenset({"Shape", "Size"})  # read no values
+
+
+def to_fp16_regions(model: onnx.ModelProto, fp16_layers: frozenset[str]) -> onnx.ModelProto:
+    """Return a copy of a model in which the chosen layers, and what only they feed, compute in fp16.
+
+    Args:
+        model: An fp32 model, with or without Q/DQ.
+        fp16_layers: Layer names, as ``qdq.layer_of`` gives them.
+
+    Raises:
+        ExportError: A layer is not in the graph or is int8, a weight does not fit fp16, or the graph has control flow.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    _lift_constants(result)
+    graph = Graph(result)
+    floats = _float_tensors(result)
+    half = _half_nodes(result, graph, floats, fp16_layers)
+    halved = {name for node in result.graph.node if id(node) in half for name in node.output if name in floats}
+    nodes = _Rewriter(result, graph, floats, half, halved).run()
+    del result.graph.node[:], result.graph.value_info[:]
+    result.graph.node.extend(nodes)
+    _drop_unused(result)
+    try:
+        result = onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
+        onnx.checker.check_model(result, full_check=True)
+    except Exception as error:  # onnx's errors share no base class
+        raise ExportError(f"fp16 regions make an invalid graph: {str(error).strip().splitlines()[0]}") from error
+    return result
+
+
+class _Rewriter:
+    """Rebuilds the node list with Casts at the borders."""
+
+    def __init__(
+        self, model: onnx.ModelProto, graph: Graph, floats: set[str], half: set[int], halved: set[str]
+    ) -> None:
+        self.model, self.graph, self.floats, self.half, self.halved = model, graph, floats, half, halved
+        self.outputs = {item.name for item in model.graph.output}
+        self.nodes: list[onnx.NodeProto] = []
+        self.made: set[str] = set()
+
+    def run(self) -> list[onnx.NodeProto]:
+        """Return the new nodes, in an order that is still topological."""
+        for old in self.model.graph.node:
+            node = onnx.NodeProto()
+            node.CopyFrom(old)
+            half = id(old) in self.half
+            for place, name in enumerate(old.input):
+                if name in self.floats and old.op_type not in _BLIND:
+                    node.input[place] = self._as_half(name, old) if half else self._as_float(name)
+                elif name in self.halved:
+                    node.input[place] = self._half_name(name)
+            for place, name in enumerate(old.output):
+                if name in self.halved:
+                    node.output[place] = self._half_name(name)
+            self.nodes.append(node)
+            for name in old.output:
+                if name in self.halved and name in self.outputs:
+                    self._cast(self._half_name(name), name, TensorProto.FLOAT)
+        return self.nodes
+
+    def _half_name(self, name: str) -> str:
+        return f"{name}_fp16" if name in self.outputs else name
+
+    def _as_half(self, name: str, reader: onnx.NodeProto) -> str:
+        if name in self.halved:
+            return self._half_name(name)
+        target = f"{name}_fp16"
+        if name not in self.graph.constants:
+            return self._cast(name, target, TensorProto.FLOAT16)
+        if all(id(node) in self.half for node in self.graph.consumers[name]):
+            target = name  # nobody else needs it in fp32, and its name is the layer's
+        if target not in self.made:
+            self.made.add(target)
+            self._store_half(name, target, reader)
+        return target
+
+    def _as_float(self, name: str) -> str:
+        if name not in self.halved or name in self.outputs:
+            return name
+        return self._cast(name, f"{name}_fp32", TensorProto.FLOAT)
+
+    def _cast(self, source: str, target: str, to: int) -> str:
+        if target not in self.made:
+            self.made.add(target)
+            self.nodes.append(helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to))
+        return target
+
+    def _store_half(self, name: str, target: str, reader: onnx.NodeProto) -> None:
+        value = numpy_helper.to_array(self.graph.constants[name])
+        if value.size and float(np.abs(value).max()) > _LARGEST:
+            raise ExportError(
+                f"'{name}' holds {np.abs(value).max():.3g}, more than fp16 can ({_LARGEST:.0f})",
+                where=layer_of(reader) or reader.name,
+                hint="keep the layer in fp32",
+            )
+        stored = self.graph.constants[name] if target == name else self.model.graph.initializer.add()
+        stored.CopyFrom(numpy_helper.from_array(value.astype(np.float16), target))
+
+
+def _half_nodes(model: onnx.ModelProto, graph: Graph, floats: set[str], layers: frozenset[str]) -> set[int]:
+    """Return ids of the nodes that compute in fp16."""
+    half: set[int] = set()
+    found = set()
+    for node in model.graph.node:
+        layer = layer_of(node)
+        data = [name for name in node.input if name in floats and graph.constant_behind(name) is None]
+        if layer in layers:
+            if node.op_type in LAYER_OPS and any(graph.dequantized(name) for name in node.input[:2]):
+                raise ExportError("the layer is quantized and cannot be fp16 too", where=layer)
+            found.add(layer)
+            half.add(id(node))
+        elif node.op_type in _FOLLOWERS and data and graph.weight(node) is None:
+            makers = [graph.producers.get(name) for name in data]
+            if all(maker is not None and id(maker) in half for maker in makers):
+                half.add(id(node))
+    if layers - found:
+        raise ExportError(f"the graph has no layer '{min(layers - found)}' to make fp16")
+    for node in reversed(model.graph.node):  # what prepares a weight, as a Transpose of it
+        fixed = node.op_type in MOVES and all(name in graph.constants for name in node.input)
+        readers = [reader for name in node.output for reader in graph.consumers[name]]
+        if fixed and readers and all(id(reader) in half for reader in readers):
+            half.add(id(node))
+    return half
+
+
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Return the names of all fp32 tensors."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    values: Iterable[onnx.ValueInfoProto] = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
+    named = {item.name for item in values if item.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return named | {item.name for item in model.graph.initializer if item.data_type == TensorProto.FLOAT}
+
+
+def _lift_constants(model: onnx.ModelProto) -> None:
+    """Turn fp32 Constant nodes into initializers, and refuse graphs whose bodies this module does not look into."""
+    for node in list(model.graph.node):
+        for attribute in node.attribute:
+            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                raise ExportError("fp16 layers are not supported in a graph with control flow", where=node.name)
+            if node.op_type == "Constant" and attribute.t.data_type == TensorProto.FLOAT:
+                stored = model.graph.initializer.add()
+                stored.CopyFrom(attribute.t)
+                stored.name = node.output[0]
+                model.graph.node.remove(node)
+                break
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    used = {name for node in model.graph.node for name in node.input} | {item.name for item in model.graph.output}
+    kept = [item for item in model.graph.initializer if item.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

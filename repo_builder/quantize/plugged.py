@@ -1,0 +1,78 @@
+"""What both back ends share: the calibrator that plugs into them, how a batch is run, how their ranges are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from repo_builder.errors import QuantizeError
+from repo_builder.quantize import LayerPlan, Ranges
+from repo_builder.quantize.calibrators import Calibrator
+from repo_builder.tensors import Array
+
+
+class PluggedCalibrator:
+    """Our calibrator behind the interface that both libraries give theirs.
+
+    Args:
+        name: ``max``, ``percentile``, ``mse`` or ``entropy``.
+        percentile: For ``percentile``.
+        axis: Axis of the channels; None for one range.
+        once: Whether only the first tensor counts: a weight is shown again with every batch.
+    """
+
+    def __init__(self, name: str, percentile: float | None, axis: int | None, once: bool) -> None:
+        self._num_bits, self._axis, self._unsigned = 8, axis, False  # ModelOpt reads them under these names
+        self._spec, self._once = (name, percentile), once
+        self.reset()
+
+    def collect(self, x: torch.Tensor) -> None:
+        """Take a tensor."""
+        if self._calibrator is not None and self._once:
+            return
+        values = x.detach().float().cpu()
+        if self._axis is not None:
+            values = values.movedim(self._axis, 0)
+        if self._calibrator is None:
+            self._calibrator = Calibrator(*self._spec, channels=1 if self._axis is None else len(values))
+            self._shape = [len(values) if place == self._axis else 1 for place in range(x.dim())]
+        self._calibrator.observe(values.numpy())
+
+    def reset(self) -> None:
+        """Forget what was collected."""
+        self._calibrator: Calibrator | None = None
+        self._amax: torch.Tensor | None = None
+
+    def compute_amax(self, *_: Any, **__: Any) -> torch.Tensor | None:  # noqa: ANN401 - the libraries' signature
+        """Return the range, shaped to broadcast along the axis; None where nothing was collected."""
+        if self._calibrator is not None and self._amax is None:
+            amax = torch.from_numpy(self._calibrator.amax())
+            self._amax = amax.squeeze(0) if self._axis is None else amax.reshape(self._shape)
+        return self._amax
+
+
+def run(module: nn.Module, batch: Mapping[str, Array]) -> Any:  # noqa: ANN401 - whatever the module returns
+    """Run a module on one batch; values are passed in the batch's order."""
+    return module(*(torch.from_numpy(np.ascontiguousarray(value)) for value in batch.values()))
+
+
+def ranges_of(planned: LayerPlan, inputs: Sequence[torch.Tensor | None], weight: torch.Tensor | None) -> Ranges:
+    """Read a layer's ranges from its quantizers' amax.
+
+    Raises:
+        QuantizeError: A quantizer saw nothing, so the layer was not run.
+    """
+    found = []
+    for amax in (*inputs, *([weight] if planned.weighted else [])):
+        if amax is None:
+            raise QuantizeError(
+                "the layer was not run on the calibration data",
+                where=planned.name,
+                hint="leave it out of the int8 rules: its module is never called, or calls go around it",
+            )
+        found.append(amax.detach().cpu().numpy().astype(np.float32).reshape([n for n in amax.shape if n > 1]))
+    return Ranges(inputs=tuple(found[: len(inputs)]), weight=found[-1] if planned.weighted else None)

@@ -1,0 +1,144 @@
+"""Which layer gets which precision: the recipe's rules applied to a list of layers. Pure: no torch, no ONNX.
+
+Rules are read top to bottom and the last that selects a layer wins. A rule selects by ``type`` and by ``name``, both
+fnmatch patterns, so by-type, by-name and mixed use are one mechanism; a layer that no rule selects stays fp32.
+
+Layers with a weight are selected by any rule that fits. Pooling and Add have no weight; they take int8 or fp16 only
+where they are asked for: by a rule with a ``type``, or by a ``name`` without wildcards. (Q/DQ in front of every pooling
+that a ``*`` happens to match would cost accuracy and gain nothing.) Everything else, as ReLU or BatchNorm, takes the
+precision of what feeds it and cannot be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from repo_builder.errors import RecipeError, did_you_mean
+from repo_builder.recipe import LayerRule, Precision, QuantizeSpec
+
+WEIGHTED = frozenset({
+    "Linear",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+})  # fmt: skip
+WEIGHTLESS = frozenset({
+    "Add",
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+})  # fmt: skip
+
+_WILDCARDS = frozenset("*?[")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """What one layer is to become.
+
+    Attributes:
+        name: Qualified name of the module, or the ONNX node's name.
+        type: Layer type, as in ``Conv2d``.
+        rule: The rule that won, or None where none selects the layer.
+        rule_index: That rule's place in ``quantize.layers``.
+        precision: ``int8``, ``fp16`` or ``fp32``.
+    """
+
+    name: str
+    type: str
+    rule: LayerRule | None
+    rule_index: int | None
+    precision: Precision
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the layer has a weight to quantize."""
+        return self.type in WEIGHTED
+
+    @property
+    def int8_rule(self) -> LayerRule:
+        """The rule of a layer that is int8."""
+        if self.rule is None or self.precision != "int8":
+            raise ValueError(f"{self.name} is not int8")
+        return self.rule
+
+
+def plan(layers: Sequence[tuple[str, str]], spec: QuantizeSpec) -> tuple[LayerPlan, ...]:
+    """Apply the rules to a model's layers.
+
+    Args:
+        layers: (name, type) of every module without children, or of every ONNX node, in the model's order.
+        spec: The recipe's rules.
+
+    Returns:
+        One plan for each layer with a weight, and for each other layer that a rule asked for, in the same order.
+
+    Raises:
+        RecipeError: A rule selects no layer, or only layers that cannot take its precision.
+    """
+    for index, rule in enumerate(spec.layers):
+        _check(index, rule, layers)
+    plans = []
+    for name, kind in layers:
+        winners = [index for index, rule in enumerate(spec.layers) if _selects(rule, name, kind)]
+        if not winners and kind not in WEIGHTED:
+            continue
+        index = winners[-1] if winners else None
+        rule = None if index is None else spec.layers[index]
+        precision: Precision = "fp32" if rule is None else rule.precision
+        plans.append(LayerPlan(name=name, type=kind, rule=rule, rule_index=index, precision=precision))
+    return tuple(plans)
+
+
+def _matches(rule: LayerRule, name: str, kind: str) -> bool:
+    by_type = rule.type is None or fnmatchcase(kind, rule.type)
+    return by_type and (rule.name is None or fnmatchcase(name, rule.name))
+
+
+def _selects(rule: LayerRule, name: str, kind: str) -> bool:
+    asked = rule.type is not None or (rule.name is not None and not _WILDCARDS & set(rule.name))
+    return _matches(rule, name, kind) and (kind in WEIGHTED or (kind in WEIGHTLESS and asked))
+
+
+def _check(index: int, rule: LayerRule, layers: Sequence[tuple[str, str]]) -> None:
+    """Refuse a rule that does nothing, and say why."""
+    where = f"quantize.layers[{index}]"
+    if any(_selects(rule, name, kind) for name, kind in layers):
+        return
+    matched = [(name, kind) for name, kind in layers if _matches(rule, name, kind)]
+    if not matched:
+        raise RecipeError(f"the rule '{rule}' matches no layer", where=where, hint=_meant(rule, layers))
+    name, kind = matched[0]
+    label = name if not name or name == kind else f"{name} ({kind})"
+    if kind in WEIGHTLESS:
+        raise RecipeError(
+            f"the rule '{rule}' matches only layers without a weight, as {label}",
+            where=where,
+            hint=f'ask for them by type = "{kind}" or by their full name',
+        )
+    raise RecipeError(
+        f"the rule '{rule}' matches only layers that cannot be given a precision, as {label}",
+        where=where,
+        hint=f"{kind} takes the precision of what feeds it; rules are for {', '.join(sorted(WEIGHTED | WEIGHTLESS))}",
+    )
+
+
+def _meant(rule: LayerRule, layers: Sequence[tuple[str, str]]) -> str:
+    usable = [(name, kind) for name, kind in layers if kind in WEIGHTED | WEIGHTLESS]
+    if rule.type is not None and not any(fnmatchcase(kind, rule.type) for _, kind in usable):
+        return f"type: {did_you_mean(rule.type, {kind for _, kind in usable})}"
+    if rule.name is not None:
+        of_type = [name for name, kind in usable if rule.type is None or fnmatchcase(kind, rule.type)]
+        return f"name: {did_you_mean(rule.name, of_type)}"
+    return "the model has no layer with a weight"
