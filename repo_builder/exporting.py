@@ -74,7 +74,9 @@ def source(recipe: Recipe, checkpoint: Path | None) -> Source:
     )
 
 
-def export(recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs, folder: Path) -> Exported:
+def export(
+    recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs, folder: Path, *, shown: Path
+) -> Exported:
     """Write ``model.onnx`` and ``model.fp32.onnx`` into ``folder`` and run every form on the held-out samples.
 
     Args:
@@ -83,6 +85,7 @@ def export(recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outpu
         calibration: Calibration samples by input name, batch first.
         held_out: Held-out samples by input name, batch first.
         folder: Where the files go.
+        shown: Where the folder will be once it is whole.
 
     Raises:
         ModelError: The weights do not fit.
@@ -101,7 +104,7 @@ def export(recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outpu
         onnx.save(to_fp16(onnx.load(model_file), fp16_layers), model_file)
     with progress.step("check Q/DQ") as step:
         check(model_file)
-        step.wrote(model_file)
+        step.wrote(model_file, shown=shown / model_file.name)
     with progress.step("run exported ONNX"):
         outputs["onnx"] = _run_onnx(model_file, held_out, recipe)
     return Exported(outputs=outputs, layers=layers, layer_precisions=precisions(onnx.load(model_file)))

@@ -158,8 +158,8 @@ def _export(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> Onnx
         return current
     with files.replacing_folder(folder) as fresh:
         calibration, held_out = dataset.split("calibration"), dataset.split("test")
-        made = exporting.export(recipe, source, calibration.inputs, held_out.inputs, fresh)
-        np.savez(fresh / "outputs.npz", **made.outputs)  # type: ignore[arg-type]
+        made = exporting.export(recipe, source, calibration.inputs, held_out.inputs, fresh, shown=folder)
+        np.savez(fresh / "outputs.npz", **made.outputs)
         artifact = OnnxArtifact(
             path=fresh,
             key=key,
@@ -220,7 +220,7 @@ def _compile(
     progress.stderr_console().print(f"target: {reason}")
     folder = options.work / recipe.name / "engine"
     key = files.sha256_of_json({
-        "exported": exported.files.get("model.onnx"),
+        "exported": exported.files,
         "compile": recipe.to_dict()["compile"],
         "max_batch_size": recipe.repository.max_batch_size,
         "target": target.name,
@@ -235,7 +235,7 @@ def _compile(
         progress.skipped("compile", f"up to date  {folder}")
         return current
     with files.replacing_folder(folder) as fresh:
-        details = _compile_into(fresh, target, exported, options)
+        details = _compile_into(fresh, target, exported, options, shown=folder)
         scored = _score_engine(fresh, target, details, exported, dataset, recipe)
         artifact = EngineArtifact(
             path=fresh,
@@ -254,7 +254,9 @@ def _compile(
     return dataclasses.replace(artifact, path=folder)
 
 
-def _compile_into(folder: Path, target: CompileTarget, exported: OnnxArtifact, options: BuildOptions) -> dict[str, Any]:
+def _compile_into(
+    folder: Path, target: CompileTarget, exported: OnnxArtifact, options: BuildOptions, *, shown: Path
+) -> dict[str, Any]:
     with progress.step(f"compile ({target.name})") as step:
         details = target.compile(
             exported,
@@ -267,7 +269,7 @@ def _compile_into(folder: Path, target: CompileTarget, exported: OnnxArtifact, o
             ),
         )
         for item in sorted(folder.glob("model.*")):
-            step.wrote(item)
+            step.wrote(item, shown=shown / item.name)
     for note in details.get("notes", ()):
         progress.stderr_console().print(f"  {note}", markup=False)
     details["onnx_sha256"] = exported.files.get("model.onnx")

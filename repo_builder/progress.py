@@ -35,10 +35,15 @@ class Step:
         """Add a remark to the line that the step ends with."""
         self.notes.append(text)
 
-    def wrote(self, path: Path) -> None:
-        """Name what the step wrote: its path, size and, for a file, the first 12 digits of its sha256."""
+    def wrote(self, path: Path, *, shown: Path | None = None) -> None:
+        """Name what the step wrote: its path, size and, for a file, the first 12 digits of its sha256.
+
+        Args:
+            path: What was written.
+            shown: Where it will be once its folder is in place.
+        """
         digest = f"  sha256:{sha256_of(path)[:12]}" if path.is_file() else ""
-        self.notes.append(f"{path}  {human_bytes(tree_size(path))}{digest}")
+        self.notes.append(f"{shown or path}  {human_bytes(tree_size(path))}{digest}")
 
 
 @contextmanager
@@ -65,6 +70,12 @@ def step(title: str) -> Iterator[Step]:
         status.stop()
     seconds = time.perf_counter() - started
     console.print(f"[green]done[/green]   {seconds:7.2f} s  {title:<22}{escape('  '.join(current.notes))}")
+
+
+def stdout_console() -> Console:
+    """Return a console for results: as wide as the terminal, or wide enough for tables where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def skipped(title: str, why: str = "up to date") -> None:

@@ -84,8 +84,10 @@ def parse_version(text: str) -> int | Literal["replace", "next"]:
     Raises:
         click.BadParameter: It is neither a word that is known nor a version's number.
     """
-    if text == "replace" or text == "next":
-        return text
+    if text == "next":
+        return "next"
+    if text == "replace":
+        return "replace"
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise click.BadParameter(f"'{text}' is neither replace, next nor a number above 0", param_hint="--version")
@@ -96,14 +98,14 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_json(result), indent=2))
         return
-    from rich.console import Console
+    from repo_builder.progress import stdout_console
 
-    console = Console(highlight=False)
+    console = stdout_console()
     if result.engine.layers:
         console.print(_layer_table(result.engine.layers))
     console.print(_accuracy_table(result.engine.accuracy))
     for sentence in result.engine.details.get("verdicts", ()):
-        console.print(sentence, markup=False)
+        console.print(sentence, markup=False, soft_wrap=True)
     console.print(f"model repository: {result.model_folder}", markup=False, soft_wrap=True)
 
 
@@ -125,12 +127,13 @@ def _layer_table(layers: tuple[LayerRecord, ...]) -> Any:  # noqa: ANN401 - rich
 
     table = Table(title="Layers", title_justify="left", box=None, pad_edge=False)
     for heading in ("layer", "type", "precision", "rule", "calibrator"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in ("input amax", "weight amax", "SQNR dB"):
         table.add_column(heading, justify="right")
     for item in layers:
         numbers = [_number(item.input_amax, ".4g"), _number(item.weight_amax, ".4g"), _number(item.sqnr_db, ".1f")]
-        table.add_row(item.name, item.type, item.precision, item.rule or "none: stays fp32", item.calibrator, *numbers)
+        rule = item.rule.partition(" → ")[0] or "none: stays fp32"
+        table.add_row(item.name, item.type, item.precision, rule, item.calibrator, *numbers)
     return table
 
 
