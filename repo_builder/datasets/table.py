@@ -101,18 +101,29 @@ def _rows(path: Path, delimiter: str) -> tuple[list[str], list[list[str]], list[
 
 def _values(path: Path, rows: list[list[str]], lines: list[int], columns: dict[str, int]) -> Array:
     """Return the features as float64 (rows, columns)."""
-    values = np.empty((len(rows), len(columns)), np.float64)
-    for number, row in enumerate(rows):
-        for place, (name, column) in enumerate(columns.items()):
-            try:
-                values[number, place] = float(row[column])
-            except ValueError:
-                raise DataError(
-                    f"line {lines[number]}, column '{name}': '{row[column]}' is no number",
-                    where=str(path),
-                    hint="name the label's column with data.arguments.label, or the features' with .features",
-                ) from None
-    return values
+    places = columns.values()
+    try:
+        return np.array([[float(row[place]) for place in places] for row in rows], np.float64)
+    except ValueError:
+        line, name, cell = next(
+            (line, name, row[place])
+            for line, row in zip(lines, rows, strict=True)
+            for name, place in columns.items()
+            if not _is_number(row[place])
+        )
+        raise DataError(
+            f"line {line}, column '{name}': '{cell}' is no number",
+            where=str(path),
+            hint="name the label's column with data.arguments.label, or the features' with .features",
+        ) from None
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _targets(cells: list[str]) -> Array:

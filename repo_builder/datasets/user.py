@@ -84,7 +84,7 @@ def read_npz(
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
 ) -> Source:
-    """Read arrays by name: one for each input (``x`` will do for an only one), and ``y`` or ``labels`` if there are any.
+    """Read arrays by name: one for each input (or ``x`` for an only one), and ``y`` or ``labels`` if there are any.
 
     Args:
         path: The .npz file.

@@ -1,4 +1,4 @@
-"""VGG7 for 32×32 colour images: three pairs of 3×3 convolutions, each pair followed by pooling, and three linear layers.
+"""VGG7 for 32×32 colour images: three pairs of 3×3 convolutions with pooling behind each, and three linear layers.
 
 The layout is that of the VGG-like network of Courbariaux et al., "Binarized Neural Networks" (2016), with ReLU. Module
 names (``feature_layers.N``, ``classifier.{0,2}``, ``last_layer``) are those of the checkpoints that this project reads.
