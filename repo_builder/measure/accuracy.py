@@ -2,61 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from repo_builder.errors import MeasureError
 from repo_builder.measure.stats import wilson
+from repo_builder.results import AccuracyResult, Agreement
 from repo_builder.tensors import Array
 
-
-@dataclass(frozen=True, kw_only=True)
-class AccuracyResult:
-    """How well outputs name the classes of a held-out split.
-
-    Macro averages run over the classes that occur among labels or predictions; a ratio without cases counts 0.
-
-    Attributes:
-        samples: Number of samples.
-        top1: Fraction classified right.
-        low: Lower end of the 95 % Wilson interval of top1.
-        high: Upper end of it.
-        macro_precision: Mean over classes of the precision.
-        macro_recall: Mean over classes of the recall.
-        macro_f1: Mean over classes of the F1 score.
-        loss: Mean cross-entropy, nats.
-        confusion: Counts, ``confusion[label][prediction]``.
-        classes: Names of the classes.
-        correct: For every sample, whether it was classified right.
-    """
-
-    samples: int
-    top1: float
-    low: float
-    high: float
-    macro_precision: float
-    macro_recall: float
-    macro_f1: float
-    loss: float
-    confusion: tuple[tuple[int, ...], ...]
-    classes: tuple[str, ...]
-    correct: tuple[bool, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How close the outputs of two forms of a model are on the same samples.
-
-    Attributes:
-        agreement: Fraction of samples that agree: same argmax, or within the tolerance where one was given.
-        max_abs_diff: Largest absolute difference of any output.
-        mean_abs_diff: Mean absolute difference.
-    """
-
-    agreement: float
-    max_abs_diff: float
-    mean_abs_diff: float
+__all__ = ["AccuracyResult", "Agreement", "check_finite", "compare", "score"]
 
 
 def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> AccuracyResult:

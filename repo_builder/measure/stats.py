@@ -4,45 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from repo_builder.results import LatencySummary
 from repo_builder.tensors import Array
 
 Z95 = 1.959963984540054
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencySummary:
-    """A distribution of latencies, in microseconds; every percentile is a latency that was recorded.
-
-    Attributes:
-        samples: Number of latencies.
-        mean_us: Their mean.
-        std_us: Their standard deviation.
-        p50_us: Median.
-        p90_us: 90th percentile.
-        p95_us: 95th percentile.
-        p99_us: 99th percentile.
-        p999_us: 99.9th percentile.
-        max_us: The largest.
-    """
-
-    samples: int
-    mean_us: float
-    std_us: float
-    p50_us: float
-    p90_us: float
-    p95_us: float
-    p99_us: float
-    p999_us: float
-    max_us: float
-
-    def percentile_us(self, percentile: float) -> float:
-        """Return one of the percentiles above; 50, 90, 95, 99 or 99.9."""
-        return float(getattr(self, f"p{percentile:g}_us".replace(".", "")))
 
 
 def percentile(ordered: Array, percent: float) -> float:

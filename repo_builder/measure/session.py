@@ -1,0 +1,135 @@
+"""A served model under measurement: one server, one model, one protocol, any number of levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from repo_builder.errors import MeasureError
+from repo_builder.measure import outputs, payloads, schedule, server_stats, windows
+from repo_builder.measure.control import open_control
+from repo_builder.measure.messages import codec
+from repo_builder.measure.model import describe
+from repo_builder.measure.server_stats import Snapshot
+from repo_builder.measure.transport import Endpoint
+from repo_builder.measure.verify import Expected
+from repo_builder.measure.windows import Pace
+from repo_builder.measure.worker import Fleet, Job
+from repo_builder.results import Hardware, Level, LevelResult, ServerInfo
+from repo_builder.tensors import Array
+
+
+class Session:
+    """Everything that is open while a model is measured.
+
+    Args:
+        endpoint: The server.
+        model: The model's name.
+        version: Its version; empty for the newest.
+        timeout_s: Deadline of every call.
+        workers: Processes that make the load.
+        seed: Seed of random arrival times.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, model: str, *, version: str = "", timeout_s: float, workers: int = 1, seed: int = 0
+    ) -> None:
+        self.endpoint = endpoint
+        self._timeout_s = timeout_s
+        self._seed = seed
+        self._control = open_control(endpoint, timeout_s)
+        about = self._control.server()
+        self.server = ServerInfo(
+            url=str(endpoint),
+            protocol=endpoint.protocol,
+            name=str(about.get("name", "")),
+            version=str(about.get("version", "")),
+        )
+        self.model = describe(self._control, model, version)
+        self._version = version
+        self._statistics = self._has_statistics()
+        self._fleet = Fleet(workers)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers and close the connections."""
+        self._fleet.close()
+        self._control.close()
+
+    def infer(self, samples: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs for samples, ``(n, *shape)`` by name, in their order."""
+        return outputs.infer_all(self.endpoint, self.model, samples, timeout_s=self._timeout_s)
+
+    def measure(self, level: Level, samples: Mapping[str, Array], pace: Pace) -> LevelResult:
+        """Put the server under one load.
+
+        Args:
+            level: The load.
+            samples: ``(n, *shape)`` by input name; batches are taken from it in turn.
+            pace: How long.
+
+        Raises:
+            MeasureError: The level does not fit the model, or the server cannot be reached.
+            LevelStopped: It ended early; holds what was measured.
+        """
+        self._check(level)
+        payloads.check_samples(self.model, samples)
+        wire = codec(self.endpoint, self.model.name, self._version)
+        self._fleet.prepare(
+            Job(
+                endpoint=self.endpoint,
+                model=self.model.name,
+                version=self._version,
+                payloads=payloads.inline(wire, self.model, samples, level.batch_size),
+                expected=Expected.of(self.model, level.batch_size),
+                slots=level.concurrency,
+                timeout_s=self._timeout_s,
+            )
+        )
+        return windows.measure(
+            self._fleet,
+            level,
+            pace,
+            arrivals_ns=self._arrivals(level, pace),
+            probe=self._probe if self._statistics else None,
+            hardware=_no_hardware,
+        )
+
+    def _check(self, level: Level) -> None:
+        most = self.model.max_batch_size
+        if most and level.batch_size > most:
+            raise MeasureError(
+                f"batch {level.batch_size} is more than the model's max_batch_size {most}", where="--batch-size"
+            )
+        if not self.model.batch_axis and level.batch_size > 1:
+            raise MeasureError(
+                f"the model '{self.model.name}' takes no batches", where="--batch-size", hint="leave it out"
+            )
+
+    def _arrivals(self, level: Level, pace: Pace) -> Array | None:
+        if level.mode == "rate" and level.request_rate:
+            return schedule.constant(level.request_rate, pace.longest_s)
+        if level.mode == "poisson" and level.request_rate:
+            return schedule.poisson(level.request_rate, pace.longest_s, self._seed)
+        return None
+
+    def _has_statistics(self) -> bool:
+        try:
+            self._probe()
+        except MeasureError:
+            return False
+        return True
+
+    def _probe(self) -> Snapshot:
+        return server_stats.snapshot(self._control, self.model)
+
+
+def _no_hardware(start_ns: int, end_ns: int, inferences: int) -> Hardware | None:
+    return None
