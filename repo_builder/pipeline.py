@@ -10,28 +10,24 @@ Stages never import each other; values are handed on here.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from repo_builder import artifacts, compile, datasets, environment, files, progress
+from repo_builder import artifacts, compile, datasets, environment, files, keys, progress, scoring
 from repo_builder.artifacts import AccuracyRecord, Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.compile import CompileOptions, CompileTarget
-from repo_builder.datasets import Dataset, Samples
-from repo_builder.errors import DataError
-from repo_builder.measure import accuracy
+from repo_builder.datasets import Dataset
+from repo_builder.errors import DataError, RepositoryError
 from repo_builder.recipe import Recipe
 from repo_builder.repository import config, layout
-from repo_builder.tensors import Array
 
-_PACKAGE = Path(__file__).resolve().parent
 A = TypeVar("A", bound=Artifact)
+
+# What an exported artifact depends on: a change in any of these makes it again.
+_EXPORT_CODE = ("models", "quantize", "export", "exporting.py", "pipeline.py", "scoring.py", "measure/accuracy.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +143,9 @@ def _export(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> Onnx
         "recipe": {name: parts[name] for name in ("model", "data", "quantize", "export", "seed", "measure")},
         "weights": source.fingerprint,
         "data": dataset.fingerprint,
-        "code": code_version("models", "quantize", "export", "exporting.py", "pipeline.py", "measure/accuracy.py"),
-        "user_code": _user_code(recipe),
-        "libraries": _versions("torch", "onnx", "onnxruntime", "numpy", recipe.quantize.backend),
+        "code": keys.code_version(*_EXPORT_CODE),
+        "user_code": keys.user_code(recipe),
+        "libraries": keys.versions("torch", "onnx", "onnxruntime", "numpy", recipe.quantize.backend),
     })  # fmt: skip
     current = None if options.force else _current(OnnxArtifact, folder, key, recipe)
     if current is not None:
@@ -170,7 +166,7 @@ def _export(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> Onnx
             files=artifacts.hashes(fresh),
             environment=environment.describe(),
             layers=made.layers,
-            accuracy=tuple(score_forms(made.outputs, held_out, dataset.classes, recipe)),
+            accuracy=tuple(scoring.score_forms(made.outputs, held_out, dataset.classes, recipe)),
             details={
                 "layer_precisions": made.layer_precisions,
                 "calibration_samples": len(calibration),
@@ -181,32 +177,6 @@ def _export(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> Onnx
         )
         artifacts.write_manifest(artifact)
     return dataclasses.replace(artifact, path=folder)
-
-
-def score_forms(
-    outputs: Mapping[str, Array], samples: Samples, classes: tuple[str, ...], recipe: Recipe
-) -> list[AccuracyRecord]:
-    """Score forms of one model on one set of samples; each is compared with the one before it.
-
-    Args:
-        outputs: Form → its first output on the samples, shape (n, ...), in the order in which one derives from another.
-        samples: The held-out samples.
-        classes: Names of the classes.
-        recipe: Tells whether outputs are classes.
-    """
-    records: list[AccuracyRecord] = []
-    above: Array | None = None
-    for form, values in outputs.items():
-        record = AccuracyRecord(form=form.replace("_", "-"), samples=len(values))
-        if samples.labels is not None and recipe.measure.task == "classification":
-            result = accuracy.score(values, samples.labels, classes)
-            record = dataclasses.replace(record, top1=result.top1, low=result.low, high=result.high)
-        if above is not None:
-            found = accuracy.compare(above, values)
-            record = dataclasses.replace(record, agreement=found.agreement, max_abs_diff=found.max_abs_diff)
-        records.append(record)
-        above = values
-    return records
 
 
 # --- compile --------------------------------------------------------------------------------------------------------
@@ -225,7 +195,7 @@ def _compile(
         "max_batch_size": recipe.repository.max_batch_size,
         "target": target.name,
         "versions": target.versions(recipe),
-        "code": code_version("compile"),
+        "code": keys.code_version("compile"),
         "mismatch": options.allow_precision_mismatch,
         "data": dataset.fingerprint if dataset else None,
     })  # fmt: skip
@@ -299,7 +269,7 @@ def _score_engine(
         np.savez(folder / "outputs.npz", engine=values)
         with np.load(exported.path / "outputs.npz") as saved:
             forms = {"onnx": saved["onnx"], target.name: values}
-        record = score_forms(forms, samples, exported.classes, recipe)[-1]
+        record = scoring.score_forms(forms, samples, exported.classes, recipe)[-1]
         if record.top1 is not None:
             step.note(f"top-1 {record.top1:.4f} on {record.samples} samples")
     return (record,)
@@ -314,7 +284,7 @@ def _place(engine: EngineArtifact, options: BuildOptions, skipped: list[str]) ->
         repository = dataclasses.replace(engine.recipe.repository, keep_versions=keep)
         engine = dataclasses.replace(engine, recipe=dataclasses.replace(engine.recipe, repository=repository))
     folder = options.repository / engine.recipe.name
-    if not options.force and _is_placed(engine, folder):
+    if not options.force and _is_placed(engine, options, folder):
         skipped.append("place")
         progress.skipped("place", f"up to date  {folder}")
         return folder
@@ -324,19 +294,17 @@ def _place(engine: EngineArtifact, options: BuildOptions, skipped: list[str]) ->
     return placed
 
 
-def _is_placed(engine: EngineArtifact, folder: Path) -> bool:
+def _is_placed(engine: EngineArtifact, options: BuildOptions, folder: Path) -> bool:
     """Whether the newest version in the repository is this engine under the config that would be written."""
     try:
         text = (folder / "config.pbtxt").read_text(encoding="utf-8")
-        newest = max((int(item.name) for item in folder.iterdir() if item.name.isdigit()), default=0)
-        model = folder / str(newest) / engine.model.name
-        same = files.sha256_of(model) == engine.files[engine.model.name]
-    except OSError:
+        newest = max((int(item.name) for item in folder.iterdir() if item.name.isdecimal()), default=0)
+        placed = artifacts.read(EngineArtifact, folder / str(newest))
+        same = files.sha256_of(placed.path / engine.model.name) == engine.files[engine.model.name]
+    except (OSError, RepositoryError):
         return False
-    return same and text == config.render(config.from_engine(engine))
-
-
-# --- keys -----------------------------------------------------------------------------------------------------------
+    asked = options.version not in (newest, "replace", "next")
+    return same and not asked and placed.key == engine.key and text == config.render(config.from_engine(engine))
 
 
 def _current(cls: type[A], folder: Path, key: str, recipe: Recipe) -> A | None:
@@ -346,40 +314,3 @@ def _current(cls: type[A], folder: Path, key: str, recipe: Recipe) -> A | None:
         found = dataclasses.replace(found, recipe=recipe)
         artifacts.write_manifest(found)
     return found
-
-
-@functools.cache
-def code_version(*parts: str) -> str:
-    """Return the sha256 over the source files of rooms or modules of this package."""
-    digest = hashlib.sha256()
-    for part in parts:
-        place = _PACKAGE / part
-        for source in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(source.relative_to(_PACKAGE).as_posix().encode())
-            digest.update(source.read_bytes())
-    return digest.hexdigest()
-
-
-def _user_code(recipe: Recipe) -> dict[str, str]:
-    """Return the sha256 of the files behind the recipe's ``module:function`` values."""
-    found: dict[str, str] = {}
-    for value in (recipe.model.source, recipe.data.source):
-        module = value.partition(":")[0]
-        if ":" not in value or not all(part.isidentifier() for part in module.split(".")):
-            continue
-        near = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
-        if near.is_file():
-            found[value] = files.sha256_of(near)
-            continue
-        try:
-            spec = importlib.util.find_spec(module)
-        except ImportError:
-            continue
-        if spec is not None and spec.origin and Path(spec.origin).is_file():
-            found[value] = files.sha256_of(Path(spec.origin))
-    return found
-
-
-def _versions(*libraries: str) -> dict[str, str | None]:
-    alias = {"modelopt": "nvidia-modelopt"}
-    return {name: environment.version(alias.get(name, name)) for name in libraries}

@@ -1,20 +1,17 @@
 """Recipes: what to build, how to quantize, compile, serve and measure it, as frozen dataclasses.
 
-A recipe is a TOML file whose tables are the classes below. Keys are strict; a message carries the key path and a
-did-you-mean. ``parse`` turns a mapping into a ``Recipe``; reading files and ``--set`` lives in ``recipes/__init__.py``.
+A recipe is a TOML file whose tables are the classes below. ``parse`` turns a mapping into a ``Recipe``; strictness
+about keys and types is ``strict.py``'s, reading files and ``--set`` that of ``recipes/__init__.py``.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from repo_builder.errors import RecipeError, did_you_mean
-from repo_builder.tensors import DType, TensorSpec
+from repo_builder import recipe_check, strict
+from repo_builder.tensors import TensorSpec
 
 Precision = Literal["int8", "fp16", "fp32"]
 CalibratorName = Literal["max", "percentile", "mse", "entropy"]
@@ -270,10 +267,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain TOML/JSON values, from which ``parse`` makes an equal one."""
-        return typing.cast("dict[str, Any]", _plain(self))
-
-
-R = TypeVar("R")
+        values: dict[str, Any] = strict.plain(self)
+        return values
 
 
 def parse(value: Mapping[str, Any]) -> Recipe:
@@ -282,134 +277,6 @@ def parse(value: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: A key is unknown or missing, or a value has the wrong type or is out of range.
     """
-    recipe = _build(Recipe, value, "")
-    _check(recipe)
+    recipe = strict.build(Recipe, value)
+    recipe_check.check(recipe)
     return recipe
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any recipe value
-    if isinstance(value, DType):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        pairs = ((item.name, _plain(getattr(value, item.name))) for item in dataclasses.fields(value))
-        return {key: item for key, item in pairs if item is not None}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
-def _build(cls: type[R], value: Any, path: str) -> R:  # noqa: ANN401 - checked here
-    """Make a dataclass from a TOML table, strictly."""
-    if not isinstance(value, Mapping):
-        raise RecipeError(f"expected a table, found {_shown(value)}", where=path or "recipe")
-    hints = typing.get_type_hints(cls)
-    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in value:
-        if key not in fields:
-            raise RecipeError(f"unknown key '{key}'", where=_join(path, key), hint=did_you_mean(key, fields))
-    for key, item in fields.items():
-        needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if needed and key not in value:
-            raise RecipeError(
-                f"the key '{key}' is missing", where=path or "recipe", hint=f"add {_join(path, key)} = ..."
-            )
-    return cls(**{key: _convert(hints[key], item, _join(path, key)) for key, item in value.items()})
-
-
-def _convert(kind: Any, value: Any, path: str) -> Any:  # noqa: ANN401 - one case a kind of annotation
-    """Check one value against its annotation and return it in its final type."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        inner = next(item for item in arguments if item is not type(None))
-        return _convert(inner, value, path)
-    if origin is Literal:
-        if value not in arguments:
-            hint = did_you_mean(str(value), map(str, arguments))
-            raise RecipeError(f"{_shown(value)} is not one of {', '.join(map(str, arguments))}", where=path, hint=hint)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise RecipeError(f"expected an array, found {_shown(value)}", where=path)
-        return tuple(_convert(arguments[0], item, f"{path}[{place}]") for place, item in enumerate(value))
-    if origin is dict or kind is dict:
-        if not isinstance(value, Mapping):
-            raise RecipeError(f"expected a table, found {_shown(value)}", where=path)
-        return dict(value)
-    if kind is DType:
-        try:
-            return DType.of(str(value))
-        except KeyError:
-            raise RecipeError(
-                f"{_shown(value)} is no data type",
-                where=path,
-                hint=did_you_mean(str(value), (item.value for item in DType)),
-            ) from None
-    if dataclasses.is_dataclass(kind):
-        return _build(typing.cast("type[Any]", kind), value, path)
-    return _scalar(kind, value, path)
-
-
-def _scalar(kind: type, value: Any, path: str) -> Any:  # noqa: ANN401 - checked here
-    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise RecipeError(f"expected {names[kind]}, found {_shown(value)}", where=path)
-    return value
-
-
-def _shown(value: Any) -> str:  # noqa: ANN401 - any value
-    return f"'{value}'" if isinstance(value, str) else f"{value!r}"
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
-
-
-def _check(recipe: Recipe) -> None:
-    """Refuse values that have the right type and make no sense."""
-
-    def refuse(holds: bool, where: str, message: str, hint: str | None = None) -> None:
-        if not holds:
-            raise RecipeError(message, where=where, hint=hint)
-
-    name_ok = bool(recipe.name) and all(c.isalnum() or c in "-_." for c in recipe.name) and recipe.name[0].isalnum()
-    refuse(name_ok, "name", f"'{recipe.name}' cannot name a folder", "use letters, digits, '-', '_' and '.'")
-    refuse(recipe.seed >= 0, "seed", "must not be negative")
-    refuse(bool(recipe.model.inputs), "model.inputs", "there is no input", "add [[model.inputs]]")
-    refuse(bool(recipe.model.outputs), "model.outputs", "there is no output", "add [[model.outputs]]")
-    for key in ("validation", "test"):
-        share = getattr(recipe.data, key)
-        refuse(0 < share < 1, f"data.{key}", f"{share} is not a fraction between 0 and 1")
-    refuse(recipe.data.validation + recipe.data.test < 1, "data", "validation and test leave nothing to train on")
-    refuse(recipe.data.calibration > 0, "data.calibration", "calibration needs at least one sample")
-    for place, rule in enumerate(recipe.quantize.layers):
-        where = f"quantize.layers[{place}]"
-        refuse(
-            rule.num_bits == 8,
-            f"{where}.num_bits",
-            f"{rule.num_bits} bits are not supported: ONNX opset 17 and TensorRT 8.5 quantize to 8-bit integers only",
-            "remove num_bits",
-        )
-        for part, spec in (("input", rule.input), ("weight", rule.weight)):
-            at, share = f"{where}.{part}.percentile", spec.percentile
-            if spec.calibrator == "percentile":
-                hint = 'write { calibrator = "percentile", percentile = 99.99 }'
-                refuse(share is not None, at, "the percentile calibrator needs a percentile", hint)
-                refuse(0 < (share or 0) <= 100, at, f"{share} is not in (0, 100]")
-            else:
-                refuse(share is None, at, f"the {spec.calibrator} calibrator takes no percentile", "remove it")
-    refuse(13 <= recipe.export.opset <= 21, "export.opset", f"{recipe.export.opset} is not in 13 to 21")
-    repository = recipe.repository
-    refuse(repository.max_batch_size >= 0, "repository.max_batch_size", "must not be negative")
-    for key in ("preferred_batch_sizes", "warmup_batch_sizes"):
-        for size in getattr(repository, key):
-            refuse(
-                1 <= size <= max(1, repository.max_batch_size),
-                f"repository.{key}",
-                f"{size} is not between 1 and max_batch_size ({repository.max_batch_size})",
-            )
-    refuse(repository.instance_count >= 1, "repository.instance_count", "must be at least 1")
-    refuse(repository.keep_versions >= 1, "repository.keep_versions", "must be at least 1")

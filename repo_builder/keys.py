@@ -1,0 +1,51 @@
+"""What a stage's result depends on beside its inputs: the code of its rooms, the user's code, library versions."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from repo_builder import environment, files
+from repo_builder.recipe import Recipe
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+@functools.cache
+def code_version(*parts: str) -> str:
+    """Return the sha256 over the source files of rooms or modules of this package."""
+    digest = hashlib.sha256()
+    for part in parts:
+        place = _PACKAGE / part
+        for source in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(source.relative_to(_PACKAGE).as_posix().encode())
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def user_code(recipe: Recipe) -> dict[str, str]:
+    """Return the sha256 of the files behind the recipe's ``module:function`` values."""
+    found: dict[str, str] = {}
+    for value in (recipe.model.source, recipe.data.source):
+        module = value.partition(":")[0]
+        if ":" not in value or not all(part.isidentifier() for part in module.split(".")):
+            continue
+        near = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
+        if near.is_file():
+            found[value] = files.sha256_of(near)
+            continue
+        try:
+            spec = importlib.util.find_spec(module)
+        except ImportError:
+            continue
+        if spec is not None and spec.origin and Path(spec.origin).is_file():
+            found[value] = files.sha256_of(Path(spec.origin))
+    return found
+
+
+def versions(*libraries: str) -> dict[str, str | None]:
+    """Return the installed versions of libraries, or of a quantization back end's; None where there is none."""
+    alias = {"modelopt": "nvidia-modelopt"}
+    return {name: environment.version(alias.get(name, name)) for name in libraries}

@@ -1,0 +1,110 @@
+"""The gates that keep the house in order: who imports whom, and what a light verb may load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "repo_builder"
+STAGES = {"models", "datasets", "quantize", "export", "compile", "repository", "serve", "measure", "report"}
+ORCHESTRATORS = {"pipeline", "exporting", "scoring", "cli", "__main__"}
+HEAVY = ("torch", "tensorrt", "onnxruntime", "modelopt", "pytorch_quantization", "cuda", "sklearn", "pytriton")
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module of this package that a file imports, anywhere in it, as a path below the package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name.removeprefix("repo_builder.") for name in found if name.startswith("repo_builder."))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_stages_never_import_each_other(path: Path) -> None:
+    own = room(path)
+    reached = {name.partition(".")[0] for name in imports(path)}
+    if own in STAGES:
+        assert reached & STAGES <= {own}
+        assert not reached & ORCHESTRATORS
+    elif own not in ORCHESTRATORS:
+        assert not reached & (STAGES | ORCHESTRATORS), "the core knows no stage"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_module_fits_on_a_few_screens(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
+
+
+def blocked(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter in which the heavy libraries cannot be imported."""
+    guard = f"""
+import sys
+class Gate:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise AssertionError("imports " + name)
+sys.meta_path.insert(0, Gate())
+"""
+    return subprocess.run(
+        [sys.executable, "-c", guard + code, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd
+    )
+
+
+@pytest.mark.parametrize("name", sorted(STAGES | {"pipeline", "recipes"}))
+def test_importing_a_stage_loads_nothing_heavy(name: str) -> None:
+    done = blocked(f"import repo_builder.{name}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "verb", ["", "build", "compile", "config", "inspect", "perf", "recipes", "serve", "train", "validate"]
+)
+def test_help_loads_nothing_heavy_and_teaches(verb: str) -> None:
+    done = blocked("from repo_builder.cli import main; main()", *([verb] if verb else []), "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+    assert "repo-builder" in done.stdout.partition("\n")[2], "the help shows an example"
+
+
+def test_light_verbs_run_without_the_heavy_libraries(tmp_path: Path) -> None:
+    main = "from repo_builder.cli import main; main()"
+    (tmp_path / "model_repository").mkdir()
+    done = blocked(main, "validate", "model_repository", cwd=tmp_path)
+    assert done.returncode == 9, done.stderr
+    done = blocked(main, "config", "missing.onnx", cwd=tmp_path)
+    assert "error:" in done.stderr
+    assert "missing.onnx" in done.stderr
+    assert "imports" not in done.stderr
+    done = blocked(main, "perf", "vgg", "--url", "127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 11, done.stderr
+    assert "imports" not in done.stderr
+
+
+def test_help_takes_less_than_0_3_seconds_of_cpu() -> None:
+    """The least of five runs: the machine's other work only ever adds."""
+    code = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", "repo_builder", "--help"], stdout=subprocess.DEVNULL, check=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime)
+"""
+    runs = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(5)
+    ]
+    assert min(runs) < 0.3
