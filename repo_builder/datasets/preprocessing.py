@@ -45,5 +45,8 @@ def normalise(
     """
     shape = (-1, *[1] * (values.ndim - 2))
     centre, spread = (np.asarray(item, np.float32).reshape(shape) for item in (mean, std))
-    result: Array = (values.astype(np.float32) * np.float32(scale) - centre) / spread
+    result = values.astype(np.float32)
+    result *= np.float32(scale)  # in place: an image set is large
+    result -= centre
+    result /= spread
     return result
