@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,14 @@ class OnnxTensor:
         type: Its ONNX element type, as in ``FLOAT`` or ``BFLOAT16``; ``SEQUENCE`` and the like where it is no tensor.
         dtype: The element type, None where Triton has none for it.
         shape: Its whole shape, the batch included; -1 for a dimension that varies; None where the rank is not known.
+        declared: The shape as the file states it, where shape inference has completed it; None where not.
     """
 
     name: str
     type: str
     dtype: DType | None
     shape: tuple[int, ...] | None
+    declared: tuple[int, ...] | None = None
 
     def spec(self, *, batched: bool, dims: tuple[int, ...] | None, where: Path) -> TensorSpec:
         """Return the tensor as config.pbtxt names it.
@@ -60,11 +63,13 @@ class OnnxSignature:
         inputs: Inputs; initializers that are listed as inputs are left out.
         defaults: Names of those initializers: inputs that a caller may give.
         outputs: Outputs, with dimensions that only shape inference finds.
+        external: Files that hold weights, relative to the ONNX file's folder.
     """
 
     inputs: tuple[OnnxTensor, ...]
     defaults: frozenset[str]
     outputs: tuple[OnnxTensor, ...]
+    external: frozenset[str] = frozenset()
 
     @property
     def tensors(self) -> tuple[OnnxTensor, ...]:
@@ -97,7 +102,17 @@ def read(path: Path) -> OnnxSignature:
     return OnnxSignature(
         inputs=tuple(_tensor(item) for item in given),
         defaults=frozenset(item.name for item in model.graph.input if item.name in initial),
-        outputs=tuple(_tensor(item) for item in _inferred(model).graph.output),
+        outputs=tuple(
+            dataclasses.replace(_tensor(found), declared=_tensor(said).shape)
+            for found, said in zip(_inferred(model).graph.output, model.graph.output, strict=True)
+        ),
+        external=frozenset(
+            entry.value
+            for item in model.graph.initializer
+            if item.data_location == onnx.TensorProto.EXTERNAL
+            for entry in item.external_data
+            if entry.key == "location"
+        ),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from repo_builder.errors import RepositoryError
+from repo_builder.errors import RepositoryError, did_you_mean
 from repo_builder.repository.spec import LABELS, ModelConfigSpec
 from repo_builder.tensors import TensorSpec
 
@@ -29,9 +30,22 @@ def parse(text: str, where: str) -> Any:  # noqa: ANN401 - protobuf messages hav
     try:
         return text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
-        reason = str(error).removeprefix(f"{error.GetLine()}:{error.GetColumn()} : ")
-        place = f"{where}:{error.GetLine()}:{error.GetColumn()}" if error.GetLine() else where
-        raise RepositoryError(f"is not a model configuration: {' '.join(reason.split())}", where=place) from None
+        line, column = error.GetLine(), error.GetColumn()
+        reason = " ".join(str(error).removeprefix(f"{line}:{column} : ").removesuffix(".").split())
+        raise RepositoryError(
+            f"is not a model configuration: {reason}",
+            where=f"{where}:{line}:{column}" if line else where,
+            hint=_other_field(reason),
+        ) from None
+
+
+def _other_field(reason: str) -> str | None:
+    """Return a did-you-mean for a parser's message about a field that there is not."""
+    found = re.fullmatch(r'Message type "(.+)" has no field named "(.+)"', reason)
+    if found is None:
+        return None
+    message = model_config_pb2.DESCRIPTOR.pool.FindMessageTypeByName(found[1])
+    return did_you_mean(found[2], message.fields_by_name)
 
 
 def build(spec: ModelConfigSpec) -> Any:  # noqa: ANN401 - see parse
@@ -40,10 +54,10 @@ def build(spec: ModelConfigSpec) -> Any:  # noqa: ANN401 - see parse
         name=spec.name, backend=spec.backend, platform=spec.platform, max_batch_size=spec.max_batch_size
     )
     for tensor in spec.inputs:
-        _fill(config.input.add(), tensor, spec)
+        fill(config.input.add(), tensor, batched=bool(spec.max_batch_size))
     for tensor in spec.outputs:
         output = config.output.add()
-        _fill(output, tensor, spec)
+        fill(output, tensor, batched=bool(spec.max_batch_size))
         if tensor.name == spec.labels:
             output.label_filename = LABELS
     config.version_policy.latest.num_versions = spec.keep_versions
@@ -70,12 +84,18 @@ def build(spec: ModelConfigSpec) -> Any:  # noqa: ANN401 - see parse
     return config
 
 
-def _fill(entry: Any, tensor: TensorSpec, spec: ModelConfigSpec) -> None:  # noqa: ANN401 - ModelInput or ModelOutput
+def fill(entry: Any, tensor: TensorSpec, *, batched: bool) -> None:  # noqa: ANN401 - ModelInput or ModelOutput
+    """Write a tensor into a ModelInput or ModelOutput; one number a sample is dims [1], reshaped where models batch."""
     entry.name = tensor.name
     entry.data_type = model_config_pb2.DataType.Value(tensor.dtype.config)
     entry.dims.extend(tensor.shape or (1,))
-    if not tensor.shape and spec.max_batch_size:
+    if not tensor.shape and batched:
         entry.reshape.SetInParent()
+
+
+def type_name(data_type: int) -> str:
+    """Return a data type's name in config.pbtxt, as in ``TYPE_FP32``."""
+    return str(model_config_pb2.DataType.Name(data_type))
 
 
 def difference(found: Any, wanted: Any) -> str:  # noqa: ANN401 - see parse

@@ -1,0 +1,52 @@
+"""``repo-builder validate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from repo_builder.errors import CheckFailed
+
+_COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
+
+
+@click.command("validate")
+@click.argument("repository", type=click.Path(path_type=Path), default=Path("model_repository"))
+@click.option("--model", "names", multiple=True, metavar="NAME", help="Report on this model only; may be repeated.")
+@click.option("--strict", is_flag=True, help="Exit with 1 on warnings too.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def command(repository: Path, names: tuple[str, ...], strict: bool, as_json: bool) -> None:
+    """Check a model REPOSITORY as Triton would, without starting it.
+
+    Every config.pbtxt is parsed with Triton's protobuf and compared with the model file itself; versions, labels,
+    warm-up, ensembles and stray files are looked at. One line a finding; exit code 1 where there is an error.
+
+    \b
+    repo-builder validate model_repository
+    repo-builder validate model_repository --model vgg --json
+    """  # noqa: D301 - \b is click's mark for lines that stay as they are
+    from repo_builder.repository import validate
+
+    findings = validate.validate(repository, names)
+    checked = names or validate.models(repository)
+    counts = {level: sum(item.level == level for item in findings) for level in _COLOURS}
+    if as_json:
+        rows = [dataclasses.asdict(item) for item in findings]
+        document = {"repository": str(repository), "models": list(checked), **counts, "findings": rows}
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        for item in findings:
+            click.echo(f"{click.style(item.level.ljust(7), fg=_COLOURS[item.level], bold=True)}  {item}")
+    told = " and ".join(_count(counts[level], level) for level in ("error", "warning"))
+    told += f" in {_count(len(checked), 'model')}"
+    if counts["error"] or (strict and counts["warning"]):
+        raise CheckFailed(told, where=str(repository))
+    if not as_json:
+        click.echo(f"{click.style('ok'.ljust(7), fg='green', bold=True)}  {repository}: {told}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number or 'no'} {what}s"

@@ -1,0 +1,177 @@
+"""One model's folder: its configuration as Triton completes it, and its versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from repo_builder.errors import RepositoryError
+from repo_builder.repository import layout, onnx_file, protobuf
+from repo_builder.repository.checks.findings import Finding, error, info
+from repo_builder.repository.spec import CONFIG
+
+ENSEMBLE = "ensemble"
+# backend → (platforms that go with it, file that it loads unless the configuration names one)
+BACKENDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "tensorrt": (("tensorrt_plan",), "model.plan"),
+    "onnxruntime": (("onnxruntime_onnx",), "model.onnx"),
+    "pytorch": (("pytorch_libtorch", "torch_aoti"), "model.pt"),
+    "tensorflow": (("tensorflow_savedmodel", "tensorflow_graphdef"), "model.savedmodel"),
+    "openvino": ((), "model.xml"),
+    "python": ((), "model.py"),
+}
+_FILES = {
+    "model.plan": "tensorrt",
+    "model.onnx": "onnxruntime",
+    "model.pt": "pytorch",
+    "model.savedmodel": "tensorflow",
+    "model.graphdef": "tensorflow",
+    "model.xml": "openvino",
+    "model.py": "python",
+}
+_DEFAULT_BATCH = 4  # what tritonserver tells backends to complete a configuration without max_batch_size with
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A model's folder.
+
+    Attributes:
+        path: The folder.
+        config: The ModelConfig, completed.
+        written: The ModelConfig as it stands in the file; empty where there is none.
+        versions: The version folders that Triton sees, oldest first.
+    """
+
+    path: Path
+    config: Any
+    written: Any = field(repr=False)
+    versions: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.path.name
+
+    @property
+    def config_path(self) -> str:
+        """Where findings about the configuration point to."""
+        return f"{self.name}/{CONFIG}"
+
+    @property
+    def ensemble(self) -> bool:
+        """Whether it is an ensemble of other models."""
+        return bool(self.config.platform == ENSEMBLE or self.config.HasField("ensemble_scheduling"))
+
+    @property
+    def served(self) -> tuple[int, ...]:
+        """The versions that the version policy serves, oldest first."""
+        policy = self.config.version_policy
+        if policy.HasField("all"):
+            return self.versions
+        if policy.HasField("specific"):
+            return tuple(number for number in self.versions if number in policy.specific.versions)
+        count = policy.latest.num_versions if policy.HasField("latest") else 1
+        return self.versions[-count:] if count else ()
+
+    @cached_property
+    def filename(self) -> str:
+        """The file that the backend loads from a version's folder; empty where that is not known."""
+        named: str = self.config.default_model_filename
+        if self.config.platform == "tensorflow_graphdef":
+            return named or "model.graphdef"
+        return named or BACKENDS.get(self.config.backend, ((), ""))[1]
+
+    def file(self, version: int) -> Path:
+        """Return the model file of a version."""
+        return self.path / str(version) / self.filename
+
+
+def read(path: Path) -> tuple[ModelFolder | None, list[Finding]]:
+    """Read a model's folder; None where its configuration cannot be understood."""
+    written, findings = _config(path)
+    if written is None:
+        return None, findings
+    config = type(written)()
+    config.CopyFrom(written)
+    config.name = config.name or path.name
+    versions = tuple(layout.versions(path))
+    findings.extend(_complete_backend(path, config, versions))
+    folder = ModelFolder(path=path, config=config, written=written, versions=versions)
+    if folder.config.backend == "onnxruntime":
+        _complete_tensors(folder)
+    return folder, findings
+
+
+def _config(path: Path) -> tuple[Any, list[Finding]]:
+    file, where = path / CONFIG, f"{path.name}/{CONFIG}"
+    if file.is_dir():
+        return None, [error(where, "is a folder, which makes tritonserver abort", "remove it")]
+    if not file.exists():
+        return protobuf.parse("", where), []
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        return protobuf.parse(text, where), []
+    except OSError as reason:
+        return None, [error(where, f"cannot be read ({reason.strerror or reason})")]
+    except RepositoryError as reason:
+        hint = "remove the byte order mark at its start" if text.startswith("\ufeff") else reason.hint or ""
+        return None, [error(reason.where or where, reason.message, hint)]
+
+
+def _complete_backend(path: Path, config: Any, versions: tuple[int, ...]) -> Iterator[Finding]:  # noqa: ANN401
+    """Fill in backend and platform as Triton does from the platform, the file name or the files there."""
+    where = f"{path.name}/{CONFIG}"
+    if config.platform == ENSEMBLE or config.HasField("ensemble_scheduling"):
+        return
+    if not config.backend:
+        by_platform = next((name for name, (known, _) in BACKENDS.items() if config.platform in known), "")
+        there = {item.name for item in (path / str(versions[0])).iterdir()} if versions else set()
+        by_file = _FILES.get(config.default_model_filename) or next(
+            (_FILES[name] for name in _FILES if name in there), ""
+        )
+        config.backend = by_platform or (by_file if not config.platform else "")
+        if not config.backend:
+            told = (
+                f"unknown platform '{config.platform}'" if config.platform else "neither backend nor platform is given"
+            )
+            yield error(
+                where if (path / CONFIG).exists() else path.name,
+                f"{told}, and the files do not tell",
+                'add backend: "..." to config.pbtxt',
+            )
+            return
+        if not (path / CONFIG).exists():
+            yield info(path.name, f"has no config.pbtxt: Triton completes one for backend '{config.backend}'")
+    if config.backend not in BACKENDS:
+        yield info(where, f"backend '{config.backend}' is not known here, so only its configuration is checked")
+    known = BACKENDS.get(config.backend, ((), ""))[0]
+    if config.platform and known and config.platform not in known:
+        yield error(
+            where,
+            f"platform '{config.platform}' does not go with backend '{config.backend}'",
+            f'remove the platform, or write "{known[0]}"',
+        )
+
+
+def _complete_tensors(folder: ModelFolder) -> None:
+    """Fill in tensors and max_batch_size from the newest ONNX file where the configuration leaves them out."""
+    config = folder.config
+    if (config.input and config.output) or not folder.served:
+        return
+    try:
+        signature = onnx_file.read(folder.file(folder.served[-1]))
+    except RepositoryError:
+        return  # reported where the file is checked
+    batch, _ = onnx_file.batching(signature, None)
+    config.max_batch_size = config.max_batch_size or (_DEFAULT_BATCH if batch else 0)
+    for entries, tensors in ((config.input, signature.inputs), (config.output, signature.outputs)):
+        if entries:
+            continue
+        for tensor in tensors:
+            if tensor.dtype is not None and tensor.shape is not None:
+                spec = tensor.spec(batched=bool(config.max_batch_size), dims=None, where=folder.path)
+                protobuf.fill(entries.add(), spec, batched=bool(config.max_batch_size))

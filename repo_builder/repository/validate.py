@@ -1,0 +1,93 @@
+"""Check a model repository as Triton would, without starting it.
+
+Reads configurations through the ModelConfig protobuf and models through their files; works on any repository, whoever
+wrote it. Which questions are asked stands in ``checks/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from repo_builder.errors import RepositoryError, did_you_mean
+from repo_builder.repository.checks import ensemble, settings, tensors, versions
+from repo_builder.repository.checks.findings import Finding, error, info
+from repo_builder.repository.checks.folder import ModelFolder, read
+from repo_builder.repository.spec import CONFIG
+
+__all__ = ["Finding", "models", "validate"]
+
+
+def models(repository: Path) -> tuple[str, ...]:
+    """Return the models of a repository: the names of its folders, since that is what Triton takes for models.
+
+    Raises:
+        RepositoryError: There is no repository, or nothing in it.
+    """
+    where = str(repository)
+    if not repository.exists():
+        raise RepositoryError("there is no such folder", where=where, hint="repo-builder build makes one")
+    if not repository.is_dir():
+        raise RepositoryError("is a file, not a model repository", where=where)
+    if (repository / CONFIG).is_file():
+        raise RepositoryError(
+            "is one model's folder, not a repository", where=where, hint=f"use {repository.absolute().parent}"
+        )
+    try:
+        names = tuple(sorted(item.name for item in repository.iterdir() if item.is_dir()))
+    except OSError as reason:
+        raise RepositoryError(f"cannot be read ({reason.strerror})", where=where) from None
+    if not names:
+        raise RepositoryError("is empty: a model repository has one folder a model", where=where)
+    return names
+
+
+def validate(repository: Path, names: Sequence[str] = ()) -> tuple[Finding, ...]:
+    """Check a repository.
+
+    Args:
+        repository: The model repository.
+        names: Models to report on; all where there are none.
+
+    Returns:
+        What was found, in the order of the models.
+
+    Raises:
+        RepositoryError: There is no repository, nothing in it, or not that model.
+    """
+    there = models(repository)
+    for name in names:
+        if name not in there:
+            raise RepositoryError(f"has no model '{name}'", where=str(repository), hint=did_you_mean(name, there))
+    folders: dict[str, ModelFolder | None] = {}
+    findings: dict[str, list[Finding]] = {}
+    for name in there:
+        folders[name], findings[name] = _read(repository / name)
+    for name, folder in folders.items():
+        if folder is not None and name in (names or there):
+            findings[name].extend(_check(folder, folders))
+    chosen = [finding for name in names or there for finding in findings[name]]
+    return tuple(chosen if names else [*_strays(repository), *chosen])
+
+
+def _read(path: Path) -> tuple[ModelFolder | None, list[Finding]]:
+    """Read a model's folder, or say that a hidden folder is none: one that does not load stops the server."""
+    if path.name.startswith(".") and not (path / CONFIG).exists():
+        return None, [error(path.name, "is hidden, and Triton takes it for a model all the same", "move it away")]
+    return read(path)
+
+
+def _check(folder: ModelFolder, folders: dict[str, ModelFolder | None]) -> list[Finding]:
+    found = [*versions.check(folder), *settings.check(folder)]
+    found.extend(ensemble.check(folder, folders) if folder.ensemble else tensors.check(folder))
+    return found
+
+
+def _strays(repository: Path) -> list[Finding]:
+    found: list[Finding] = []
+    for item in sorted(repository.iterdir()):
+        if item.is_symlink() and not item.exists():
+            found.append(error(item.name, "is a link to nothing, which stops tritonserver", "remove it"))
+        elif not item.is_dir() and not item.name.startswith("."):
+            found.append(info(item.name, "is not used by Triton"))
+    return found
