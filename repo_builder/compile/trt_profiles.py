@@ -1,0 +1,112 @@
+"""Optimization profiles: from the recipe's batch sizes and shapes to full shapes per input, and what they cover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from repo_builder.errors import CompileError, RecipeError, did_you_mean
+from repo_builder.recipe import ProfileSpec, Recipe
+from repo_builder.tensors import ShapeProfile, TensorSpec
+
+Profile = dict[str, ShapeProfile]
+_BOUNDS = ("min", "opt", "max")
+
+
+def from_recipe(recipe: Recipe) -> tuple[Profile, ...]:
+    """Return the profiles that the recipe asks for: input name → full shapes.
+
+    Without ``[[compile.tensorrt.profiles]]`` there is one, from batch 1 to ``repository.max_batch_size``, tuned for the
+    largest preferred batch size, or else for the largest batch.
+
+    Raises:
+        RecipeError: A profile has no shape for a dynamic dimension, or does not fit the inputs.
+        CompileError: The largest batch that Triton may form fits no profile.
+    """
+    largest = max(recipe.repository.max_batch_size, 1)
+    specs = recipe.compile.tensorrt.profiles or (
+        ProfileSpec(
+            min_batch=1, opt_batch=max(recipe.repository.preferred_batch_sizes, default=largest), max_batch=largest
+        ),
+    )
+    profiles = tuple(
+        {item.name: _shapes(item, spec, f"compile.tensorrt.profiles[{place}]") for item in recipe.model.inputs}
+        for place, spec in enumerate(specs)
+    )
+    for place, spec in enumerate(specs):
+        unknown = next((name for name in spec.shapes if name not in profiles[place]), None)
+        if unknown is not None:
+            where = f"compile.tensorrt.profiles[{place}].shapes"
+            raise RecipeError(
+                f"there is no input '{unknown}'", where=where, hint=did_you_mean(unknown, profiles[place])
+            )
+    covered = max_batch(profiles)
+    if covered < recipe.repository.max_batch_size:
+        raise CompileError(
+            f"Triton may form batches of {recipe.repository.max_batch_size}, and the largest profile ends at {covered}",
+            where="repository.max_batch_size",
+            hint=f"lower it to {covered}, or raise max_batch in compile.tensorrt.profiles",
+        )
+    return profiles
+
+
+def _shapes(tensor: TensorSpec, spec: ProfileSpec, where: str) -> ShapeProfile:
+    """Return one input's full shapes in one profile."""
+    bounds = spec.shapes.get(tensor.name, {})
+    where_shape = f"{where}.shapes.{tensor.name}"
+    for key in bounds:
+        if key not in _BOUNDS:
+            raise RecipeError(f"unknown key '{key}'", where=where_shape, hint=did_you_mean(key, _BOUNDS))
+    if -1 in tensor.shape and set(bounds) != set(_BOUNDS):
+        raise RecipeError(
+            f"the input {tensor} has dynamic dimensions and no min, opt and max shape",
+            where=where,
+            hint=f"add shapes.{tensor.name} = {{ min = [...], opt = [...], max = [...] }}, without the batch",
+        )
+    full: dict[str, tuple[int, ...]] = {}
+    for key in _BOUNDS:
+        shape = tuple(bounds.get(key, tensor.shape))
+        if not tensor.fits(shape):
+            raise RecipeError(f"{list(shape)} is no shape of the input {tensor}", where=f"{where_shape}.{key}")
+        full[key] = (getattr(spec, f"{key}_batch"), *shape)
+    try:
+        return ShapeProfile(**full)
+    except ValueError as error:
+        raise RecipeError(str(error), where=where) from None
+
+
+def max_batch(profiles: Iterable[Profile]) -> int:
+    """Return the largest batch that some profile takes in every input."""
+    return max((min(shape.max[0] for shape in profile.values()) for profile in profiles), default=0)
+
+
+def choose(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Return the profile that covers the inputs' shapes, the tightest one of several; None where none does."""
+    fitting = [place for place, profile in enumerate(profiles) if _covers(profile, shapes)]
+    return min(fitting, key=lambda place: _slack(profiles[place], shapes), default=None)
+
+
+def _covers(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return profile.keys() == shapes.keys() and all(profile[name].covers(shape) for name, shape in shapes.items())
+
+
+def _slack(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How far the shapes are from what the profile is tuned for, summed over all dimensions."""
+    pairs = ((profile[name].opt, shape) for name, shape in shapes.items())
+    return sum(abs(tuned - size) for opt, shape in pairs for tuned, size in zip(opt, shape, strict=True))
+
+
+def to_json(profiles: Iterable[Profile]) -> list[dict[str, Any]]:
+    """Return profiles as plain JSON values: [{input: {min, opt, max}}]."""
+    return [
+        {name: {key: list(getattr(shape, key)) for key in _BOUNDS} for name, shape in profile.items()}
+        for profile in profiles
+    ]
+
+
+def from_json(value: Iterable[Mapping[str, Mapping[str, Sequence[int]]]]) -> tuple[Profile, ...]:
+    """Return what ``to_json`` was given."""
+    return tuple(
+        {name: ShapeProfile(**{key: tuple(shape[key]) for key in _BOUNDS}) for name, shape in profile.items()}
+        for profile in value
+    )
