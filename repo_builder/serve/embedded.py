@@ -133,7 +133,7 @@ def assemble(wheel: Wheel) -> Path:
 
     It is made once for each combination of contents; Triton refuses links that leave the directory, so all are copies.
     """
-    ours = sorted(item for item in _BACKENDS.rglob("*.py"))
+    ours = sorted(_BACKENDS.glob("*/model.py"))
     digest = hashlib.sha256(_PRELUDE.encode())
     for item in (*ours, wheel.stub, wheel.python_backend / "libtriton_python.so"):
         digest.update(f"{item}:{files.sha256_of(item)}\n".encode())

@@ -90,7 +90,7 @@ class Server:
         return self._child.wait(timeout_s)
 
     def stop(self, grace_s: float = 15.0) -> None:
-        """Stop the server: SIGTERM, a grace period, then SIGKILL for it and its children. Harmless when it has ended."""
+        """Stop the server: SIGTERM, a grace period, then SIGKILL for it and its children; harmless when it has ended."""
         try:
             self._child.stop(grace_s)
         finally:

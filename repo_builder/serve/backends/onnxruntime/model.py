@@ -1,40 +1,194 @@
-"""Triton's ``onnxruntime`` backend, Python-based."""
+"""Triton's ``onnxruntime`` backend for the embedded server: runs in Triton's Python stub, one process an instance.
+
+It reads the same config.pbtxt as the native backend and means the same by it. What it cannot do it refuses while the
+model loads, never by doing something else: a model that asks for a GPU does not run on a CPU.
+
+Inputs arrive as views of Triton's shared memory. A request that comes alone is run on that view; requests that the
+dynamic batcher brings together are copied once, into a buffer that is kept.
+"""
+
+from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
+
+from repo_builder.errors import ServeError
+from repo_builder.serve.backends.onnxruntime import settings, signature
+from repo_builder.tensors import Array
+
+Feed = dict[str, Array]  # input name → values
+Response = object  # pb_utils.InferenceResponse
+
+ort.set_default_logger_severity(3)
+
+
+class Request(Protocol):
+    """What is used of ``pb_utils.InferenceRequest``."""
+
+    def inputs(self) -> Sequence[Any]:
+        """Return the input tensors."""
+
+    def requested_output_names(self) -> list[str]:
+        """Return the outputs that the client wants."""
 
 
 class TritonPythonModel:
     """One instance of a model."""
 
-    def initialize(self, args):
-        import onnxruntime as ort
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config: Any) -> Any:  # noqa: ANN401 - a class of Triton's utils
+        """Fill in what config.pbtxt leaves out where it names no inputs or no outputs."""
+        config = auto_complete_model_config.as_dict()
+        if not (config["input"] and config["output"]):
+            path = model_file(Path(pb_utils.get_model_dir()), config)
+            session = settings.open_session(path, config, [settings.CPU])
+            inputs, outputs = session.get_inputs(), session.get_outputs()
+            signature.complete(config, signature.declared(inputs), signature.declared(outputs))
+        return auto_complete_model_config
 
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the model.
+
+        Raises:
+            ServeError: The file, the configuration and what is installed here do not fit together.
+        """
         config = json.loads(args["model_config"])
-        path = os.path.join(args["model_repository"], args["model_version"], config.get("default_model_filename") or "model.onnx")
-        options = ort.SessionOptions()
-        for key, value in config.get("parameters", {}).items():
-            if key == "intra_op_thread_count":
-                options.intra_op_num_threads = int(value["string_value"])
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.inputs = [item.name for item in self.session.get_inputs()]
-        self.outputs = [item.name for item in self.session.get_outputs()]
+        path = model_file(Path(args["model_repository"], args["model_version"]), config)
+        wanted = settings.providers(config, kind=args["model_instance_kind"], device=args["model_instance_device_id"])
+        session = settings.open_session(path, config, wanted)
+        batched = config["max_batch_size"] > 0
+        for side, tensors in (("input", session.get_inputs()), ("output", session.get_outputs())):
+            signature.check(config[side], signature.declared(tensors), batched=batched, side=side)
+        self._session = session
+        self._run_options = settings.run_options(config)
+        self._outputs = [item["name"] for item in config["output"]]
+        self._strings = any(item["data_type"] == "TYPE_STRING" for item in config["input"])
+        self._batched = batched
+        self._staging = {item["name"]: Staging() for item in config["input"]}
 
-    def execute(self, requests):
-        arrays = [[pb_utils.get_input_tensor_by_name(r, name).as_numpy() for name in self.inputs] for r in requests]
-        feed = {name: np.concatenate([item[k] for item in arrays]) for k, name in enumerate(self.inputs)}
-        results = self.session.run(self.outputs, feed)
-        responses, start = [], 0
-        for request, item in zip(requests, arrays):
-            stop = start + len(item[0])
-            wanted = request.requested_output_names()
-            responses.append(
-                pb_utils.InferenceResponse(
-                    [pb_utils.Tensor(name, array[start:stop]) for name, array in zip(self.outputs, results) if name in wanted]
-                )
-            )
-            start = stop
+    def execute(self, requests: Sequence[Request]) -> list[Response]:
+        """Answer requests, each with its outputs or with an error of its own."""
+        responses: list[Response] = [None] * len(requests)
+        feeds: dict[int, Feed] = {}
+        for place, request in enumerate(requests):
+            try:
+                feeds[place] = self._feed(request)
+            except ValueError as error:  # noqa: PERF203 - each request has an error of its own
+                responses[place] = failure(error)
+        for places in groups(feeds) if self._batched else [[place] for place in feeds]:
+            answers = self._answer([requests[place] for place in places], [feeds[place] for place in places])
+            for place, answer in zip(places, answers, strict=True):
+                responses[place] = answer
         return responses
+
+    def finalize(self) -> None:
+        """Free the session and the buffers."""
+        del self._session
+        self._staging.clear()
+
+    def _feed(self, request: Request) -> Feed:
+        arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        if self._strings:
+            return {name: decoded(array) if array.dtype == object else array for name, array in arrays.items()}
+        return arrays
+
+    def _answer(self, requests: Sequence[Request], feeds: Sequence[Feed]) -> list[Response]:
+        """Run requests of equal shapes as one batch; where that fails, run each alone to find the one that fails."""
+        if len(requests) > 1:
+            sizes = [len(next(iter(feed.values()))) for feed in feeds]
+            batch = {name: self._staging[name].gather([feed[name] for feed in feeds]) for name in feeds[0]}
+            try:
+                results = self._session.run(self._outputs, batch, self._run_options)
+            except Exception as error:  # its classes derive from Exception alone
+                pb_utils.Logger.log_verbose(f"{len(requests)} requests failed together and are run one by one: {error}")
+            else:
+                if all(len(result) == sum(sizes) for result in results):
+                    return scatter(requests, sizes, dict(zip(self._outputs, results, strict=True)))
+        return [self._alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
+
+    def _alone(self, request: Request, feed: Feed) -> Response:
+        names = request.requested_output_names()
+        try:
+            return success(names, self._session.run(names, feed, self._run_options))
+        except Exception as error:  # whatever it is, it concerns this request only
+            return failure(error)
+
+
+class Staging:
+    """The buffer in which batches of one input are gathered; it grows to the largest one and is kept."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def gather(self, arrays: Sequence[Array]) -> Array:
+        """Return arrays of one dtype, and one shape but for the first dimension, as one; valid until the next call."""
+        first = arrays[0]
+        if first.dtype == object:
+            return np.concatenate(arrays)
+        size = sum(array.nbytes for array in arrays)
+        if size > self._bytes.nbytes:
+            self._bytes = np.empty(size, np.uint8)
+        shape = (sum(map(len, arrays)), *first.shape[1:])
+        return np.concatenate(arrays, out=np.ndarray(shape, first.dtype, self._bytes.data))
+
+
+def groups(feeds: Mapping[int, Feed]) -> list[list[int]]:
+    """Return the keys of the feeds that can be one batch: the same inputs, of equal shapes but for the first one."""
+    if len(feeds) == 1:
+        return [list(feeds)]
+    found: dict[Any, list[int]] = {}
+    for place, feed in feeds.items():
+        key = tuple(sorted((name, array.shape[1:]) for name, array in feed.items()))
+        found.setdefault(key, []).append(place)
+    return list(found.values())
+
+
+def scatter(requests: Sequence[Request], sizes: Sequence[int], results: Mapping[str, Array]) -> list[Response]:
+    """Give each request its rows of the results."""
+    answers, start = [], 0
+    for request, size in zip(requests, sizes, strict=True):
+        names = request.requested_output_names()
+        answers.append(success(names, [results[name][start : start + size] for name in names]))
+        start += size
+    return answers
+
+
+def success(names: Sequence[str], arrays: Sequence[Array]) -> Response:
+    """Return the response that carries these outputs."""
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, item) for name, item in zip(names, arrays, strict=True)])
+
+
+def failure(error: Exception) -> Response:
+    """Return the response that carries an error."""
+    theirs = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgument"
+    code = pb_utils.TritonError.INVALID_ARG if theirs else pb_utils.TritonError.INTERNAL
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(f"ONNX Runtime: {error}", code))
+
+
+def decoded(array: Array) -> Array:
+    """Return an array of str from one of UTF-8 bytes, as ONNX Runtime takes them.
+
+    Raises:
+        UnicodeDecodeError: They are not UTF-8; a ValueError.
+    """
+    flat = [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
+    return np.array(flat, dtype=object).reshape(array.shape)
+
+
+def model_file(folder: Path, config: settings.Config) -> Path:
+    """Return the ONNX file of a version folder.
+
+    Raises:
+        ServeError: There is none.
+    """
+    path = folder / (config.get("default_model_filename") or "model.onnx")
+    path = path / "model.onnx" if path.is_dir() else path
+    if not path.is_file():
+        raise ServeError("there is no such file", where=str(path))
+    return path
