@@ -121,11 +121,11 @@ def _export_torch(
         module = models.create(recipe.model, seed=recipe.seed)
         models.load_checkpoint(module, origin.path, where=origin.description)
         step.note(f"{recipe.model.source}  {origin.description}  sha256:{origin.fingerprint[:12]}")
-    with progress.step("run fp32"):
-        outputs = {"fp32": run(module, held_out, recipe.model)}
     with progress.step("quantize + calibrate") as step:
         made = quantize.quantize(module, recipe.quantize, calibration, input_names=names, seed=recipe.seed)
         step.note(f"{recipe.quantize.backend}, {len(next(iter(calibration.values())))} samples")
+    with progress.step("run fp32"):
+        outputs = {"fp32": run(module, held_out, recipe.model)}
     with progress.step("run fake-quantized"):
         outputs["fake_quantized"] = run(made.module, held_out, recipe.model)
     with progress.step("export") as step:
@@ -146,11 +146,11 @@ def _export_onnx(
             raise ModelError(f"is not an ONNX model ({error})", where=str(origin.path)) from error
         onnx.save(model, folder / "model.fp32.onnx")
         step.wrote(origin.path)
-    with progress.step("run fp32"):
-        outputs = {"fp32": _run_onnx(folder / "model.fp32.onnx", held_out, recipe)}
     with progress.step("quantize + calibrate"):
         made = quantize_onnx(model, recipe.quantize, calibration)
         onnx.save(made.model, folder / "model.onnx")
+    with progress.step("run fp32"):
+        outputs = {"fp32": _run_onnx(folder / "model.fp32.onnx", held_out, recipe)}
     return outputs, made.layers, made.fp16_layers
 
 

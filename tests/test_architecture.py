@@ -79,6 +79,7 @@ def test_help_loads_nothing_heavy_and_teaches(verb: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "Usage:" in done.stdout
     assert "repo-builder" in done.stdout.partition("\n")[2], "the help shows an example"
+    assert "\\b" not in done.stdout, "a raw docstring hides click's line-keeping mark"
 
 
 def test_light_verbs_run_without_the_heavy_libraries(tmp_path: Path) -> None:

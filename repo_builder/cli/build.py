@@ -50,7 +50,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Build a model repository from RECIPE, a built-in's name or a TOML file.
+    """Build a model repository from RECIPE, a built-in's name or a TOML file.
 
     The model is loaded, every layer gets the precision that the last matching rule gives it, ranges are calibrated on
     training samples, the ONNX is exported and checked, compiled for the target and placed in the model repository

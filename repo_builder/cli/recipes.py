@@ -14,7 +14,7 @@ from repo_builder.errors import RecipeError, did_you_mean
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    r"""List the built-in recipes, or print one as TOML to start from.
+    """List the built-in recipes, or print one as TOML to start from.
 
     \b
     repo-builder recipes
