@@ -60,7 +60,7 @@ class AccuracyResult:
         loss: Mean cross-entropy, nats.
         confusion: Counts, ``confusion[label][prediction]``.
         classes: Names of the classes.
-        correct: For every sample, whether it was classified right.
+        correct: One character a sample, in their order: 1 where it was classified right, else 0.
     """
 
     samples: int
@@ -73,7 +73,7 @@ class AccuracyResult:
     loss: float
     confusion: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
-    correct: tuple[bool, ...]
+    correct: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +255,7 @@ class LevelResult:
         network_and_client_us: Mean latency that the server does not account for; None without statistics.
         client: What the client cost.
         hardware: Metrics of the machine; None where the metrics port does not answer.
+        explanation: Where the time goes; None where it was not asked for.
         notes: What a reader should know of this level.
         stopped: Why the level ended early; empty where it did not.
         raw_latencies_us: Every latency of the merged windows, in the order of completion; only where asked for.
@@ -277,6 +278,7 @@ class LevelResult:
     network_and_client_us: float | None = None
     client: ClientCost | None = None
     hardware: Hardware | None = None
+    explanation: Explanation | None = None
     notes: tuple[str, ...] = ()
     stopped: str = ""
     raw_latencies_us: tuple[float, ...] = ()
@@ -290,6 +292,151 @@ class ServerInfo:
     protocol: str
     name: str
     version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One part of a request's time.
+
+    Attributes:
+        name: ``engine`` and ``backend``, or ``compute`` where the engine alone was not measured; ``queue``,
+            ``input and output``, ``cache``, ``client`` (its CPU time), ``network`` (what is left).
+        us: Its mean, microseconds.
+        share: Its share of the whole, 0 to 1.
+    """
+
+    name: str
+    us: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Where the mean latency of a level goes.
+
+    Attributes:
+        mean_latency_us: The mean latency.
+        terms: Its parts.
+        largest: Name of the largest.
+        suggestion: What follows from that, with the figure it follows from.
+        engine_batch: Batch size at which the engine alone was measured: the mean that was executed.
+    """
+
+    mean_latency_us: float
+    terms: tuple[Term, ...]
+    largest: str
+    suggestion: str
+    engine_batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One form of the model on the held-out samples, compared with the form above it.
+
+    Attributes:
+        form: ``fp32``, ``fake-quantized``, ``onnx``, ``engine`` or ``served``.
+        samples: Number of samples.
+        top1: Fraction classified right; None where outputs are not classes.
+        low: Lower end of its 95 % Wilson interval.
+        high: Upper end of it.
+        agreement: Fraction of samples that agree with the rung above; None for the first.
+        max_abs_diff: Largest absolute difference of the outputs; None for the first.
+        mean_abs_diff: Mean absolute difference; None for the first.
+        p_value: McNemar's test of the change in accuracy; None for the first and without labels.
+        departs: Whether it departs more than the tolerance.
+    """
+
+    form: str
+    samples: int
+    top1: float | None = None
+    low: float | None = None
+    high: float | None = None
+    agreement: float | None = None
+    max_abs_diff: float | None = None
+    mean_abs_diff: float | None = None
+    p_value: float | None = None
+    departs: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """The rungs, and the first that departs.
+
+    Attributes:
+        rungs: From the first form to the served one.
+        culprit: Form of the first rung that departs; empty where none does.
+        tolerance: Fall of top-1, or difference of outputs that are not classes, that is accepted.
+    """
+
+    rungs: tuple[Rung, ...]
+    culprit: str
+    tolerance: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """One figure set against the baseline's; ``worse`` tells whether it is a regression.
+
+    Attributes:
+        what: The figure, as in ``p99 at concurrency 4 × batch 1``.
+        before: The baseline's value; a fraction for top-1, microseconds for latencies.
+        after: This run's.
+        low: Lower end of the change: a difference for top-1, a fraction for latencies.
+        high: Upper end of it.
+        tolerance: Change that is accepted.
+        how: How sure that is.
+        worse: Whether it is a regression.
+    """
+
+    what: str
+    before: float
+    after: float
+    low: float
+    high: float
+    tolerance: float
+    how: str
+    worse: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A run set against a baseline.
+
+    Attributes:
+        baseline_date: When the baseline was measured.
+        findings: One entry a figure.
+        notes: What could not be compared.
+    """
+
+    baseline_date: str
+    findings: tuple[Regression, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worse(self) -> tuple[Regression, ...]:
+        """The regressions."""
+        return tuple(item for item in self.findings if item.worse)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPrecision:
+    """One layer, as the build's manifest records it.
+
+    Attributes:
+        name: Qualified module name.
+        type: Module type.
+        precision: ``int8``, ``fp16`` or ``fp32``.
+        calibrator: Input calibrator; empty unless int8.
+        input_amax: Largest absolute input kept; None unless int8.
+        sqnr_db: Signal to quantization noise, dB; None unless int8.
+    """
+
+    name: str
+    type: str
+    precision: str
+    calibrator: str = ""
+    input_amax: float | None = None
+    sqnr_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +454,13 @@ class PerfRun:
         data_fingerprint: Hash of the held-out data; empty for made-up inputs.
         accuracy: Accuracy through the server; None where it was not measured.
         accuracy_skipped: Why not; empty where it was.
+        metrics: What the recipe's own metric says, by name.
+        ladder: Every form of the model that is at hand, down to the served one; None where there is only that.
         levels: One entry a level, in the order of measuring.
+        knee: Index of the level with the highest throughput under ``max_p99_ms``; None where none was searched.
+        max_p99_ms: Limit of that search.
+        layers: The build's layers; empty where no build is at hand.
+        comparison: Set against a baseline; None without one.
         environment: Versions, CPU and GPUs of the client's machine.
         notes: What a reader should know.
         stopped: Why the run ended early; empty where it did not.
@@ -323,7 +476,13 @@ class PerfRun:
     data_fingerprint: str = ""
     accuracy: AccuracyResult | None = None
     accuracy_skipped: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    ladder: Ladder | None = None
     levels: tuple[LevelResult, ...] = ()
+    knee: int | None = None
+    max_p99_ms: float | None = None
+    layers: tuple[LayerPrecision, ...] = ()
+    comparison: Comparison | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     stopped: str = ""

@@ -53,7 +53,7 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> Accura
         loss=_cross_entropy(logits.astype(np.float64), labels),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
         classes=names,
-        correct=tuple(bool(item) for item in correct),
+        correct="".join("1" if item else "0" for item in correct),
     )
 
 

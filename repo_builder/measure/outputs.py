@@ -1,17 +1,17 @@
-"""All outputs of a served model for a set of samples, in the samples' order: what accuracy is made of."""
+"""Outputs of a served model for given samples, in the samples' order: what accuracy is made of."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from repo_builder.errors import MeasureError
-from repo_builder.measure.messages import Response, codec
+from repo_builder.measure.messages import Codec, Response, codec
 from repo_builder.measure.model import ServedModel
-from repo_builder.measure.payloads import check_samples, inputs_of
-from repo_builder.measure.transport import Endpoint, open_transport
+from repo_builder.measure.payloads import as_request, check_samples, encode
+from repo_builder.measure.transport import Endpoint, Transport, open_transport
 from repo_builder.measure.verify import Expected, verify
 from repo_builder.tensors import Array
 
@@ -39,57 +39,95 @@ def infer_all(
     """
     total = check_samples(model, samples)
     size = (min(_BATCH, model.max_batch_size) or _BATCH) if model.batch_axis else 1
-    starts = list(range(0, total, size))
-    answers: list[Response | None] = [None] * len(starts)
-    wire = codec(endpoint, model.name, model.version)
-    transport = open_transport(endpoint, wire.path, slots=min(_SLOTS, len(starts)), timeout_s=timeout_s)
-    place_of: dict[int, tuple[int, int]] = {}
-    upcoming = transport.slots
-
-    def send(slot: int, place: int) -> None:
-        batch = {name: array[starts[place] : starts[place] + size] for name, array in samples.items()}
-        place_of[slot] = place, time.monotonic_ns()
-        transport.send(slot, wire.encode(inputs_of(model, batch)))
-
-    def done(slot: int, _: int, raw: bytes | None, error: str | None) -> None:
-        nonlocal upcoming
-        place, _sent = place_of.pop(slot)
-        first = starts[place]
-        if raw is None:
-            raise MeasureError(f"the server refuses samples {first} to {first + size - 1}: {error}", where=model.name)
-        answers[place] = wire.decode(raw)
-        _check(answers[place], model, first, min(size, total - first))
-        if upcoming < len(starts):
-            send(slot, upcoming)
-            upcoming += 1
-
-    try:
-        for slot in range(transport.slots):
-            send(slot, slot)
-        while place_of:
-            transport.wait(0.05, done)
-            oldest = min((sent for _, sent in place_of.values()), default=time.monotonic_ns())
-            if time.monotonic_ns() - oldest > timeout_s * 1e9:
-                raise MeasureError(f"no response within {timeout_s:g} s", where=str(endpoint), hint="the server hangs")
-    finally:
-        transport.close()
-    found = [item for item in answers if item is not None]
+    starts = range(0, total, size)
+    found = infer_batches(
+        endpoint,
+        model,
+        [as_request(model, {name: array[at : at + size] for name, array in samples.items()}) for at in starts],
+        timeout_s=timeout_s,
+    )
     join = np.concatenate if model.batch_axis else np.stack
     return {spec.name: join([item.outputs[spec.name] for item in found]) for spec in model.outputs}
 
 
-def _check(response: Response | None, model: ServedModel, first: int, count: int) -> None:
-    """Refuse a wrong response; say which sample's output is not finite."""
-    if response is None:
-        return
-    for name, values in response.outputs.items():
-        if values.dtype.kind != "f":
-            continue
-        bad = ~np.isfinite(values.reshape(count if model.batch_axis else 1, -1)).all(axis=1)
-        if bad.any():
+def infer_batches(
+    endpoint: Endpoint, model: ServedModel, batches: Sequence[Mapping[str, Array]], *, timeout_s: float
+) -> list[Response]:
+    """Send batches, each in the full shapes of a request, and return the responses in the same order.
+
+    Raises:
+        MeasureError: As ``infer_all``.
+    """
+    wire = codec(endpoint, model.name, model.version)
+    transport = open_transport(endpoint, wire.path, slots=min(_SLOTS, len(batches)), timeout_s=timeout_s)
+    try:
+        return _Exchange(transport, wire, model, batches, timeout_s).run()
+    finally:
+        transport.close()
+
+
+class _Exchange:
+    """A few requests in flight until all batches are answered."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        wire: Codec,
+        model: ServedModel,
+        batches: Sequence[Mapping[str, Array]],
+        timeout_s: float,
+    ) -> None:
+        self._transport, self._wire, self._model, self._batches = transport, wire, model, batches
+        self._timeout_s = timeout_s
+        self._firsts = np.cumsum([0, *(self._count(item) for item in batches)])
+        self._answers: dict[int, Response] = {}
+        self._flying: dict[int, tuple[int, int]] = {}  # slot → batch, time sent
+        self._upcoming = 0
+
+    def run(self) -> list[Response]:
+        for slot in range(self._transport.slots):
+            self._send(slot)
+        while self._flying:
+            self._transport.wait(0.05, self._done)
+            oldest = min((sent for _, sent in self._flying.values()), default=time.monotonic_ns())
+            if time.monotonic_ns() - oldest > self._timeout_s * 1e9:
+                raise MeasureError(
+                    f"no response within {self._timeout_s:g} s",
+                    where=self._model.name,
+                    hint="the server hangs, or is slower than --timeout-s allows",
+                )
+        return [self._answers[place] for place in range(len(self._batches))]
+
+    def _count(self, batch: Mapping[str, Array]) -> int:
+        return len(next(iter(batch.values()))) if self._model.batch_axis else 1
+
+    def _send(self, slot: int) -> None:
+        if self._upcoming < len(self._batches):
+            self._flying[slot] = self._upcoming, time.monotonic_ns()
+            self._transport.send(slot, encode(self._wire, self._batches[self._upcoming]))
+            self._upcoming += 1
+
+    def _done(self, slot: int, _: int, raw: bytes | None, error: str | None) -> None:
+        place, _sent = self._flying.pop(slot)
+        first, count = int(self._firsts[place]), self._count(self._batches[place])
+        if raw is None:
             raise MeasureError(
-                f"the output '{name}' of sample {first + int(np.flatnonzero(bad)[0])} is NaN or infinite",
-                where=model.name,
-                hint="look at that sample, and at fp16 layers whose values overflow",
+                f"the server refuses samples {first} to {first + count - 1}: {error}", where=self._model.name
             )
-    verify(response, Expected.of(model, count), first)
+        answer = self._wire.decode(raw)
+        self._refuse_not_finite(answer, first, count)
+        verify(answer, Expected.of(self._model, count), place)
+        self._answers[place] = answer
+        self._send(slot)
+
+    def _refuse_not_finite(self, answer: Response, first: int, count: int) -> None:
+        for name, values in answer.outputs.items():
+            if values.dtype.kind != "f" or values.size % count:
+                continue
+            bad = ~np.isfinite(values.reshape(count, -1)).all(axis=1)
+            if bad.any():
+                raise MeasureError(
+                    f"the output '{name}' of sample {first + int(np.flatnonzero(bad)[0])} is NaN or infinite",
+                    where=self._model.name,
+                    hint="look at that sample, and at fp16 layers whose values overflow",
+                )

@@ -46,26 +46,29 @@ def check_samples(model: ServedModel, samples: Mapping[str, Array]) -> int:
     return counts.pop()
 
 
-def batches(samples: Mapping[str, Array], batch_size: int, most: int = _MOST) -> list[dict[str, Array]]:
-    """Return a few batches, each of ``batch_size`` consecutive samples; samples are used again where too few.
+def as_request(model: ServedModel, batch: Mapping[str, Array]) -> dict[str, Array]:
+    """Return a batch in the full shapes of a request; a model without batches gets its only sample as it is."""
+    return {spec.name: batch[spec.name] if model.batch_axis else batch[spec.name][0] for spec in model.inputs}
+
+
+def batches(
+    model: ServedModel, samples: Mapping[str, Array], batch_size: int, least: int = 1
+) -> list[dict[str, Array]]:
+    """Return a few batches of consecutive samples, in the full shapes of a request.
 
     Args:
-        samples: ``(n, *shape)`` by input name.
+        model: As served.
+        samples: ``(n, *shape)`` by input name; used again from the start where there are too few.
         batch_size: Samples a batch.
-        most: Number of batches at the most.
+        least: Number of batches at the least.
     """
     total = len(next(iter(samples.values())))
     size = sum(array[:1].nbytes for array in samples.values()) * batch_size
-    number = max(1, min(most, -(-total // batch_size), _MOST_BYTES // max(1, size)))
+    number = max(least, min(_MOST, -(-total // batch_size), _MOST_BYTES // max(1, size)))
     picks = [np.arange(place * batch_size, (place + 1) * batch_size) % total for place in range(number)]
-    return [{name: array[pick] for name, array in samples.items()} for pick in picks]
+    return [as_request(model, {name: array[pick] for name, array in samples.items()}) for pick in picks]
 
 
-def inputs_of(model: ServedModel, batch: Mapping[str, Array]) -> list[Input]:
-    """Return a batch as the inputs of one request; a model without batches gets its only sample as it is."""
-    return [Input.of(spec.name, batch[spec.name] if model.batch_axis else batch[spec.name][0]) for spec in model.inputs]
-
-
-def inline(wire: Codec, model: ServedModel, samples: Mapping[str, Array], batch_size: int) -> tuple[bytes, ...]:
-    """Return prepared requests that carry their tensors."""
-    return tuple(wire.encode(inputs_of(model, item)) for item in batches(samples, batch_size))
+def encode(wire: Codec, batch: Mapping[str, Array]) -> bytes:
+    """Return a prepared request that carries its tensors."""
+    return wire.encode([Input.of(name, array) for name, array in batch.items()])

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from repo_builder.errors import MeasureError
 from repo_builder.measure import outputs, payloads, schedule, server_stats, windows
 from repo_builder.measure.control import open_control
 from repo_builder.measure.messages import codec
+from repo_builder.measure.metrics import Sampler
 from repo_builder.measure.model import describe
 from repo_builder.measure.server_stats import Snapshot
+from repo_builder.measure.shm import SharedRequests
 from repo_builder.measure.transport import Endpoint
 from repo_builder.measure.verify import Expected
 from repo_builder.measure.windows import Pace
 from repo_builder.measure.worker import Fleet, Job
-from repo_builder.results import Hardware, Level, LevelResult, ServerInfo
+from repo_builder.results import Level, LevelResult, ServerInfo
 from repo_builder.tensors import Array
+
+METRICS_PORT = 8002
 
 
 class Session:
@@ -26,13 +31,22 @@ class Session:
         endpoint: The server.
         model: The model's name.
         version: Its version; empty for the newest.
+        metrics_url: ``host:port`` of the metrics; None is the server's host and port 8002.
         timeout_s: Deadline of every call.
         workers: Processes that make the load.
         seed: Seed of random arrival times.
     """
 
     def __init__(
-        self, endpoint: Endpoint, model: str, *, version: str = "", timeout_s: float, workers: int = 1, seed: int = 0
+        self,
+        endpoint: Endpoint,
+        model: str,
+        *,
+        version: str = "",
+        metrics_url: str | None = None,
+        timeout_s: float,
+        workers: int = 1,
+        seed: int = 0,
     ) -> None:
         self.endpoint = endpoint
         self._timeout_s = timeout_s
@@ -48,6 +62,7 @@ class Session:
         self.model = describe(self._control, model, version)
         self._version = version
         self._statistics = self._has_statistics()
+        self._sampler = _sampler(endpoint, metrics_url, timeout_s)
         self._fleet = Fleet(workers)
 
     def __enter__(self) -> Session:
@@ -61,6 +76,7 @@ class Session:
     def close(self) -> None:
         """End the workers and close the connections."""
         self._fleet.close()
+        self._sampler.close()
         self._control.close()
 
     def infer(self, samples: Mapping[str, Array]) -> dict[str, Array]:
@@ -81,25 +97,37 @@ class Session:
         """
         self._check(level)
         payloads.check_samples(self.model, samples)
+        arrivals = self._arrivals(level, pace)
         wire = codec(self.endpoint, self.model.name, self._version)
-        self._fleet.prepare(
-            Job(
-                endpoint=self.endpoint,
-                model=self.model.name,
-                version=self._version,
-                payloads=payloads.inline(wire, self.model, samples, level.batch_size),
-                expected=Expected.of(self.model, level.batch_size),
-                slots=level.concurrency,
-                timeout_s=self._timeout_s,
-            )
+        if level.shared_memory == "none":
+            batches = payloads.batches(self.model, samples, level.batch_size)
+            return self._run(level, pace, tuple(payloads.encode(wire, item) for item in batches), arrivals)
+        batches = payloads.batches(self.model, samples, level.batch_size, least=level.concurrency)
+        inline = outputs.infer_batches(self.endpoint, self.model, batches, timeout_s=self._timeout_s)
+        reference = [item.outputs for item in inline]
+        with SharedRequests(self._control, wire, self.model, batches, reference, level.shared_memory) as shared:
+            result = self._run(level, pace, shared.payloads, arrivals)
+            shared.verify()
+            return result
+
+    def _run(self, level: Level, pace: Pace, requests: tuple[bytes, ...], arrivals: Array | None) -> LevelResult:
+        job = Job(
+            endpoint=self.endpoint,
+            model=self.model.name,
+            version=self._version,
+            payloads=requests,
+            expected=Expected.of(self.model, level.batch_size),
+            slots=level.concurrency,
+            timeout_s=self._timeout_s,
         )
+        self._fleet.prepare(job)
         return windows.measure(
             self._fleet,
             level,
             pace,
-            arrivals_ns=self._arrivals(level, pace),
+            arrivals_ns=arrivals,
             probe=self._probe if self._statistics else None,
-            hardware=_no_hardware,
+            hardware=self._sampler.over,
         )
 
     def _check(self, level: Level) -> None:
@@ -114,6 +142,8 @@ class Session:
             )
 
     def _arrivals(self, level: Level, pace: Pace) -> Array | None:
+        if level.mode == "trace":
+            return schedule.read_trace(Path(level.trace))
         if level.mode == "rate" and level.request_rate:
             return schedule.constant(level.request_rate, pace.longest_s)
         if level.mode == "poisson" and level.request_rate:
@@ -131,5 +161,9 @@ class Session:
         return server_stats.snapshot(self._control, self.model)
 
 
-def _no_hardware(start_ns: int, end_ns: int, inferences: int) -> Hardware | None:
-    return None
+def _sampler(endpoint: Endpoint, url: str | None, timeout_s: float) -> Sampler:
+    place = Endpoint.parse(url or f"{endpoint.host}:{METRICS_PORT}", "http")
+    sampler = Sampler(place.host, place.port, timeout_s=min(2.0, timeout_s))
+    if url and not sampler.available:
+        raise MeasureError("no metrics are to be had there", where=f"--metrics-url {url}", hint="Triton's is port 8002")
+    return sampler
