@@ -70,6 +70,7 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         response_cache=asked.response_cache,
         parameters=_threads(engine.recipe.compile.onnxruntime) if engine.target == "onnxruntime" else {},
         accelerators=accelerators,
+        notes=(f"Written by repo-builder from the recipe '{engine.recipe.name}', and anew by every build of it.",),
     )
     return _with_warmup(spec, engine)
 

@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+from tritonclient.grpc import model_config_pb2
+
+from repo_builder.artifacts import EngineArtifact
+from repo_builder.errors import RepositoryError
+from repo_builder.repository import config, protobuf
+from repo_builder.repository.config import Accelerator, ModelConfigSpec
+from repo_builder.tensors import DType, TensorSpec
+
+MakeEngine = Callable[..., EngineArtifact]
+
+# --- render → protobuf → compare ------------------------------------------------------------------------------------
+
+_names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+_dims = st.lists(st.one_of(st.just(-1), st.integers(1, 2**40)), max_size=4).map(tuple)
+
+
+def _tensors(least: int = 1) -> st.SearchStrategy[tuple[TensorSpec, ...]]:
+    tensor = st.builds(TensorSpec, name=_names, dtype=st.sampled_from(DType), shape=_dims)
+    return st.lists(tensor, min_size=least, max_size=5, unique_by=lambda item: item.name).map(tuple)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ModelConfigSpec:
+    batch = draw(st.integers(0, 4096))
+    inputs, outputs = draw(_tensors()), draw(_tensors())
+    sizes = st.lists(st.integers(1, max(batch, 1)), max_size=3).map(tuple)
+    words = st.dictionaries(_names, st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=3)
+    kind = draw(st.sampled_from(["cpu", "gpu"]))
+    accelerators = st.lists(st.builds(Accelerator, name=_names, parameters=words), max_size=2).map(tuple)
+    return ModelConfigSpec(
+        name=draw(_names),
+        backend=draw(_names),
+        platform=draw(st.one_of(st.just(""), _names)),
+        max_batch_size=batch,
+        inputs=inputs,
+        outputs=outputs,
+        labels=draw(st.sampled_from([None, *(item.name for item in outputs)])),
+        dynamic_batching=batch > 0 and draw(st.booleans()),
+        preferred_batch_sizes=draw(sizes) if batch else (),
+        max_queue_delay_us=draw(st.integers(0, 2**60)),
+        instance_count=draw(st.integers(1, 9)),
+        instance_kind=kind,
+        profiles=draw(st.lists(st.integers(0, 9).map(str), max_size=3).map(tuple)),
+        warmup_batch_sizes=draw(sizes),
+        warmup_shapes={item.name: tuple(abs(size) for size in item.shape) for item in inputs if -1 in item.shape},
+        keep_versions=draw(st.integers(1, 99)),
+        response_cache=draw(st.booleans()),
+        parameters=draw(words),
+        accelerators=draw(accelerators) if kind == "gpu" else (),
+        notes=draw(st.lists(_names, max_size=2).map(tuple)),
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(specs())
+def test_any_spec_survives_the_template(spec: ModelConfigSpec) -> None:
+    message = config.parse_text(config.render(spec), "here")  # render itself compares with protobuf.build
+    assert (message.name, message.max_batch_size) == (spec.name, spec.max_batch_size)
+    assert [item.name for item in message.input] == [item.name for item in spec.inputs]
+    assert [tuple(item.dims) for item in message.output] == [item.shape or (1,) for item in spec.outputs]
+    assert {key: value.string_value for key, value in message.parameters.items()} == spec.parameters
+    assert [item.batch_size for item in message.model_warmup] == list(spec.warmup_batch_sizes)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_quote_is_undone_by_the_parser(text: str) -> None:
+    message = config.parse_text(f"name: {protobuf.quote(text)}", "here")
+    assert message.name == text
+
+
+def test_a_template_that_says_something_else_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = _spec()
+    built = protobuf.build(spec)
+    built.max_batch_size += 1
+    monkeypatch.setattr(protobuf, "build", lambda _: built)
+    with pytest.raises(RepositoryError, match="max_batch_size is '8' instead of '9'"):
+        config.render(spec)
+
+
+def test_difference_names_the_field() -> None:
+    one = model_config_pb2.ModelConfig(name="a")
+    assert protobuf.difference(one, model_config_pb2.ModelConfig(name="a")) == ""
+    assert protobuf.difference(one, model_config_pb2.ModelConfig(name="b")) == "name is 'a' instead of 'b'"
+
+
+# --- specs that make no sense ---------------------------------------------------------------------------------------
+
+
+def _spec(**changes: Any) -> ModelConfigSpec:
+    made = ModelConfigSpec(
+        name="m",
+        backend="onnxruntime",
+        max_batch_size=8,
+        inputs=(TensorSpec(name="x", dtype=DType.FP32, shape=(3, -1)),),
+        outputs=(TensorSpec(name="y", dtype=DType.INT64, shape=()),),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_batch_size": -1}, "must not be negative"),
+        ({"inputs": ()}, "at least one input"),
+        ({"inputs": (TensorSpec(name="x", dtype=DType.FP32, shape=(0,)),)}, "at least 1, or -1"),
+        ({"outputs": (TensorSpec(name="y", dtype=DType.FP32, shape=(1,)),) * 2}, "the same name"),
+        ({"preferred_batch_sizes": (9,)}, r"between 1 and max_batch_size \(8\)"),
+        ({"warmup_batch_sizes": (9,), "warmup_shapes": {"x": (3, 1)}}, "warm-up batch sizes"),
+        ({"warmup_batch_sizes": (1,)}, r"concrete shape for the input x fp32\[3, -1\]"),
+        ({"warmup_batch_sizes": (1,), "warmup_shapes": {"x": (4, 1)}}, "concrete shape"),
+        ({"max_batch_size": 0, "dynamic_batching": True}, "needs a max_batch_size"),
+        ({"instance_count": 0}, "at least one instance"),
+        ({"keep_versions": 0}, "at least one version"),
+        ({"max_queue_delay_us": -1}, "queue delay"),
+        ({"accelerators": (Accelerator(name="cuda"),)}, "on the GPU only"),
+    ],
+)
+def test_what_triton_would_refuse_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RepositoryError, match=message):
+        config.render(_spec(**changes))
+
+
+def test_one_number_a_sample_is_reshaped_only_where_the_model_batches() -> None:
+    batched = config.parse_text(config.render(_spec()), "here").output[0]
+    whole = config.parse_text(config.render(_spec(max_batch_size=0)), "here").output[0]
+    assert (list(batched.dims), batched.HasField("reshape")) == ([1], True)
+    assert (list(whole.dims), whole.HasField("reshape")) == ([1], False)
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "hint"),
+    [
+        ("max_batchsize: 1", "here:1:1", "max_batch_size"),
+        ('name: "m"\ninput [ { nme: "x" } ]', "here:2:11", "name"),
+        ("input [", "here:1:8", None),
+        ("platform: 3", "here:1:11", None),
+        ("input { data_type: TYPE_FLOAT }", "here:1:20", None),
+    ],
+)
+def test_a_text_that_is_no_configuration_is_named_by_line_and_column(text: str, where: str, hint: str | None) -> None:
+    with pytest.raises(RepositoryError) as caught:
+        config.parse_text(text, "here")
+    assert caught.value.where == where
+    assert "\n" not in str(caught.value)
+    assert hint is None or hint in (caught.value.hint or "")
+
+
+# --- from an engine -------------------------------------------------------------------------------------------------
+
+
+def test_an_onnxruntime_engine_says_threads_and_labels(make_engine: MakeEngine) -> None:
+    spec = config.from_engine(make_engine(repository={"preferred_batch_sizes": [4], "warmup_batch_sizes": [1, 64]}))
+    assert (spec.backend, spec.instance_kind, spec.labels) == ("onnxruntime", "cpu", "y")
+    assert spec.parameters == {"intra_op_thread_count": "1", "inter_op_thread_count": "1"}
+    assert (spec.preferred_batch_sizes, spec.warmup_batch_sizes, spec.dynamic_batching) == ((4,), (1, 64), True)
+
+
+def test_thread_counts_of_zero_are_left_to_onnx_runtime(make_engine: MakeEngine) -> None:
+    engine = make_engine(compile={"onnxruntime": {"intra_op_thread_count": 0, "inter_op_thread_count": 0}})
+    assert config.from_engine(engine).parameters == {}
+
+
+def test_an_engine_that_takes_less_than_the_recipe_asks_bounds_the_batches(make_engine: MakeEngine) -> None:
+    tables = {"repository": {"preferred_batch_sizes": [4, 64], "warmup_batch_sizes": [1, 64]}}
+    spec = config.from_engine(make_engine(details={"max_batch_size": 8}, **tables))
+    assert (spec.max_batch_size, spec.preferred_batch_sizes, spec.warmup_batch_sizes) == (8, (4,), (1,))
+
+
+def test_without_batching_dims_are_whole(make_engine: MakeEngine) -> None:
+    spec = config.from_engine(make_engine(details={"max_batch_size": 0}))  # the file's first dimension is 1
+    assert (spec.inputs[0].shape, spec.outputs[0].shape, spec.dynamic_batching) == ((1, 4), (1, 4), False)
+    plan = make_engine(target="tensorrt", details={"max_batch_size": 0, "profiles": _profiles(2, 2, 2)})
+    assert config.from_engine(plan).inputs[0].shape == (2, 4)
+    plan = make_engine(target="tensorrt", details={"max_batch_size": 0, "profiles": _profiles(1, 2, 4)})
+    assert config.from_engine(plan).inputs[0].shape == (-1, 4)
+
+
+def _profiles(*bounds: int) -> list[dict[str, dict[str, list[int]]]]:
+    return [{"x": {key: [size, 4] for key, size in zip(("min", "opt", "max"), bounds, strict=True)}}]
+
+
+def test_several_profiles_are_all_named(make_engine: MakeEngine) -> None:
+    one = make_engine(target="tensorrt", details={"profiles": _profiles(1, 8, 64)})
+    two = make_engine(target="tensorrt", details={"profiles": _profiles(1, 8, 64) + _profiles(1, 1, 1)})
+    assert config.from_engine(one).profiles == ()
+    assert config.from_engine(two).profiles == ("0", "1")
+    assert config.from_engine(two).instance_kind == "gpu"
+    assert config.from_engine(two).parameters == {}
+
+
+def test_dynamic_inputs_are_warmed_up_at_the_size_the_recipe_tunes_for(make_engine: MakeEngine) -> None:
+    model = {
+        "source": "jsc",
+        "inputs": [{"name": "x", "dtype": "fp32", "shape": [3, -1]}],
+        "outputs": [{"name": "y", "dtype": "fp32", "shape": [4]}],
+    }
+    bounds = {"min": [3, 1], "opt": [3, 7], "max": [3, 9]}
+    tuned = make_engine(model=model, compile={"tensorrt": {"profiles": [{"shapes": {"x": bounds}}]}})
+    spec = config.from_engine(tuned)
+    assert (spec.warmup_batch_sizes, spec.warmup_shapes) == ((1,), {"x": (3, 7)})
+    plan = make_engine(
+        target="tensorrt",
+        model=model,
+        details={"profiles": [{"x": {"min": [1, 3, 1], "opt": [8, 3, 5], "max": [64, 3, 9]}}]},
+    )
+    assert config.from_engine(plan).warmup_shapes == {"x": (3, 5)}
+    untuned = config.from_engine(make_engine(model=model))
+    assert untuned.warmup_batch_sizes == ()
+    assert "no warm-up: 'x'" in config.render(untuned)
+
+
+def test_labels_go_to_the_output_with_one_element_a_class(make_engine: MakeEngine) -> None:
+    def outputs(*shapes: list[int]) -> dict[str, Any]:
+        named = [{"name": f"y{place}", "dtype": "fp32", "shape": shape} for place, shape in enumerate(shapes)]
+        return {"source": "jsc", "inputs": [{"name": "x", "dtype": "fp32", "shape": [4]}], "outputs": named}
+
+    assert config.from_engine(make_engine(model=outputs([5], [2, 2], [4]))).labels == "y1"
+    assert config.from_engine(make_engine(model=outputs([5], [-1, 4]))).labels is None
+
+
+def test_accelerators_are_written_as_the_onnxruntime_backend_reads_them(make_engine: MakeEngine) -> None:
+    def made(**options: Any) -> Any:
+        engine = make_engine(compile={"onnxruntime": options, "tensorrt": {"workspace_mib": 64}})
+        return config.parse_text(config.render(config.from_engine(engine)), "here"), engine
+
+    message, engine = made(accelerator="tensorrt", accelerator_precision="int8")
+    (accelerator,) = message.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    assert dict(accelerator.parameters) == {
+        "precision_mode": "INT8",
+        "max_workspace_size_bytes": str(64 * 2**20),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": f"trt-engines-toy-{engine.files['model.onnx'][:12]}",
+    }
+    assert [item.kind for item in message.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_GPU]
+    message, _ = made(accelerator="tensorrt", engine_cache=False)
+    (accelerator,) = message.optimization.execution_accelerators.gpu_execution_accelerator
+    assert set(accelerator.parameters) == {"precision_mode", "max_workspace_size_bytes"}
+    message, _ = made(accelerator="cuda")
+    (accelerator,) = message.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {})
+
+
+def test_an_accelerator_on_the_cpu_is_refused(make_engine: MakeEngine) -> None:
+    engine = make_engine(compile={"onnxruntime": {"accelerator": "cuda"}}, repository={"instance_kind": "cpu"})
+    with pytest.raises(RepositoryError, match="on the GPU only"):
+        config.render(config.from_engine(engine))
+
+
+# --- from an ONNX file ----------------------------------------------------------------------------------------------
+
+
+def test_a_dynamic_first_dimension_batches(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.v2.onnx", {"x": ["N", 3, "H", None]}, {"y": ["N", 3, "H", None]})
+    spec = config.from_onnx(path, instance_kind="gpu", instance_count=2)
+    assert (spec.name, spec.max_batch_size, spec.dynamic_batching) == ("net.v2", 64, True)
+    assert spec.inputs[0].shape == (3, -1, -1)
+    assert "the first dimension of every input and output varies" in config.render(spec)
+
+
+@pytest.mark.parametrize("shape", [[1, 3], [], [2]])
+def test_a_fixed_first_dimension_does_not(write_onnx: Callable[..., Path], tmp_path: Path, shape: list[int]) -> None:
+    path = write_onnx(tmp_path / "net.onnx", {"x": ["N", 3], "z": shape}, {"y": ["N", 3]})
+    spec = config.from_onnx(path)
+    assert (spec.max_batch_size, spec.dynamic_batching) == (0, False)
+    assert [item.shape for item in spec.inputs] == [(-1, 3), tuple(shape)]
+    assert f"the first dimension of 'z' does not vary (its shape is {shape})" in spec.notes[0]
+    asked = config.from_onnx(path, max_batch_size=4)
+    assert asked.max_batch_size == 4
+    assert "will refuse it" in asked.notes[0]
+
+
+def test_batching_can_be_turned_off(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    spec = config.from_onnx(write_onnx(tmp_path / "net.onnx"), max_batch_size=0)
+    assert (spec.max_batch_size, spec.inputs[0].shape) == (0, (-1, 4))
+    assert not config.from_onnx(tmp_path / "net.onnx", dynamic_batching=False).dynamic_batching
+
+
+def test_every_type_that_triton_has_is_named(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    types = {dtype.value: TensorProto.DataType.Value(dtype.onnx) for dtype in DType}
+    path = write_onnx(tmp_path / "net.onnx", {name: ["N", 1] for name in types}, types=types)
+    spec = config.from_onnx(path)
+    assert {item.name: item.dtype for item in spec.inputs} == {dtype.value: dtype for dtype in DType}
+
+
+def test_a_type_that_triton_lacks_is_one_sentence(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx", types={"x": TensorProto.BFLOAT16})
+    with pytest.raises(RepositoryError, match="'x' is BFLOAT16, a type that Triton does not have"):
+        config.from_onnx(path)
+
+
+def test_a_sequence_is_no_tensor(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    value = onnx.helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    model.graph.output[0].CopyFrom(value)
+    onnx.save(model, path)
+    with pytest.raises(RepositoryError, match="'y' is SEQUENCE"):
+        config.from_onnx(path)
+
+
+def test_initializers_that_are_listed_as_inputs_are_left_out(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx", {"x": ["N", 4], "w": [4]})
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.helper.make_tensor("w", TensorProto.FLOAT, [4], [0.0] * 4))
+    onnx.save(model, path)
+    assert [item.name for item in config.from_onnx(path).inputs] == ["x"]
+
+
+def test_dimensions_that_only_inference_finds(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx", {"x": ["N", 4]}, {"y": ["N", "M"]})
+    assert config.from_onnx(path).outputs[0].shape == (4,)
+
+
+def test_weights_in_another_file_are_not_needed(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    weights = onnx.helper.make_tensor("w", TensorProto.FLOAT, [64], [0.0] * 64)
+    weights.raw_data = b"\0" * 256
+    del weights.float_data[:]
+    model.graph.initializer.append(weights)
+    onnx.save_model(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
+    (tmp_path / "net.data").unlink()
+    assert config.from_onnx(path).inputs[0].shape == (4,)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is no model", b"\x08\x08\x3a\xff\xff\x01", bytes(range(256))])
+def test_a_file_that_is_no_model_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "net.onnx").write_bytes(content)
+    with pytest.raises(RepositoryError, match="not an ONNX model"):
+        config.from_onnx(tmp_path / "net.onnx")
+
+
+def test_a_file_cut_short_or_missing_is_one_sentence(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RepositoryError, match="cut short"):
+        config.from_onnx(path)
+    with pytest.raises(RepositoryError, match="no such ONNX file"):
+        config.from_onnx(tmp_path / "other.onnx")
+    with pytest.raises(RepositoryError, match="no such ONNX file"):
+        config.from_onnx(tmp_path)
+
+
+def test_options_name_tensors_that_are_there(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx", {"image": ["N", 3, "H"]}, {"y": ["N", 3, "H"]})
+    spec = config.from_onnx(path, dims={"image": (3, 8), "y": (3, 8)}, warmup_batch_sizes=(1,))
+    assert (spec.inputs[0].shape, spec.warmup_shape(spec.inputs[0])) == ((3, 8), (3, 8))
+    varying = config.from_onnx(path, warmup_batch_sizes=(2,), warmup_shapes={"image": (3, 5)})
+    assert varying.warmup_shape(varying.inputs[0]) == (3, 5)
+    with pytest.raises(RepositoryError, match="no tensor 'imgae' there → did you mean 'image'"):
+        config.from_onnx(path, dims={"imgae": (3, 8)})
+    with pytest.raises(RepositoryError, match="name its size during warm-up"):
+        config.from_onnx(path, warmup_batch_sizes=(1,))
+    with pytest.raises(RepositoryError, match="preferred batch sizes"):
+        config.from_onnx(path, preferred_batch_sizes=(128,))
+
+
+def test_a_tensor_without_a_shape_asks_for_one(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    model.graph.node[0].op_type = string.ascii_letters  # unknown: nothing to infer from
+    onnx.save(model, path)
+    with pytest.raises(RepositoryError, match="--dims x:"):
+        config.from_onnx(path)
+    assert config.from_onnx(path, dims={"x": (2, 4)}).inputs[0].shape == (2, 4)
