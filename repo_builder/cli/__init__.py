@@ -92,6 +92,8 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line and exit with the error's code."""
+    if "_REPO_BUILDER_COMPLETE" in os.environ:
+        group.main(prog_name="repo-builder")
     sys.exit(run(sys.argv[1:]))
 
 
