@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from repo_builder import files, loading
 from repo_builder.datasets import user
 from repo_builder.datasets.source import Source
@@ -28,6 +30,7 @@ BUILT_IN: dict[str, str] = {
     "jets": "repo_builder.datasets.jets:read",
     "jets-openml": "repo_builder.datasets.openml:read",
 }
+_BLOCK = 4096  # samples hashed at a time, so that hashing never doubles the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +82,23 @@ class Dataset:
             "classes": self.classes,
             "seed": self._seed,
         }
+        return self._digest(settings, np.arange(len(self._source)))
+
+    @cached_property
+    def held_out(self) -> str:
+        """The sha256, in hex, of the raw test samples: equal where two data sets hold out the same samples.
+
+        A checkpoint remembers it, so that weights are not scored on samples that trained them.
+        """
+        return self._digest({}, self.parts["test"])
+
+    def _digest(self, settings: dict[str, Any], chosen: Array) -> str:
         digest = hashlib.sha256(files.sha256_of_json(settings).encode())
         labels = {} if self._source.labels is None else {"labels": self._source.labels}
         for name, values in sorted({**self._source.inputs, **labels}.items()):
             digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
-            digest.update(values.data if values.flags.c_contiguous else values.tobytes())
+            for start in range(0, len(chosen), _BLOCK):
+                digest.update(values[chosen[start : start + _BLOCK]].tobytes())
         return digest.hexdigest()
 
     def split(self, part: Part) -> Samples:

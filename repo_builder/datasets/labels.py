@@ -32,6 +32,8 @@ def class_numbers(
         return None, tuple(names)
     if given.ndim == 2 and given.shape[1] == 1:
         given = given[:, 0]
+    if given.dtype.kind == "O" and all(isinstance(item, str) for item in given.flat):
+        given = given.astype(str)
     if given.dtype.kind in "US":
         return _named(given.astype(str), names, origin, place)
     if given.dtype.kind not in "iufb" or given.ndim == 0:

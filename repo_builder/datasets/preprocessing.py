@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from repo_builder.errors import RecipeError
 from repo_builder.tensors import Array
 
 
@@ -33,20 +34,45 @@ def _interpolate(values: Array, size: int, axis: int) -> Array:
 
 
 def normalise(
-    values: Array, *, scale: float = 1.0, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0
+    values: Array,
+    *,
+    scale: float | Sequence[float] = 1.0,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
 ) -> Array:
-    """Return ``(values * scale - mean) / std`` in fp32.
+    """Return ``(values * scale - mean) / std`` in fp32; each of the three is one number, or one a channel.
 
     Args:
         values: Samples (n, channels, ...).
         scale: Factor on the raw values, as 1/255 for 8-bit images.
-        mean: Subtracted from the scaled values; one number, or one a channel.
-        std: Divides the centred values; one number, or one a channel.
+        mean: Subtracted from the scaled values.
+        std: Divides the centred values.
+
+    Raises:
+        RecipeError: One of the three is no number, zero where it divides, or has another length than the channels.
     """
-    shape = (-1, *[1] * (values.ndim - 2))
-    centre, spread = (np.asarray(item, np.float32).reshape(shape) for item in (mean, std))
+    factor, centre, spread = (
+        _per_channel(item, name, values) for name, item in (("scale", scale), ("mean", mean), ("std", std))
+    )
+    if not spread.all():
+        raise RecipeError("0 cannot divide", where="data.arguments.std")
     result = values.astype(np.float32)
-    result *= np.float32(scale)  # in place: an image set is large
+    result *= factor  # in place: an image set is large
     result -= centre
     result /= spread
     return result
+
+
+def _per_channel(given: float | Sequence[float], name: str, values: Array) -> Array:
+    """Return numbers in a shape that broadcasts over samples."""
+    where = f"data.arguments.{name}"
+    try:
+        numbers = np.asarray(given, np.float32)
+    except (ValueError, TypeError):
+        raise RecipeError(f"{given!r} is neither a number nor an array of numbers", where=where) from None
+    if numbers.ndim == 0:
+        return numbers
+    channels = values.shape[1] if values.ndim > 1 else 1
+    if numbers.shape != (channels,):
+        raise RecipeError(f"has {numbers.size} numbers for {channels} channels", where=where)
+    return numbers.reshape(-1, *[1] * (values.ndim - 2))

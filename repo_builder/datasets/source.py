@@ -45,8 +45,9 @@ class Source:
 
     def ready(self, chosen: Array, specs: Sequence[TensorSpec]) -> dict[str, Array]:
         """Return the model's inputs for the chosen sample numbers, of the dtypes of the specs."""
-        prepared = self.prepare({name: values[chosen] for name, values in self.inputs.items()})
-        return {spec.name: _cast(prepared[spec.name], spec) for spec in specs}
+        with np.errstate(over="ignore"):  # becomes infinite, which the check reports with its place
+            prepared = self.prepare({name: values[chosen] for name, values in self.inputs.items()})
+            return {spec.name: np.ascontiguousarray(prepared[spec.name], dtype=spec.dtype.numpy) for spec in specs}
 
     def check(self, specs: Sequence[TensorSpec]) -> None:
         """Refuse data that is empty, of other shapes than the specs, not finite, or labelled out of range.
@@ -56,7 +57,10 @@ class Source:
         """
         self._check_counts(specs)
         self._check_labels()
-        self._check_types(self.prepare({name: values[:1] for name, values in self.inputs.items()}), specs)
+        self._check_types(specs)
+        self._check_finite(specs)
+
+    def _check_finite(self, specs: Sequence[TensorSpec]) -> None:
         if all(values.dtype.kind in "iub" for values in self.inputs.values()):
             return  # whole numbers stay finite in any of the preparations
         for start in range(0, len(self), _BLOCK):
@@ -101,7 +105,11 @@ class Source:
             bad = int(np.argmax(wrong))
             raise DataError(f"the label of {self.place(bad)} is {self.labels[bad]}, not {expected}", where=self.origin)
 
-    def _check_types(self, first: dict[str, Array], specs: Sequence[TensorSpec]) -> None:
+    def _check_types(self, specs: Sequence[TensorSpec]) -> None:
+        for name, values in self.inputs.items():
+            if values.dtype.kind not in "biufSU":
+                raise DataError(f"'{name}' holds {values.dtype} values, not numbers", where=self.origin)
+        first = self.prepare({name: values[:1] for name, values in self.inputs.items()})
         for spec in specs:
             values = first[spec.name]
             shape = tuple(values.shape[1:])
@@ -118,8 +126,3 @@ class Source:
                     where=self.origin,
                     hint="change the data or model.inputs",
                 )
-
-
-def _cast(values: Array, spec: TensorSpec) -> Array:
-    with np.errstate(over="ignore"):  # becomes infinite, which the check reports with its place
-        return np.ascontiguousarray(values, dtype=spec.dtype.numpy)

@@ -103,7 +103,7 @@ def read_npz(
             f"'{layout}' is no layout", where="data.arguments.layout", hint=did_you_mean(layout, _LAYOUTS)
         )
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, BadZipFile, EOFError, AttributeError) as error:
         raise DataError(f"is no .npz file of plain arrays ({error})", where=str(path)) from None

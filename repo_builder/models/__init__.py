@@ -60,6 +60,15 @@ def load_checkpoint(module: nn.Module, path: Path, *, where: str) -> None:
     loading.load("repo_builder.models.checkpoints:load", extra="build")(module, path, where=where)
 
 
+def checkpoint_facts(path: Path) -> dict[str, str]:
+    """Return what ``repo-builder train`` wrote into a checkpoint: recipe, seed, epoch, versions, ``held_out``.
+
+    ``held_out`` is that of the data set it was trained with (``datasets.Dataset``). Empty for any other file.
+    """
+    facts: dict[str, str] = loading.load("repo_builder.models.checkpoints:facts", extra="build")(path)
+    return facts
+
+
 def checkpoint_path(spec: ModelSpec, override: Path | None) -> Path:
     """Return the checkpoint to use: ``--checkpoint`` if given, else the recipe's.
 

@@ -69,6 +69,17 @@ def read(path: Path, *, where: str) -> Any:  # noqa: ANN401 - checked by the cal
         raise ModelError(f"{path} is no checkpoint, or is damaged ({_first_line(error)})", where=where) from error
 
 
+def facts(path: Path) -> dict[str, str]:
+    """Return the metadata of a .safetensors file; empty for a file without any."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safetensors.safe_open(path, "pt") as stored:
+            return dict(stored.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return {}
+
+
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write a .safetensors file atomically.
 

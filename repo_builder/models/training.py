@@ -53,6 +53,10 @@ class DatasetLike(Protocol):
     def fingerprint(self) -> str:
         """Changes with the samples or their split."""
 
+    @property
+    def held_out(self) -> str:
+        """Changes with the test samples."""
+
     def split(self, part: Literal["train", "validation", "test"], /) -> SamplesLike:
         """Return one part's samples."""
 
@@ -234,6 +238,7 @@ def _write(recipe: Recipe, dataset: DatasetLike, state: State, output: Path, hal
         "epochs": recipe.train.epochs,
         "validation_top1": f"{state.best_accuracy:.6f}",
         "data": dataset.fingerprint,
+        "held_out": dataset.held_out,
         "repo_builder": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
