@@ -70,6 +70,7 @@ class TritonPythonModel:
         self._outputs = [item["name"] for item in config["output"]]
         self._strings = any(item["data_type"] == "TYPE_STRING" for item in config["input"])
         self._batched = batched
+        self._uniform = not any(item.get("optional") or -1 in item["dims"] for item in config["input"])
         self._staging = {item["name"]: Staging() for item in config["input"]}
 
     def execute(self, requests: Sequence[Request]) -> list[Response]:
@@ -81,7 +82,7 @@ class TritonPythonModel:
                 feeds[place] = self._feed(request)
             except ValueError as error:  # noqa: PERF203 - each request has an error of its own
                 responses[place] = failure(error)
-        for places in groups(feeds) if self._batched else [[place] for place in feeds]:
+        for places in self._batches(feeds):
             answers = self._answer([requests[place] for place in places], [feeds[place] for place in places])
             for place, answer in zip(places, answers, strict=True):
                 responses[place] = answer
@@ -97,6 +98,12 @@ class TritonPythonModel:
         if self._strings:
             return {name: decoded(array) if array.dtype == object else array for name, array in arrays.items()}
         return arrays
+
+    def _batches(self, feeds: Mapping[int, Feed]) -> list[list[int]]:
+        """Return the keys of the feeds that are run together."""
+        if not self._batched:
+            return [[place] for place in feeds]
+        return [list(feeds)] if self._uniform else groups(feeds)
 
     def _answer(self, requests: Sequence[Request], feeds: Sequence[Feed]) -> list[Response]:
         """Run requests of equal shapes as one batch; where that fails, run each alone to find the one that fails."""
@@ -121,30 +128,27 @@ class TritonPythonModel:
 
 
 class Staging:
-    """The buffer in which batches of one input are gathered; it grows to the largest one and is kept."""
+    """The buffer in which batches of one input are gathered; kept, and made anew for more rows or another shape."""
 
     def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
+        self._rows: Array = np.empty(0)
 
     def gather(self, arrays: Sequence[Array]) -> Array:
         """Return arrays of one dtype, and one shape but for the first dimension, as one; valid until the next call."""
         first = arrays[0]
         if first.dtype == object:
             return np.concatenate(arrays)
-        size = sum(array.nbytes for array in arrays)
-        if size > self._bytes.nbytes:
-            self._bytes = np.empty(size, np.uint8)
-        shape = (sum(map(len, arrays)), *first.shape[1:])
-        return np.concatenate(arrays, out=np.ndarray(shape, first.dtype, self._bytes.data))
+        rows = sum(map(len, arrays))
+        if self._rows.shape[1:] != first.shape[1:] or len(self._rows) < rows or self._rows.dtype != first.dtype:
+            self._rows = np.empty((rows, *first.shape[1:]), first.dtype)
+        return np.concatenate(arrays, out=self._rows[:rows])
 
 
 def groups(feeds: Mapping[int, Feed]) -> list[list[int]]:
     """Return the keys of the feeds that can be one batch: the same inputs, of equal shapes but for the first one."""
-    if len(feeds) == 1:
-        return [list(feeds)]
     found: dict[Any, list[int]] = {}
     for place, feed in feeds.items():
-        key = tuple(sorted((name, array.shape[1:]) for name, array in feed.items()))
+        key = tuple([(name, array.shape[1:]) for name, array in feed.items()])
         found.setdefault(key, []).append(place)
     return list(found.values())
 
@@ -161,7 +165,7 @@ def scatter(requests: Sequence[Request], sizes: Sequence[int], results: Mapping[
 
 def success(names: Sequence[str], arrays: Sequence[Array]) -> Response:
     """Return the response that carries these outputs."""
-    return pb_utils.InferenceResponse([pb_utils.Tensor(name, item) for name, item in zip(names, arrays, strict=True)])
+    return pb_utils.InferenceResponse(list(map(pb_utils.Tensor, names, arrays)))
 
 
 def failure(error: Exception) -> Response:

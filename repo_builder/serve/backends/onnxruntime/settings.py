@@ -58,6 +58,10 @@ def session_options(config: Config) -> ort.SessionOptions:
     level = _LEVELS.get(str(_nested(config, "optimization", "graph").get("level", 0)), "ORT_ENABLE_ALL")
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.intra_op_num_threads = number(config, "intra_op_thread_count", 0)
+    # Threads that spin between requests take the cores that Triton needs: measured on two cores with two threads, a
+    # third of the throughput and two thirds more CPU time for each inference.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.inter_op_num_threads = number(config, "inter_op_thread_count", 0)
     parallel = number(config, "execution_mode", 0, below=2)
     options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
