@@ -7,7 +7,7 @@ from collections import Counter
 
 import onnx
 
-from repo_builder.export.graphs import DQ, LAYER_OPS, MOVES, WEIGHTLESS_OPS, Graph, Q
+from repo_builder.graphs import DQ, LAYER_OPS, MOVES, WEIGHTLESS_OPS, Graph, Q
 
 _QUANTIZER = re.compile(
     r"^(?P<layer>.+)\.(?:input_quantizers\.(?P<input>\d+)|parametrizations\.weight\.0)\.(?P<what>\w+)$"
@@ -93,7 +93,7 @@ def _bypass(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
 
 
 def _own_constants(model: onnx.ModelProto) -> None:
-    """Give each quantizer a scale and a zero point of its own: the exporter shares equal ones through Identity nodes."""
+    """Give each quantizer a scale and a zero point of its own: the exporter shares equal ones by Identity nodes."""
     values = {item.name: item for item in model.graph.initializer}
     for node in list(model.graph.node):
         if node.op_type == "Identity" and node.input[0] in values and _QUANTIZER.match(node.output[0]):

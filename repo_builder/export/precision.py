@@ -14,15 +14,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder.errors import ExportError
-from repo_builder.export.graphs import LAYER_OPS, MOVES, Graph
-from repo_builder.export.qdq import layer_of
+from repo_builder.graphs import LAYER_OPS, MOVES, Graph, layer_of
 
 _LARGEST = float(np.finfo(np.float16).max)
 # What may follow its input into fp16: it moves, compares or scales values, or squashes them, and sums no long rows.
 _FOLLOWERS = MOVES | {
     "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Dropout", "Elu", "Gather", "GlobalMaxPool",
-    "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul", "Neg", "PRelu", "Pad", "Relu", "Sigmoid", "Slice", "Split",
-    "Sub", "Tanh",
+    "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul", "Neg", "PRelu", "Pad", "Relu", "Sigmoid", "Slice",
+    "Split", "Sub", "Tanh",
 }  # fmt: skip
 _BLIND = frozenset({"Shape", "Size"})  # read no values
 

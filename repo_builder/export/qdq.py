@@ -7,7 +7,6 @@ such a pair. Later versions take more, but all take this.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ import onnx
 from onnx import TensorProto
 
 from repo_builder.errors import ExportError
-from repo_builder.export.graphs import DQ, LAYER_OPS, WEIGHTLESS_OPS, Graph, Q, opset
+from repo_builder.graphs import DQ, LAYER_OPS, Graph, Q, layer_of, opset
+
+__all__ = ["Finding", "check", "layer_of", "layer_precisions", "lint"]
 
 OLDEST_OPSET = 13  # per-channel QuantizeLinear
-_RUN = re.compile(r"#\d+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +71,6 @@ def check(path: Path, *, newest_opset: int | None = None) -> None:
     if findings:
         listed = "; ".join(map(str, findings[:5])) + (f"; and {len(findings) - 5} more" if len(findings) > 5 else "")
         raise ExportError(f"its Q/DQ is not what TensorRT takes: {listed}", where=str(path))
-
-
-def layer_of(node: onnx.NodeProto) -> str | None:
-    """Return the name of the layer that a node computes, None for a node that computes none.
-
-    In graphs of this project that is the module's qualified name; see ``repo_builder.export``.
-    """
-    if node.op_type not in LAYER_OPS | WEIGHTLESS_OPS:
-        return None
-    return _RUN.sub("", node.name) or node.output[0]
 
 
 def layer_precisions(model: onnx.ModelProto) -> dict[str, Literal["int8", "fp16", "fp32"]]:

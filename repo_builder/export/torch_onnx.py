@@ -7,7 +7,7 @@ passes through a marker node while it exports, which says whose output it is and
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ class _Mark(torch.autograd.Function):
     """Identity that exports as a node which names the layer whose output it passes on."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, name: str) -> torch.Tensor:  # type: ignore[override]  # noqa: ANN401
+    def forward(ctx: Any, x: torch.Tensor, name: str) -> torch.Tensor:  # noqa: ANN401 - torch's context
         return x.view_as(x)
 
     @staticmethod
@@ -67,14 +67,14 @@ def export(
     samples = tuple(_sample(spec) for spec in inputs)
     _check_outputs(module, samples, outputs)
     specs = (*inputs, *outputs)
-    stream = io.BytesIO()
-    with _marked(module), warnings.catch_warnings(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, _marked(module), warnings.catch_warnings(), torch.no_grad():
+        raw = Path(folder) / "raw.onnx"
         warnings.simplefilter("ignore")  # it says on every call that a newer exporter exists
         try:
             torch.onnx.export(
                 module,
                 samples,
-                stream,
+                raw,
                 dynamo=False,
                 opset_version=opset,
                 input_names=[spec.name for spec in inputs],
@@ -85,8 +85,9 @@ def export(
             raise ExportError(
                 f"torch cannot export the network to ONNX opset {opset}: {_first_line(error)}", where=str(path)
             ) from error
+        model = onnx.load(raw)
     try:
-        model = tidy(onnx.load_from_string(stream.getvalue()), marker_domain=_DOMAIN)
+        model = tidy(model, marker_domain=_DOMAIN)
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx raises errors of two kinds that share no base class
         raise ExportError(f"the exported graph is not valid ONNX: {_first_line(error)}", where=str(path)) from error
@@ -116,9 +117,8 @@ def _check_outputs(module: nn.Module, samples: tuple[torch.Tensor, ...], outputs
             where="model.inputs",
             hint="check the shapes in [[model.inputs]]; the first dimension here is the batch",
         ) from error
-    values = (
-        [result] if isinstance(result, torch.Tensor) else list(result.values() if isinstance(result, dict) else result)
-    )
+    several = result.values() if isinstance(result, dict) else result
+    values = [result] if isinstance(result, torch.Tensor) else list(several)
     if len(values) != len(outputs):
         raise ExportError(
             f"the network gives {len(values)} outputs, the recipe names {len(outputs)}", where="model.outputs"

@@ -5,9 +5,9 @@
     folding.py      BatchNorm into the layer before it
     layers.py       what is a layer; ``Add`` for residual sums that may be int8
     fake_quant.py   the int8 layer, exact to the bit with ONNX
-    ptq.py          the order of the above, and the per-layer table
-    modelopt.py, pytorch_quantization.py   back ends: place quantizers, run calibration
-    onnx_graph.py   the same for a model that arrives as ONNX
+    ptq.py          the order of the above; table.py the per-layer table
+    modelopt.py, pytorch_quantization.py   back ends: place quantizers, run calibration (plugged.py: what they share)
+    onnx_graph.py   the same for a model that arrives as ONNX (onnx_prepare, onnx_calibrate, onnx_insert)
 
 Importing this package imports neither torch nor a back end.
 """

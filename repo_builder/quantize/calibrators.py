@@ -19,7 +19,7 @@ from repo_builder.tensors import Array
 
 BINS = 2048
 _LEVELS = 128  # magnitudes 0..127 that symmetric int8 tells apart
-_LARGEST = 127
+LARGEST = 127
 _LOWEST_EXPONENT = -100  # keeps 2**(11 - exponent) within float32
 _TIE = 1e-9  # losses closer than this (relative to the best) are ties; the widest range wins
 MIN_AMAX = 2.0**-30  # an all-zero weight channel still needs a scale above 0
@@ -80,11 +80,15 @@ class Calibrator:
         name: ``max``, ``percentile``, ``mse`` or ``entropy``.
         percentile: Percent of the absolute values that the range keeps, in (0, 100]; for ``percentile`` only.
         channels: Number of ranges, 1 for a per-tensor range.
+        where: The layer that errors name.
     """
 
-    def __init__(self, name: str, percentile: float | None = None, *, channels: int = 1) -> None:
+    def __init__(
+        self, name: str, percentile: float | None = None, *, channels: int = 1, where: str | None = None
+    ) -> None:
         self.name = name
         self.percentile = percentile
+        self.where = where
         self._amax = np.zeros(channels, np.float32)
         self._histogram = None if name == "max" else Histogram(channels)
         self._seen = False
@@ -100,7 +104,7 @@ class Calibrator:
             return
         largest = rows.max(axis=1)
         if not np.isfinite(largest).all():
-            raise QuantizeError("the values to calibrate on hold NaN or infinity")
+            raise QuantizeError("the values to calibrate on hold NaN or infinity", where=self.where)
         self._seen = True
         self._amax = np.maximum(self._amax, largest)
         if self._histogram is not None:
@@ -113,7 +117,7 @@ class Calibrator:
             QuantizeError: There were no values, or a percentile of them is 0.
         """
         if not self._seen:
-            raise QuantizeError("no value reached the calibrator")
+            raise QuantizeError("no value reached the calibrator", where=self.where)
         histogram = self._histogram
         if histogram is None:
             return self._amax
@@ -127,7 +131,8 @@ class Calibrator:
         if (found[histogram.amax > 0] == 0).any():
             raise QuantizeError(
                 f"at percentile {self.percentile} the range is 0",
-                hint="most values are zeros; take a larger percentile",
+                where=self.where,
+                hint="most values are 0; take a larger percentile",
             )
         return found
 
@@ -144,7 +149,8 @@ def percentile_edges(histogram: Histogram, percentile: float) -> Array:
         [np.zeros((len(histogram.zeros), 1), np.int64), np.cumsum(histogram.counts, axis=1)], axis=1
     )
     wanted = percentile / 100 * kept[:, -1:] * (1 - 1e-12)  # not above a share that is whole, whatever its rounding
-    return np.argmax(kept >= wanted, axis=1)
+    edges: Array = np.argmax(kept >= wanted, axis=1)
+    return edges
 
 
 def mse_edges(counts: Array) -> Array:
@@ -219,7 +225,8 @@ def _last_edges(counts: Array) -> Array:
 def _widest_best(losses: Array, bounds: Array) -> Array:
     """Return the last candidate of each row that is within the row's bound."""
     within = losses <= bounds[:, None]
-    return _candidates()[losses.shape[1] - 1 - np.argmax(within[:, ::-1], axis=1)]
+    best: Array = _candidates()[losses.shape[1] - 1 - np.argmax(within[:, ::-1], axis=1)]
+    return best
 
 
 @functools.cache
@@ -231,11 +238,13 @@ def _candidates() -> Array:
 def _squared_errors() -> Array:
     """Return the squared error of each bin's centre under each candidate, in bins², float64 (BINS, candidates)."""
     centres = (np.arange(BINS) + 0.5)[:, None]
-    scales = _candidates()[None, :] / _LARGEST
-    return np.square(np.minimum(np.rint(centres / scales), _LARGEST) * scales - centres)
+    scales = _candidates()[None, :] / LARGEST
+    errors: Array = np.square(np.minimum(np.rint(centres / scales), LARGEST) * scales - centres)
+    return errors
 
 
 @functools.cache
 def _level_edges() -> Array:
     """Return the first bin of each of the 128 levels, and the end, for each candidate, int64 (candidates, 129)."""
-    return -(-np.arange(_LEVELS + 1)[None, :] * _candidates()[:, None] // _LEVELS)
+    edges: Array = -(-np.arange(_LEVELS + 1)[None, :] * _candidates()[:, None] // _LEVELS)
+    return edges

@@ -16,18 +16,18 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from repo_builder.quantize import Ranges
-from repo_builder.quantize.calibrators import MIN_AMAX
+from repo_builder.quantize.calibrators import LARGEST, MIN_AMAX
 from repo_builder.quantize.layers import channel_axis, layer_type
 from repo_builder.tensors import Array
 
-LOWEST, LARGEST = -128, 127
+LOWEST = -128
 
 
 class _QuantizeDequantize(torch.autograd.Function):
     """q = clip(round_half_even(x / scale), -128, 127); q · scale."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401 - torch's context
         x: torch.Tensor,
         scale: torch.Tensor,
@@ -85,6 +85,6 @@ def quantize_layers(module: nn.Module, ranges: Mapping[str, Ranges]) -> None:
 
 
 def _quantize_inputs(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    quantizers = layer.input_quantizers
+    quantizers: Any = layer.input_quantizers
     count = len(quantizers)
     return (*(quantizer(x) for quantizer, x in zip(quantizers, arguments[:count], strict=True)), *arguments[count:])

@@ -10,12 +10,16 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import fx, nn
 
 from repo_builder.quantize.layers import layer_type
-from repo_builder.quantize.rules import WEIGHTED
+
+Layer: TypeAlias = nn.Linear | nn.modules.conv._ConvNd
+BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 # BatchNorm → the layers whose channels it normalizes
 _FOLDABLE: dict[type[nn.Module], tuple[str, ...]] = {
@@ -35,7 +39,7 @@ def fold(module: nn.Module) -> nn.Module:
     folded = copy.deepcopy(module).eval()
     for layer_name, norm_name in _pairs(folded):
         layer, norm = folded.get_submodule(layer_name), folded.get_submodule(norm_name)
-        if _fits(folded, layer, norm):
+        if isinstance(layer, Layer) and isinstance(norm, BatchNorm) and _fits(folded, layer, norm):
             _fold_into(layer, norm)
             parent, _, child = norm_name.rpartition(".")
             setattr(folded.get_submodule(parent), child, nn.Identity())
@@ -66,42 +70,43 @@ def _neighbours(module: nn.Module) -> Iterator[tuple[str, str]]:
     for name, item in module.named_modules():
         if type(item) is nn.Sequential:
             children = [f"{name}.{child}" if name else child for child, _ in item.named_children()]
-            yield from zip(children, children[1:], strict=False)
+            yield from pairwise(children)
 
 
-def _fits(root: nn.Module, layer: nn.Module, norm: nn.Module) -> bool:
-    kinds = _FOLDABLE.get(type(norm), ())
+def _fits(root: nn.Module, layer: Layer, norm: BatchNorm) -> bool:
     kind = layer_type(layer)
-    if kind not in WEIGHTED or kind not in kinds or norm.running_mean is None:
+    if kind not in _FOLDABLE.get(type(norm), ()) or norm.running_mean is None or hasattr(layer, "parametrizations"):
         return False
-    channels = layer.out_features if kind == "Linear" else layer.out_channels
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     own = {id(item) for part in (layer, norm) for item in part.parameters()}
-    shared = Counter(id(item) for part in root.modules() for item in part._parameters.values() if id(item) in own)
     places = Counter(id(item) for part in root.modules() for item in part._modules.values())
-    alone = all(count == 1 for count in shared.values()) and places[id(layer)] == places[id(norm)] == 1
-    plain = not hasattr(layer, "parametrizations")
-    return bool(channels == norm.num_features and alone and plain)
+    uses = Counter(id(item) for part in root.modules() for item in part._parameters.values() if id(item) in own)
+    alone = places[id(layer)] == places[id(norm)] == 1 and all(count == 1 for count in uses.values())
+    return channels == norm.num_features and alone
 
 
 @torch.no_grad()
-def _fold_into(layer: nn.Module, norm: nn.Module) -> None:
+def _fold_into(layer: Layer, norm: BatchNorm) -> None:
     """Set the layer's weight and bias, computed in float64."""
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)  # noqa: S101 - _fits has seen to it
-    assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101
-    gain = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
+    gain = (_statistics(norm.running_var) + norm.eps).rsqrt()
+    if norm.affine:
         gain = gain * norm.weight.double()
     bias = torch.zeros_like(gain) if layer.bias is None else layer.bias.double()
-    bias = (bias - norm.running_mean.double()) * gain
-    if norm.bias is not None:
+    bias = (bias - _statistics(norm.running_mean)) * gain
+    if norm.affine:
         bias = bias + norm.bias.double()
     weight = layer.weight.double()
-    if layer_type(layer).startswith("ConvTranspose"):  # (in, out / groups, ...), the input's channels in groups
-        grouped = weight.unflatten(0, (layer.groups, -1))
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # (in, out / groups, ...), the inputs in groups
         gains = gain.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
-        weight = (grouped * gains).flatten(0, 1)
+        weight = (weight.reshape(layer.groups, -1, *weight.shape[1:]) * gains).flatten(0, 1)
     else:
         weight = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
-    dtype = layer.weight.dtype
-    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=layer.weight.requires_grad)
-    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=layer.weight.requires_grad)
+    dtype, trained = layer.weight.dtype, layer.weight.requires_grad
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=trained)
+    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=trained)
+
+
+def _statistics(values: torch.Tensor | None) -> torch.Tensor:
+    if values is None:
+        raise ValueError("a BatchNorm without statistics cannot be folded")
+    return values.double()

@@ -79,12 +79,14 @@ def _entries(planned: LayerPlan) -> Iterator[dict[str, Any]]:
     """Return ModelOpt's configuration of one layer's quantizers."""
     rule = planned.int8_rule
     for name in _quantizer_names(planned):
-        yield _entry(f"{planned.name}.{name}", rule.input, axis=None, once=False)
+        yield _entry(planned.name, name, rule.input, axis=None, once=False)
     if planned.weighted:
         axis = channel_axis(planned.type) if rule.weight.per_channel else None
-        yield _entry(f"{planned.name}.weight_quantizer", rule.weight, axis=axis, once=True)
+        yield _entry(planned.name, "weight_quantizer", rule.weight, axis=axis, once=True)
 
 
-def _entry(name: str, spec: InputQuantizer | WeightQuantizer, *, axis: int | None, once: bool) -> dict[str, Any]:
-    calibrator = (PluggedCalibrator, (spec.calibrator, spec.percentile, axis, once), {})
-    return {"quantizer_name": name, "cfg": {"num_bits": 8, "axis": axis, "calibrator": calibrator}}
+def _entry(
+    layer: str, name: str, spec: InputQuantizer | WeightQuantizer, *, axis: int | None, once: bool
+) -> dict[str, Any]:
+    plugged = (PluggedCalibrator, (spec,), {"axis": axis, "where": layer, "once": once})
+    return {"quantizer_name": f"{layer}.{name}", "cfg": {"num_bits": 8, "axis": axis, "calibrator": plugged}}

@@ -12,6 +12,7 @@ from torch import nn
 from repo_builder.errors import QuantizeError
 from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.calibrators import Calibrator
+from repo_builder.recipe import InputQuantizer, WeightQuantizer
 from repo_builder.tensors import Array
 
 
@@ -19,16 +20,17 @@ class PluggedCalibrator:
     """Our calibrator behind the interface that both libraries give theirs.
 
     Args:
-        name: ``max``, ``percentile``, ``mse`` or ``entropy``.
-        percentile: For ``percentile``.
+        spec: How the range is found.
         axis: Axis of the channels; None for one range.
+        where: The layer that errors name.
         once: Whether only the first tensor counts: a weight is shown again with every batch.
     """
 
-    def __init__(self, name: str, percentile: float | None, axis: int | None, once: bool) -> None:
+    def __init__(self, spec: InputQuantizer | WeightQuantizer, *, axis: int | None, where: str, once: bool) -> None:
         self._num_bits, self._axis, self._unsigned = 8, axis, False  # ModelOpt reads them under these names
-        self._spec, self._once = (name, percentile), once
-        self.reset()
+        self._spec, self._where, self._once = spec, where, once
+        self._calibrator: Calibrator | None = None
+        self._amax: torch.Tensor | None = None
 
     def collect(self, x: torch.Tensor) -> None:
         """Take a tensor."""
@@ -38,14 +40,15 @@ class PluggedCalibrator:
         if self._axis is not None:
             values = values.movedim(self._axis, 0)
         if self._calibrator is None:
-            self._calibrator = Calibrator(*self._spec, channels=1 if self._axis is None else len(values))
+            channels = 1 if self._axis is None else len(values)
+            name, percentile = self._spec.calibrator, self._spec.percentile
+            self._calibrator = Calibrator(name, percentile, channels=channels, where=self._where)
             self._shape = [len(values) if place == self._axis else 1 for place in range(x.dim())]
         self._calibrator.observe(values.numpy())
 
     def reset(self) -> None:
         """Forget what was collected."""
-        self._calibrator: Calibrator | None = None
-        self._amax: torch.Tensor | None = None
+        self._calibrator = self._amax = None
 
     def compute_amax(self, *_: Any, **__: Any) -> torch.Tensor | None:  # noqa: ANN401 - the libraries' signature
         """Return the range, shaped to broadcast along the axis; None where nothing was collected."""

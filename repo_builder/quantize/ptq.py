@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,32 +10,31 @@ import torch
 from torch import nn
 
 from repo_builder import loading
-from repo_builder.artifacts import LayerRecord
 from repo_builder.errors import QuantizeError, RecipeError, did_you_mean
 from repo_builder.quantize import BACKENDS, LayerPlan, Quantized, Quantizer, Ranges, plan
 from repo_builder.quantize.fake_quant import quantize_layer, quantize_layers
 from repo_builder.quantize.folding import fold
 from repo_builder.quantize.layers import find_layers
 from repo_builder.quantize.plugged import run
+from repo_builder.quantize.table import check_inputs, decibels, record, split
 from repo_builder.recipe import QuantizeSpec
 from repo_builder.tensors import Array
 
 Batch = Mapping[str, Array]
-MAX_SQNR_DB = 200.0  # what a layer without any quantization noise is given
 
 
 def quantize(
     module: nn.Module, spec: QuantizeSpec, calibration: Batch, *, input_names: tuple[str, ...], seed: int
 ) -> Quantized:
     """See ``repo_builder.quantize.quantize``."""
-    batches = _batches(calibration, input_names, spec.batch_size)
+    batches = split(calibration, input_names, spec.batch_size)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         folded = fold(module)
         _check_folding(module, folded, batches[0])
         plans = plan(find_layers(folded), spec)
         ranges = _backend(spec.backend)(folded, plans, batches) if any(_int8(item) for item in plans) else {}
-        _check_ranges(plans, ranges)
+        check_inputs(ranges)
         quantized = copy.deepcopy(folded)
         quantize_layers(quantized, ranges)
         ratios = signal_to_noise(folded, ranges, batches)
@@ -75,33 +73,6 @@ def signal_to_noise(module: nn.Module, ranges: Mapping[str, Ranges], batches: Se
     return {name: decibels(signal, noise) for name, (signal, noise) in powers.items()}
 
 
-def decibels(signal: float, noise: float) -> float:
-    """Return 10·log10(signal / noise), limited to ±200 dB so that it is a number in JSON."""
-    if noise == 0:
-        return MAX_SQNR_DB
-    ratio = signal / noise
-    return -MAX_SQNR_DB if ratio == 0 else max(-MAX_SQNR_DB, min(MAX_SQNR_DB, 10 * math.log10(ratio)))
-
-
-def record(planned: LayerPlan, ranges: Ranges | None, ratio: float | None) -> LayerRecord:
-    """Return a layer's row of the table; an Add is given the larger of its two ranges."""
-    known = LayerRecord(name=planned.name, type=planned.type, rule=str(planned.rule or ""), precision=planned.precision)
-    if ranges is None:
-        return known
-    spec = planned.int8_rule.input
-    label = spec.calibrator if spec.percentile is None else f"{spec.calibrator} {spec.percentile:g}"
-    return LayerRecord(
-        name=known.name,
-        type=known.type,
-        rule=known.rule,
-        precision=known.precision,
-        calibrator=label,
-        input_amax=max(float(item) for item in ranges.inputs),
-        weight_amax=None if ranges.weight is None else float(ranges.weight.max()),
-        sqnr_db=None if ratio is None else round(ratio, 3),
-    )
-
-
 def _compare(twin: nn.Module, powers: list[float]) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> None:
         noise = twin(*arguments) - output
@@ -121,30 +92,8 @@ def _backend(name: str) -> Quantizer:
     return quantizer
 
 
-def _batches(calibration: Batch, names: Sequence[str], size: int) -> list[Batch]:
-    missing = [name for name in names if name not in calibration]
-    if missing:
-        raise QuantizeError(
-            f"the calibration data has no input '{missing[0]}'", hint=did_you_mean(missing[0], calibration)
-        )
-    count = min(len(calibration[name]) for name in names)
-    if count == 0:
-        raise QuantizeError("there is no calibration sample", hint="set data.calibration to at least 1")
-    return [{name: calibration[name][start : start + size] for name in names} for start in range(0, count, size)]
-
-
 def _int8(planned: LayerPlan) -> bool:
     return planned.precision == "int8"
-
-
-def _check_ranges(plans: Sequence[LayerPlan], ranges: Mapping[str, Ranges]) -> None:
-    for item in filter(_int8, plans):
-        if any(float(amax) == 0 for amax in ranges[item.name].inputs):
-            raise QuantizeError(
-                "its input is zero in every calibration sample, which leaves no range for int8",
-                where=item.name,
-                hint="leave the layer in fp32, or calibrate on more samples",
-            )
 
 
 def _check_folding(module: nn.Module, folded: nn.Module, batch: Batch) -> None:

@@ -53,7 +53,9 @@ class PytorchQuantizationQuantizer:
 def _place(layer: nn.Module, planned: LayerPlan) -> list[TensorQuantizer]:
     """Let quantizers see a layer's inputs and its weight, and return them in that order."""
     rule = planned.int8_rule
-    inputs = [_quantizer(rule.input, axis=None, once=False) for _ in range(input_count(planned.type))]
+    inputs = [
+        _quantizer(rule.input, axis=None, where=planned.name, once=False) for _ in range(input_count(planned.type))
+    ]
 
     def look(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         for quantizer, value in zip(inputs, arguments, strict=False):
@@ -63,14 +65,14 @@ def _place(layer: nn.Module, planned: LayerPlan) -> list[TensorQuantizer]:
     if not planned.weighted:
         return inputs
     axis = channel_axis(planned.type) if rule.weight.per_channel else None
-    weight = _quantizer(rule.weight, axis=axis, once=True)
+    weight = _quantizer(rule.weight, axis=axis, where=planned.name, once=True)
     parametrize.register_parametrization(layer, "weight", weight)
     return [*inputs, weight]
 
 
-def _quantizer(spec: InputQuantizer | WeightQuantizer, *, axis: int | None, once: bool) -> TensorQuantizer:
+def _quantizer(spec: InputQuantizer | WeightQuantizer, *, axis: int | None, where: str, once: bool) -> TensorQuantizer:
     quantizer = TensorQuantizer(QuantDescriptor(num_bits=8, axis=axis), if_quant=False, if_calib=True)
-    quantizer._calibrator = PluggedCalibrator(spec.calibrator, spec.percentile, axis, once)
+    quantizer._calibrator = PluggedCalibrator(spec, axis=axis, where=where, once=once)
     return quantizer
 
 

@@ -74,11 +74,15 @@ class LayerPlan:
         return self.rule
 
 
-def plan(layers: Sequence[tuple[str, str]], spec: QuantizeSpec) -> tuple[LayerPlan, ...]:
+Layer = tuple[str, ...]  # name, type, and other names of that type
+
+
+def plan(layers: Sequence[Layer], spec: QuantizeSpec) -> tuple[LayerPlan, ...]:
     """Apply the rules to a model's layers.
 
     Args:
-        layers: (name, type) of every module without children, or of every ONNX node, in the model's order.
+        layers: Name and type of every module without children, or of every ONNX node, in the model's order; further
+            names of the type, as ``Gemm`` for ``Linear``, may follow and select as the type does.
         spec: The recipe's rules.
 
     Returns:
@@ -90,55 +94,60 @@ def plan(layers: Sequence[tuple[str, str]], spec: QuantizeSpec) -> tuple[LayerPl
     for index, rule in enumerate(spec.layers):
         _check(index, rule, layers)
     plans = []
-    for name, kind in layers:
-        winners = [index for index, rule in enumerate(spec.layers) if _selects(rule, name, kind)]
+    for layer in layers:
+        name, kind = layer[:2]
+        winners = [index for index, rule in enumerate(spec.layers) if _selects(rule, layer)]
         if not winners and kind not in WEIGHTED:
             continue
-        index = winners[-1] if winners else None
-        rule = None if index is None else spec.layers[index]
-        precision: Precision = "fp32" if rule is None else rule.precision
-        plans.append(LayerPlan(name=name, type=kind, rule=rule, rule_index=index, precision=precision))
+        winner = winners[-1] if winners else None
+        won = None if winner is None else spec.layers[winner]
+        precision: Precision = "fp32" if won is None else won.precision
+        plans.append(LayerPlan(name=name, type=kind, rule=won, rule_index=winner, precision=precision))
     return tuple(plans)
 
 
-def _matches(rule: LayerRule, name: str, kind: str) -> bool:
-    by_type = rule.type is None or fnmatchcase(kind, rule.type)
-    return by_type and (rule.name is None or fnmatchcase(name, rule.name))
+def _matches(rule: LayerRule, layer: Layer) -> bool:
+    return _of_type(rule, layer) and (rule.name is None or fnmatchcase(layer[0], rule.name))
 
 
-def _selects(rule: LayerRule, name: str, kind: str) -> bool:
-    asked = rule.type is not None or (rule.name is not None and not _WILDCARDS & set(rule.name))
-    return _matches(rule, name, kind) and (kind in WEIGHTED or (kind in WEIGHTLESS and asked))
+def _of_type(rule: LayerRule, layer: Layer) -> bool:
+    return rule.type is None or any(fnmatchcase(kind, rule.type) for kind in layer[1:])
 
 
-def _check(index: int, rule: LayerRule, layers: Sequence[tuple[str, str]]) -> None:
+def _selects(rule: LayerRule, layer: Layer) -> bool:
+    by_type = rule.type is not None and rule.type != "*"
+    by_full_name = rule.name is not None and not _WILDCARDS & set(rule.name)
+    takes = layer[1] in WEIGHTED or (layer[1] in WEIGHTLESS and (by_type or by_full_name))
+    return takes and _matches(rule, layer)
+
+
+def _check(index: int, rule: LayerRule, layers: Sequence[Layer]) -> None:
     """Refuse a rule that does nothing, and say why."""
-    where = f"quantize.layers[{index}]"
-    if any(_selects(rule, name, kind) for name, kind in layers):
+    if any(_selects(rule, layer) for layer in layers):
         return
-    matched = [(name, kind) for name, kind in layers if _matches(rule, name, kind)]
-    if not matched:
+    where = f"quantize.layers[{index}]"
+    matched = next((layer for layer in layers if _matches(rule, layer)), None)
+    if matched is None:
         raise RecipeError(f"the rule '{rule}' matches no layer", where=where, hint=_meant(rule, layers))
-    name, kind = matched[0]
-    label = name if not name or name == kind else f"{name} ({kind})"
+    name, kind = matched[:2]
     if kind in WEIGHTLESS:
         raise RecipeError(
-            f"the rule '{rule}' matches only layers without a weight, as {label}",
+            f"the rule '{rule}' matches only layers without a weight, as {name} ({kind})",
             where=where,
             hint=f'ask for them by type = "{kind}" or by their full name',
         )
     raise RecipeError(
-        f"the rule '{rule}' matches only layers that cannot be given a precision, as {label}",
+        f"the rule '{rule}' matches only layers that cannot be given a precision, as {name} ({kind})",
         where=where,
         hint=f"{kind} takes the precision of what feeds it; rules are for {', '.join(sorted(WEIGHTED | WEIGHTLESS))}",
     )
 
 
-def _meant(rule: LayerRule, layers: Sequence[tuple[str, str]]) -> str:
-    usable = [(name, kind) for name, kind in layers if kind in WEIGHTED | WEIGHTLESS]
-    if rule.type is not None and not any(fnmatchcase(kind, rule.type) for _, kind in usable):
-        return f"type: {did_you_mean(rule.type, {kind for _, kind in usable})}"
-    if rule.name is not None:
-        of_type = [name for name, kind in usable if rule.type is None or fnmatchcase(kind, rule.type)]
-        return f"name: {did_you_mean(rule.name, of_type)}"
-    return "the model has no layer with a weight"
+def _meant(rule: LayerRule, layers: Sequence[Layer]) -> str:
+    usable = [layer for layer in layers if layer[1] in WEIGHTED | WEIGHTLESS]
+    of_type = [layer for layer in usable if _of_type(rule, layer)]
+    if not usable:
+        return "the model has no layer that rules are for"
+    if rule.type is not None and not of_type:
+        return f"type: {did_you_mean(rule.type, {kind for layer in usable for kind in layer[1:]})}"
+    return f"name: {did_you_mean(rule.name or '', [layer[0] for layer in of_type])}"

@@ -1,7 +1,14 @@
-"""Small readings of ONNX graphs that naming, precision and linter share. onnx only."""
+"""Readings of ONNX graphs that several stages share: who makes and reads a tensor, which layer a node computes.
+
+How layers are named. In every graph that this project exports, the node that computes a layer bears the layer's own
+qualified name, as in ``feature_layers.0`` for the Conv of that module; where a module runs more than once, later nodes
+are ``feature_layers.0#2`` and so on. TensorRT's inspector shows node names, so nothing else has to survive. In a graph
+from elsewhere a layer's name is its node's name.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
 import onnx
@@ -13,6 +20,7 @@ Q, DQ = "QuantizeLinear", "DequantizeLinear"
 LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 WEIGHTLESS_OPS = frozenset({"Add", "AveragePool", "GlobalAveragePool", "MaxPool"})
 MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_RUN = re.compile(r"#\d+$")
 
 
 class Graph:
@@ -43,7 +51,7 @@ class Graph:
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
 
     def weight(self, node: onnx.NodeProto) -> str | None:
-        """Return the constant that a layer's weight comes from, seen through Q, DQ, Cast and moves; None if computed."""
+        """Return the constant that a layer's weight is made of; None for other nodes and for a computed weight."""
         if node.op_type not in LAYER_OPS or len(node.input) < 2:
             return None
         return self.constant_behind(node.input[1])
@@ -68,3 +76,10 @@ class Graph:
 def opset(model: onnx.ModelProto) -> int:
     """Return the version of the default operator set."""
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+
+
+def layer_of(node: onnx.NodeProto) -> str | None:
+    """Return the name of the layer that a node computes; None for a node that computes none."""
+    if node.op_type not in LAYER_OPS | WEIGHTLESS_OPS:
+        return None
+    return _RUN.sub("", node.name) or node.output[0]

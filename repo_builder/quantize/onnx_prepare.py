@@ -1,0 +1,160 @@
+"""An ONNX model from anywhere, made ready: new enough, every node named, constants plain, BatchNorm folded.
+
+onnx and numpy only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, version_converter
+from onnx.reference import ReferenceEvaluator
+
+from repo_builder.errors import QuantizeError
+from repo_builder.graphs import DQ, LAYER_OPS, MOVES, Graph, Q, opset
+from repo_builder.tensors import Array
+
+_OPSET = 13  # the first with per-channel QuantizeLinear
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that can be quantized.
+
+    Opsets before 13 are converted to 13. Nodes without a name of their own are named ``Conv_3`` after operator and
+    place. Constant nodes become initializers, and so does what moves of them alone compute, as a transposed weight.
+    BatchNormalization is folded into a Conv, ConvTranspose or Gemm that feeds nothing else.
+
+    Raises:
+        QuantizeError: The model is quantized already, or too old and not convertible.
+    """
+    if any(node.op_type in (Q, DQ) for node in model.graph.node):
+        raise QuantizeError("the model is quantized already: it has QuantizeLinear nodes", hint="bring the fp32 model")
+    result = onnx.ModelProto()
+    result.CopyFrom(model if opset(model) >= _OPSET else _newer(model))
+    _name_nodes(result)
+    _plain_constants(result)
+    fold_batch_norm(result)
+    try:
+        return onnx.shape_inference.infer_shapes(result, data_prop=True)
+    except Exception as error:  # onnx's errors share no base class
+        raise QuantizeError(f"ONNX cannot infer the model's shapes: {first_line(error)}") from error
+
+
+def _newer(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return version_converter.convert_version(model, _OPSET)
+    except Exception as error:  # onnx's errors share no base class
+        raise QuantizeError(
+            f"the model has opset {opset(model)}, and converting it to {_OPSET} fails: {first_line(error)}",
+            hint=f"export the model again with opset {_OPSET} or later",
+        ) from error
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own; '#' is kept for later runs of one layer (``repo_builder.graphs``)."""
+    counts: Counter[str] = Counter()
+    for place, node in enumerate(model.graph.node):
+        node.name = (node.name or f"{node.op_type}_{place}").replace("#", "_")
+        counts[node.name] += 1
+        if counts[node.name] > 1:
+            node.name = f"{node.name}_{place}"
+            counts[node.name] += 1
+
+
+def _plain_constants(model: onnx.ModelProto) -> None:
+    known = {item.name: item for item in model.graph.initializer}
+    for node in list(model.graph.node):
+        if node.op_type == "Constant":
+            value = _only(
+                ReferenceEvaluator(_single(node, opset(model))), {}
+            )  # any of its forms: value, value_float, value_ints, ...
+        elif node.op_type in MOVES and node.input and all(name in known for name in node.input):
+            feeds = {name: numpy_helper.to_array(known[name]) for name in node.input}
+            value = _only(ReferenceEvaluator(_single(node, opset(model))), feeds)
+        else:
+            continue
+        stored = model.graph.initializer.add()
+        stored.CopyFrom(numpy_helper.from_array(value, node.output[0]))
+        known[stored.name] = stored
+        model.graph.node.remove(node)
+
+
+def _only(evaluator: ReferenceEvaluator, feeds: dict[str, Array]) -> Array:
+    values: Any = evaluator.run(None, feeds)
+    return np.asarray(values[0])
+
+
+def _single(node: onnx.NodeProto, version: int) -> onnx.ModelProto:
+    """Return a model of one node; value types are left open, as the reference evaluator does not ask for them."""
+    inputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.input]
+    outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output]
+    graph = helper.make_graph([node], "one", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
+
+
+def fold_batch_norm(model: onnx.ModelProto) -> None:
+    """Fold each BatchNormalization into the layer that feeds it, in place, where the layer feeds nothing else.
+
+    As in ``folding.py``: weight g·W and bias g·(b − mean) + beta with g = gamma / sqrt(var + eps), in float64.
+    """
+    outputs = {item.name for item in model.graph.output}
+    for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
+        graph = Graph(model)
+        layer = graph.producers.get(norm.input[0])
+        fixed = all(name in graph.constants for name in norm.input[1:5])
+        if layer is None or layer.op_type not in LAYER_OPS - {"MatMul"} or not fixed:
+            continue
+        alone = len(graph.consumers[norm.input[0]]) == 1 and norm.input[0] not in outputs and len(norm.output) == 1
+        own = all(name in graph.constants and len(graph.consumers[name]) == 1 for name in layer.input[1:] if name)
+        plain = layer.op_type != "Gemm" or _attribute(layer, "alpha", 1) == _attribute(layer, "beta", 1) == 1
+        if alone and own and plain:
+            _fold_into(model, graph, layer, norm)
+            layer.output[0] = norm.output[0]
+            model.graph.node.remove(norm)
+    drop_unused(model)
+
+
+def _fold_into(model: onnx.ModelProto, graph: Graph, layer: onnx.NodeProto, norm: onnx.NodeProto) -> None:
+    gamma, beta, mean, variance = (np.asarray(graph.value(name), np.float64) for name in norm.input[1:5])
+    gain = gamma / np.sqrt(variance + _attribute(norm, "epsilon", 1e-5))
+    stored = graph.constants[layer.input[1]]
+    weight = numpy_helper.to_array(stored).astype(np.float64)
+    if layer.op_type == "ConvTranspose":
+        groups = int(_attribute(layer, "group", 1))
+        gains = gain.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+        folded = (weight.reshape(groups, -1, *weight.shape[1:]) * gains).reshape(weight.shape)
+    elif layer.op_type == "Gemm" and not _attribute(layer, "transB", 0):
+        folded = weight * gain
+    else:
+        folded = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+    has_bias = len(layer.input) > 2 and bool(layer.input[2])
+    bias = np.asarray(graph.value(layer.input[2]), np.float64) if has_bias else np.zeros_like(gain)
+    kind = helper.tensor_dtype_to_np_dtype(stored.data_type)
+    stored.CopyFrom(numpy_helper.from_array(folded.astype(kind), stored.name))
+    new = numpy_helper.from_array(((bias - mean) * gain + beta).astype(kind), f"{layer.name}.folded_bias")
+    model.graph.initializer.append(new)
+    del layer.input[2:]
+    layer.input.append(new.name)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return float(helper.get_attribute_value(attribute))
+    return default
+
+
+def drop_unused(model: onnx.ModelProto) -> None:
+    """Remove initializers that no node reads."""
+    used = {name for node in model.graph.node for name in node.input} | {item.name for item in model.graph.output}
+    kept = [item for item in model.graph.initializer if item.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error that says anything."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
