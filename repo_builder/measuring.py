@@ -12,10 +12,11 @@ from repo_builder.artifacts import OnnxArtifact
 from repo_builder.datasets import Dataset
 from repo_builder.errors import RepoBuilderError
 from repo_builder.measure import accuracy
+from repo_builder.measure.course import Pace
 from repo_builder.measure.model import random_samples
 from repo_builder.measure.session import Session
 from repo_builder.measure.transport import Endpoint
-from repo_builder.measure.windows import LevelStopped, Pace
+from repo_builder.measure.windows import LevelStopped
 from repo_builder.recipe import DataSpec, Recipe
 from repo_builder.results import Level, LevelResult, PerfRun
 from repo_builder.tensors import Array

@@ -52,8 +52,8 @@ def command(
     import json
 
     from repo_builder import measuring
+    from repo_builder.measure.course import Pace
     from repo_builder.measure.transport import Endpoint
-    from repo_builder.measure.windows import Pace
     from repo_builder.results import Level
 
     levels = tuple(

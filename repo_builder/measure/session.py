@@ -9,6 +9,7 @@ from types import TracebackType
 from repo_builder.errors import MeasureError
 from repo_builder.measure import outputs, payloads, schedule, server_stats, windows
 from repo_builder.measure.control import open_control
+from repo_builder.measure.course import Pace
 from repo_builder.measure.messages import codec
 from repo_builder.measure.metrics import Sampler
 from repo_builder.measure.model import describe
@@ -16,7 +17,6 @@ from repo_builder.measure.server_stats import Snapshot
 from repo_builder.measure.shm import SharedRequests
 from repo_builder.measure.transport import Endpoint
 from repo_builder.measure.verify import Expected
-from repo_builder.measure.windows import Pace
 from repo_builder.measure.worker import Fleet, Job
 from repo_builder.results import Level, LevelResult, ServerInfo
 from repo_builder.tensors import Array
@@ -127,7 +127,7 @@ class Session:
             pace,
             arrivals_ns=arrivals,
             probe=self._probe if self._statistics else None,
-            hardware=self._sampler.over,
+            metrics=self._sampler.over,
         )
 
     def _check(self, level: Level) -> None:
