@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -81,13 +82,21 @@ def facts(path: Path) -> dict[str, str]:
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file atomically.
+    """Write a .safetensors file atomically; equal arguments give equal bytes.
 
     Raises:
         OutputError: The file cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files.write_bytes(path, safetensors.torch.save(plain, metadata=dict(metadata)))
+    files.write_bytes(path, _canonical(safetensors.torch.save(plain, metadata=dict(metadata))))
+
+
+def _canonical(stored: bytes) -> bytes:
+    """Return the same .safetensors content with a sorted header: the library's own order changes from run to run."""
+    size = int.from_bytes(stored[:8], "little")
+    header = json.dumps(json.loads(stored[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns what follows
+    return len(header).to_bytes(8, "little") + header + stored[8 + size :]
 
 
 def _unwrapped(value: Any, path: Path, where: str) -> dict[str, torch.Tensor]:  # noqa: ANN401 - checked here

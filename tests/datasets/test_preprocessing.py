@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -7,7 +8,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from repo_builder.datasets.preprocessing import normalise, resize
 from repo_builder.errors import RecipeError
 
-torch = pytest.importorskip("torch", reason="torch is the reference")
 sides = st.integers(1, 17)
 
 

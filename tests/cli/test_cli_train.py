@@ -1,0 +1,85 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from repo_builder import cli, models
+from repo_builder.errors import DataError, ModelError, RecipeError
+
+QUICK = ["--set", "train.epochs=2"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_checkpoint_is_written_and_the_last_line_has_both_accuracies(folder, capsys):
+    assert cli.run(["train", "jsc-tiny", *QUICK]) == 0
+    shown = capsys.readouterr()
+    assert models.checkpoint_facts(folder / "checkpoints" / "jsc-tiny.safetensors")["recipe"] == "jsc-tiny"
+    assert shown.out.startswith("jsc-tiny: best epoch ")
+    assert "validation 0." in shown.out
+    assert "test 0." in shown.out
+    assert len(shown.out.splitlines()) == 1
+    assert "12976 train, 1024 calibration, 2000 validation, 4000 test" in shown.err
+    assert "sha256:" in shown.err
+
+
+def test_json(folder, capsys):
+    assert cli.run(["train", "jsc-tiny", *QUICK, "--output", "own/a.safetensors", "--half", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["checkpoint"] == "own/a.safetensors"
+    assert (folder / "own" / "a.safetensors").stat().st_size == result["size_bytes"]
+    assert result["test"]["samples"] == 4000
+    assert len(result["history"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["jcs"], RecipeError.exit_code, "did you mean 'jsc'"),
+        (["jsc", "--set", "train.epoch=3"], RecipeError.exit_code, "train.epoch: unknown key 'epoch'"),
+        (["jsc", "--set", "data.source=jet"], DataError.exit_code, "did you mean 'jets'"),
+        (["jsc", "--resume"], ModelError.exit_code, "there is no interrupted training"),
+        (["jsc-tiny", *QUICK, "--output", "file/a.safetensors"], 12, "cannot be written"),
+        (["vgg-cifar10", "--data-dir", "nowhere"], DataError.exit_code, "there is no batches.meta.txt"),
+        (["jsc", "--device", "tpu"], 2, "'tpu' is not one of 'cpu', 'cuda'"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(folder, capsys, arguments, code, message):
+    (folder / "file").write_text("in the way")
+    assert cli.run(["train", *arguments]) == code
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+
+
+def test_ctrl_c_keeps_the_best_and_says_how_to_go_on(folder):
+    command = [sys.executable, "-c", "from repo_builder.cli import main; main()", "train", "jsc-toy"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        [*command, "--set", "train.epochs=100000"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        state = folder / "checkpoints" / "jsc-toy.safetensors.resume"
+        deadline = time.monotonic() + 60
+        while not state.exists() and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=30)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 130
+    assert "the best so far (epoch" in errors
+    assert "--resume goes on" in errors
+    assert "Traceback" not in errors
+    assert (folder / "checkpoints" / "jsc-toy.safetensors").is_file()
+    assert state.is_file()
