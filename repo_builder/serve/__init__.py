@@ -4,12 +4,14 @@
         server.wait_ready(timeout_s=60)
         print(server.http_url, server.grpc_url)        # "127.0.0.1:40001", as tritonclient takes them
 
-Leaving the block stops the server. The server also stops when this process dies, however it dies.
+Leaving the block stops the server. The server also stops when this process dies, however it dies, unless it was started
+with ``detach=True``; ``running`` and ``stop`` find such servers again.
 """
 
 from __future__ import annotations
 
+from repo_builder.serve.detached import Detached, running, stop
+from repo_builder.serve.launch import Runtime, choose_runtime, start
 from repo_builder.serve.server import Server
-from repo_builder.serve.start import start
 
-__all__ = ["Server", "start"]
+__all__ = ["Detached", "Runtime", "Server", "choose_runtime", "running", "start", "stop"]

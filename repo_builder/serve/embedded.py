@@ -15,11 +15,14 @@ from pathlib import Path
 
 from repo_builder import files
 from repo_builder.errors import MissingDependency, ServeError
+from repo_builder.serve.folders import cache_folder
 from repo_builder.serve.ports import Endpoints
 from repo_builder.serve.process import Child
 from repo_builder.serve.server import Server
 
 _BACKENDS = Path(__file__).resolve().parent / "backends"
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
+_SHARED_MEMORY_BYTES = 16 << 20
 _SEARCH_PATH = "REPO_BUILDER_SYS_PATH"
 # The stub initialises Python in isolated mode: PYTHONPATH does not reach it, so the first module that it imports
 # brings this process's search path along.
@@ -95,11 +98,12 @@ def start(
 ) -> Server:
     """Start tritonserver on a repository; it may not be ready yet when this returns."""
     wheel = find_wheel()
+    _check_shared_memory()
     backends = assemble(wheel)
     server = _executable(wheel.server, backends)
     command = [str(server), *arguments(repository, endpoints, models), f"--backend-directory={backends}", *options]
     child = Child(command, environment(wheel), log=log, detached=detached)
-    return Server(child, endpoints, runtime="embedded", models=tuple(models))
+    return Server(child, endpoints, runtime="embedded", models=tuple(models), log=log)
 
 
 def arguments(repository: Path, endpoints: Endpoints, models: Sequence[str]) -> list[str]:
@@ -137,7 +141,7 @@ def assemble(wheel: Wheel) -> Path:
     digest = hashlib.sha256(_PRELUDE.encode())
     for item in (*ours, wheel.stub, wheel.python_backend / "libtriton_python.so"):
         digest.update(f"{item}:{files.sha256_of(item)}\n".encode())
-    folder = _cache() / "backends" / digest.hexdigest()[:16]
+    folder = cache_folder() / "backends" / digest.hexdigest()[:16]
     if not folder.is_dir():
         with files.replacing_folder(folder) as fresh:
             python = fresh / "python"
@@ -154,6 +158,23 @@ def assemble(wheel: Wheel) -> Path:
     return folder
 
 
+def _check_shared_memory() -> None:
+    """Refuse to start where /dev/shm has no room for a few instances of the Python backend.
+
+    Raises:
+        ServeError: It is not there, or full.
+    """
+    if not _SHARED_MEMORY.is_dir():
+        raise ServeError("there is no /dev/shm, through which Triton hands tensors on", hint="mount a tmpfs there")
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if free < _SHARED_MEMORY_BYTES:
+        raise ServeError(
+            f"has {free >> 10} KiB free, and Triton hands tensors on through it",
+            where=str(_SHARED_MEMORY),
+            hint="enlarge it (docker run --shm-size=1g; mount -o remount,size=1g /dev/shm) or remove what fills it",
+        )
+
+
 def _executable(server: Path, backends: Path) -> Path:
     """Return tritonserver, or a copy of it where an installer dropped the executable bit."""
     if os.access(server, os.X_OK):
@@ -163,11 +184,6 @@ def _executable(server: Path, backends: Path) -> Path:
         files.write_bytes(copy, server.read_bytes())
         copy.chmod(0o755)
     return copy
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "repo-builder"
 
 
 def _libpython_folder() -> Path:

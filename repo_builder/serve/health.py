@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import http.client
-import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from repo_builder.errors import ServeError
 
@@ -15,7 +15,17 @@ _FAILURES = (
     re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.*?)\"?$"),
     re.compile(r"failed to poll model '(?P<model>[^']+)': (?P<reason>.*?)\"?$"),
 )
-_FATAL = re.compile(r"^error: (?P<reason>.+)$|failed to start \w+ service: (?P<service>.+?)\"?$")
+_FATAL = re.compile(r"^error: (?:creating server: )?(?P<reason>.+)$|(?P<port>failed to start \w+ service: .+?)\"?$")
+# what says nothing in "Internal: ServeError: the model has no input 'x'"
+_PREFIXES = re.compile(
+    r"^(?:(?:Internal|Invalid argument|Not found|Unavailable|Unknown|Unsupported): )?(?:ServeError: )?"
+)
+_ADVICE = {
+    r"shared memory|/dev/shm": "enlarge /dev/shm (docker run --shm-size=1g; mount -o remount,size=1g /dev/shm), or "
+    "pass -- --backend-config=python,shm-default-byte-size=262144",
+    r"already in use": "choose other ports with --http-port, --grpc-port and --metrics-port, or 0 for any free ones",
+    r"no space left": "free some space on that file system",
+}
 
 
 def ready(url: str, models: Sequence[str] = (), *, timeout_s: float = 2.0) -> bool:
@@ -27,24 +37,38 @@ def ready(url: str, models: Sequence[str] = (), *, timeout_s: float = 2.0) -> bo
         return False
 
 
-def failure(exit_code: int | None, log: Sequence[str]) -> ServeError:
-    """Return the error that says why a server ended while it started."""
-    problems = failed_models(log)
+def failure(exit_code: int | None, lines: Sequence[str], *, log: Path | None = None) -> ServeError:
+    """Return the error that says why a server ended while it started.
+
+    Args:
+        exit_code: Its exit code.
+        lines: The last lines of its log.
+        log: The file that holds all of it, if there is one.
+    """
+    problems = failed_models(lines)
     if problems:
         model, reason = next(iter(problems.items()))
-        others = f" (and {len(problems) - 1} more: {', '.join(list(problems)[1:])})" if len(problems) > 1 else ""
-        return ServeError(f"the model '{model}' failed to load{others}: {reason}", hint=_advice(reason))
-    fatal = [match["reason"] or match["service"] for line in log if (match := _FATAL.search(line))]
-    reason = fatal[-1] if fatal else (log[-1].strip() if log else "it printed nothing")
-    return ServeError(f"Triton ended with exit code {exit_code} before it was ready: {reason}", hint=_advice(reason))
-
-
-def overdue(timeout_s: float, url: str, models: Sequence[str], log: Sequence[str]) -> ServeError:
-    """Return the error that says what was not ready in time."""
-    waiting = [name for name in loading_models(log) if not models or name in models]
-    what = f"still loading {', '.join(waiting)}" if waiting else f"{url} does not answer that it is ready"
+        others = f" (nor did {', '.join(list(problems)[1:])})" if len(problems) > 1 else ""
+        return ServeError(f"the model '{model}' did not load{others}: {reason}", hint=_advice(reason, log))
+    fatal = [match["reason"] or match["port"] for line in lines if (match := _FATAL.search(line))]
+    reason = (fatal or [line.strip() for line in lines if line.strip()] or ["it printed nothing"])[-1]
     return ServeError(
-        f"Triton was not ready after {timeout_s:g} s ({what})", hint="give it longer with --timeout, or read its log"
+        f"Triton ended with exit code {exit_code} before it was ready: {reason}", hint=_advice(reason, log)
+    )
+
+
+def overdue(timeout_s: float, url: str, lines: Sequence[str], *, log: Path | None = None) -> ServeError:
+    """Return the error that says what was not ready in time; arguments as for ``failure``."""
+    problems = failed_models(lines)
+    waiting = loading_models(lines)
+    if problems:
+        what = "; ".join(f"'{model}' did not load: {reason}" for model, reason in problems.items())
+    elif waiting:
+        what = f"still loading {', '.join(waiting)}"
+    else:
+        what = f"{url} does not answer that it is ready"
+    return ServeError(
+        f"Triton was not ready after {timeout_s:g} s ({what})", hint=_hint("give it longer with --timeout", log)
     )
 
 
@@ -69,18 +93,18 @@ def _one_line(reason: str) -> str:
     """Keep what a Python-based backend raised, without the place in its source."""
     reason = reason.replace('\\"', '"').replace("\\'", "'")
     reason = re.split(r"\\n\\nAt:", reason)[0]
-    return re.sub(r"(\\n|\s)+", " ", reason).strip()
+    return _PREFIXES.sub("", re.sub(r"(\\n|\s)+", " ", reason)).strip()
 
 
-def _advice(reason: str) -> str:
-    lowered = reason.lower()
-    if "shared memory" in lowered or "shm" in lowered:
-        return "/dev/shm is too small: pass -- --backend-config=python,shm-default-byte-size=1048576, or enlarge it"
-    if "address already in use" in lowered or "unavailable - socket" in lowered:
-        return "choose other ports with --http-port, --grpc-port and --metrics-port, or 0 for free ones"
-    if "not found in any model repository" in lowered:
-        return "check the name given with --model"
-    return "run repo-builder validate on the repository"
+def _advice(reason: str, log: Path | None) -> str:
+    for words, advice in _ADVICE.items():
+        if re.search(words, reason, re.IGNORECASE):
+            return _hint(advice, log)
+    return _hint("run repo-builder validate on the repository", log)
+
+
+def _hint(advice: str, log: Path | None) -> str:
+    return f"{advice}; its log is {log}" if log else advice
 
 
 def _get(url: str, path: str, timeout_s: float) -> tuple[int, bytes]:
@@ -92,10 +116,3 @@ def _get(url: str, path: str, timeout_s: float) -> tuple[int, bytes]:
         return response.status, response.read()
     finally:
         connection.close()
-
-
-def metadata(url: str, *, timeout_s: float = 2.0) -> dict[str, str]:
-    """Return the server's name and version as ``/v2`` tells them."""
-    status, body = _get(url, "/v2", timeout_s)
-    value: dict[str, str] = json.loads(body) if status == 200 else {}
-    return value

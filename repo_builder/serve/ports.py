@@ -27,9 +27,25 @@ class Endpoints:
     metrics: int = 8002
 
     @property
-    def reachable_host(self) -> str:
-        """The address to connect to: loopback where the server listens on every address."""
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host  # noqa: S104 - compared, not bound
+    def http_url(self) -> str:
+        """``host:port`` of HTTP, as tritonclient takes it."""
+        return f"{self._reachable}:{self.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` of gRPC, as tritonclient takes it."""
+        return f"{self._reachable}:{self.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the Prometheus metrics."""
+        return f"http://{self._reachable}:{self.metrics}/metrics"
+
+    @property
+    def _reachable(self) -> str:
+        """The host to connect to: loopback where the server listens on every address."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return f"[{host}]" if ":" in host else host
 
 
 def settle(wanted: Endpoints) -> Endpoints:
@@ -67,7 +83,7 @@ def _bind(held: ExitStack, host: str, port: int, role: str) -> int:
             errno.EACCES: f"port {port} may not be bound by this user",
             errno.EADDRNOTAVAIL: f"'{host}' is not an address of this machine",
         }.get(error.errno or 0, f"port {port} on {host} cannot be bound ({error.strerror})")
-        hint = "choose another, or 0 for any free one; repo-builder serve --status shows servers left running"
+        hint = "choose another, or 0 for any free one"
         raise ServeError(what, where=where, hint=hint) from None
     number: int = listener.getsockname()[1]
     return number

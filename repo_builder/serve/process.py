@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 _PR_SET_PDEATHSIG = 1
 _TAIL_LINES = 400
@@ -20,6 +21,8 @@ _TAIL_LINES = 400
 
 class Child:
     """A command in a process group of its own, with its output forwarded to stderr or written to a file.
+
+    When it ends, whatever is left of its group is killed.
 
     Args:
         command: Program and arguments.
@@ -37,9 +40,9 @@ class Child:
         self._detached = detached
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         self._started = threading.Event()
-        self._error: BaseException | None = None
+        self._error: OSError | None = None
         self._process: subprocess.Popen[bytes]
-        # The death signal follows the *thread* that forked: one that lives as long as the child.
+        # The death signal is tied to the *thread* that forked: this one lives as long as the child.
         self._keeper = threading.Thread(target=self._keep, name="triton", daemon=True)
         self._keeper.start()
         self._started.wait()
@@ -71,38 +74,39 @@ class Child:
 
     def stop(self, grace_s: float) -> None:
         """Send SIGTERM, wait, then kill whatever is left of its group."""
-        if self.exit_code is None:
-            self._process.terminate()
-            self.wait(grace_s)
-        kill_group(self.pid)
-        self.wait(5)
+        try:
+            if self.exit_code is None:
+                self._process.terminate()
+                self.wait(grace_s)
+        finally:
+            kill_group(self.pid)
+            self.wait(5)
 
     def _keep(self) -> None:
         try:
             self._process = self._spawn()
-        except BaseException as error:
+        except OSError as error:
             self._error = error
             return
         finally:
             self._started.set()
+        pump = threading.Thread(target=self._pump, args=(self._process.stdout,), name="triton log", daemon=True)
         if self._process.stdout is not None:
-            for raw in self._process.stdout:
-                line = raw.decode("utf-8", errors="replace")
-                self._tail.append(line.rstrip("\n"))
-                with contextlib.suppress(OSError, ValueError):
-                    sys.stderr.write(line)
-                    sys.stderr.flush()
+            pump.start()
         self._process.wait()
+        kill_group(self.pid)
+        if pump.ident is not None:
+            pump.join(2)
+
+    def _pump(self, output: BinaryIO) -> None:
+        for raw in output:
+            line = raw.decode("utf-8", errors="replace")
+            self._tail.append(line.rstrip("\n"))
+            with contextlib.suppress(OSError, ValueError):  # stderr may be closed; the server goes on
+                sys.stderr.write(line)
+                sys.stderr.flush()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        libc = ctypes.CDLL(None, use_errno=True)
-        parent = os.getpid()
-
-        def die_with_parent() -> None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                os._exit(1)
-
         with contextlib.ExitStack() as held:
             output = held.enter_context(self._log.open("ab")) if self._log else subprocess.PIPE
             return subprocess.Popen(
@@ -112,15 +116,30 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=None if self._detached else die_with_parent,
+                preexec_fn=None if self._detached else _tie_to_parent(),
             )
 
 
-def kill_group(pgid: int) -> None:
-    """Kill every process of a group, if there is still one, and wait a moment until they are gone."""
+def _tie_to_parent() -> Callable[[], None] | None:
+    """Return what the forked child calls so that it gets SIGTERM when its parent dies; None where that is unknown."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    parent = os.getpid()
+
+    def tie() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return tie
+
+
+def kill_group(group: int) -> None:
+    """Kill every process of a group, and wait a moment until they are gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pgid, signal.SIGKILL)
+        os.killpg(group, signal.SIGKILL)
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
-            os.killpg(pgid, 0)
+            os.killpg(group, 0)
             time.sleep(0.01)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
-from repo_builder.errors import ServeError
 from repo_builder.serve import health
 from repo_builder.serve.ports import Endpoints
 from repo_builder.serve.process import Child
@@ -21,7 +20,8 @@ class Server:
         endpoints: Where it listens.
         runtime: ``embedded`` or ``container``.
         models: Models that must be ready; empty means all of the repository's.
-        clean_up: Called once after it has ended.
+        clean_up: Called once when it has been stopped.
+        log: File that its log goes to, None for stderr.
     """
 
     def __init__(
@@ -32,27 +32,29 @@ class Server:
         runtime: str,
         models: tuple[str, ...] = (),
         clean_up: Callable[[], None] | None = None,
+        log: Path | None = None,
     ) -> None:
         self._child = child
         self.endpoints = endpoints
         self.runtime = runtime
         self.models = models
-        self._clean_up = clean_up
+        self.log = log
+        self._clean_up = [clean_up] if clean_up else []
 
     @property
     def http_url(self) -> str:
         """``host:port`` of HTTP, as tritonclient takes it."""
-        return f"{self.endpoints.reachable_host}:{self.endpoints.http}"
+        return self.endpoints.http_url
 
     @property
     def grpc_url(self) -> str:
         """``host:port`` of gRPC, as tritonclient takes it."""
-        return f"{self.endpoints.reachable_host}:{self.endpoints.grpc}"
+        return self.endpoints.grpc_url
 
     @property
     def metrics_url(self) -> str:
         """URL of the Prometheus metrics."""
-        return f"http://{self.endpoints.reachable_host}:{self.endpoints.metrics}/metrics"
+        return self.endpoints.metrics_url
 
     @property
     def pid(self) -> int:
@@ -78,9 +80,9 @@ class Server:
         try:
             while not health.ready(self.http_url, self.models):
                 if self._child.wait(0.1) is not None:
-                    raise health.failure(self._child.exit_code, self.tail())
+                    raise health.failure(self._child.exit_code, self.tail(), log=self.log)
                 if time.monotonic() > deadline:
-                    raise health.overdue(timeout_s, self.http_url, self.models, self.tail())
+                    raise health.overdue(timeout_s, self.http_url, self.tail(), log=self.log)
         except BaseException:
             self.stop()
             raise
@@ -90,13 +92,16 @@ class Server:
         return self._child.wait(timeout_s)
 
     def stop(self, grace_s: float = 15.0) -> None:
-        """Stop the server: SIGTERM, a grace period, then SIGKILL for it and its children; harmless when it has ended."""
+        """Stop the server: SIGTERM, a grace period, then SIGKILL for all that is left; harmless when it has ended."""
         try:
             self._child.stop(grace_s)
         finally:
-            clean_up, self._clean_up = self._clean_up, None
-            if clean_up is not None:
-                clean_up()
+            while self._clean_up:
+                self._clean_up.pop()()
+
+    def when_ended(self, clean_up: Callable[[], None]) -> None:
+        """Call ``clean_up`` once when the server has been stopped."""
+        self._clean_up.append(clean_up)
 
     def __enter__(self) -> Server:
         """Return the server itself."""
@@ -106,5 +111,4 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop the server."""
-        with contextlib.suppress(ServeError):
-            self.stop()
+        self.stop()

@@ -1,0 +1,113 @@
+"""Choose a way to run Triton, and start it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from repo_builder.errors import MissingDependency, RepoBuilderError, ServeError
+from repo_builder.serve import container, detached, embedded
+from repo_builder.serve.ports import Endpoints, settle
+from repo_builder.serve.server import Server
+
+Runtime = Literal["auto", "container", "embedded"]
+
+
+def choose_runtime(runtime: Runtime, *, image: str | None = None) -> tuple[Runtime, str]:
+    """Return the runtime that ``auto`` means here, and why.
+
+    Args:
+        runtime: What was asked; anything but ``auto`` is returned as it is.
+        image: A container image that was asked for, which leaves only the container.
+
+    Raises:
+        MissingDependency: Neither can be used here.
+    """
+    if runtime != "auto":
+        return runtime, "as asked"
+    if image:
+        return "container", "an image was named"
+    try:
+        return "container", f"{container.find_engine()} answers"
+    except RepoBuilderError as error:
+        no_container = error.message
+    no_embedded = embedded.unavailable()
+    if no_embedded is None:
+        return "embedded", no_container
+    raise MissingDependency(
+        f"Triton can be run in no way here: container: {no_container}; embedded: {no_embedded}",
+        hint="install docker (any platform), or pip install 'repo-builder[embedded]' (Linux x86-64)",
+    )
+
+
+def start(
+    repository: Path,
+    *,
+    runtime: Runtime = "auto",
+    host: str = "127.0.0.1",
+    http_port: int = 8000,
+    grpc_port: int = 8001,
+    metrics_port: int = 8002,
+    models: Sequence[str] = (),
+    image: str | None = None,
+    options: Sequence[str] = (),
+    preflight: Callable[[Path], None] | None = None,
+    log: Path | None = None,
+    detach: bool = False,
+) -> Server:
+    """Start Triton on a model repository; call ``wait_ready`` on what this returns.
+
+    Args:
+        repository: The model repository.
+        runtime: ``embedded``, ``container``, or ``auto`` for whichever works here.
+        host: Address to bind to.
+        http_port: Port of HTTP; 0 picks a free one, as for the others.
+        grpc_port: Port of gRPC.
+        metrics_port: Port of the Prometheus metrics.
+        models: Models to load; empty loads all.
+        image: Container image instead of the one that fits the repository.
+        options: Further options of tritonserver, as they are.
+        preflight: Called with the repository before anything starts; raises to refuse it.
+        log: File for Triton's log; None forwards it to stderr.
+        detach: Whether the server outlives this process, to be found by ``detached.running``; its log goes to a file.
+
+    Raises:
+        ServeError: The repository or a model is not there, a port is in use, or it is served already.
+        MissingDependency: The runtime cannot be used here.
+    """
+    _check_repository(repository, models)
+    if preflight is not None:
+        preflight(repository)
+    chosen, _ = choose_runtime(runtime, image=image)
+    endpoints = Endpoints(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
+    detached.refuse_clash(repository if detach else None, endpoints)
+    endpoints = settle(endpoints)
+    if detach:
+        log = detached.log_file(repository)
+        log.unlink(missing_ok=True)
+    if chosen == "container":
+        server = container.start(
+            repository, endpoints, models=models, image=image, options=options, log=log, detached=detach
+        )
+    else:
+        server = embedded.start(repository, endpoints, models=models, options=options, log=log, detached=detach)
+    if detach:
+        detached.remember(
+            pid=server.pid, runtime=chosen, repository=repository, models=models, endpoints=server.endpoints
+        )
+        server.when_ended(lambda: detached.forget(repository))
+    return server
+
+
+def _check_repository(repository: Path, models: Sequence[str]) -> None:
+    if not repository.is_dir():
+        raise ServeError("there is no model repository", where=str(repository), hint="run repo-builder build first")
+    there = sorted(item.name for item in repository.iterdir() if item.is_dir() and not item.name.startswith("."))
+    if not there:
+        raise ServeError("the model repository is empty", where=str(repository), hint="run repo-builder build first")
+    for model in models:
+        if model not in there:
+            raise ServeError(
+                f"there is no model '{model}'", where=str(repository), hint=f"there are: {', '.join(there)}"
+            )
