@@ -69,7 +69,7 @@ def step(title: str) -> Iterator[Step]:
     if status:
         status.stop()
     seconds = time.perf_counter() - started
-    console.print(f"[green]done[/green]   {seconds:7.2f} s  {title:<22}{escape('  '.join(current.notes))}")
+    console.print(f"[green]done[/green]   {seconds:7.2f} s  {title:<22} {escape('  '.join(current.notes))}")
 
 
 def stdout_console() -> Console:

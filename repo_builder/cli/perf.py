@@ -3,96 +3,88 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from repo_builder.cli.perf_options import options, with_options
+
+if TYPE_CHECKING:
+    from repo_builder.results import PerfRun
+
 
 @click.command("perf")
-@click.argument("model")
-@click.option("--url", help="host:port of the server. [default: localhost:8001 for gRPC, :8000 for HTTP]")
-@click.option(
-    "--protocol", type=click.Choice(["grpc", "http", "grpc-stream"]), default="grpc", show_default=True,
-    help="How requests travel.",
-)  # fmt: skip
-@click.option("--concurrency", help="Requests in flight: 4, or 1,4,16, or 1:16:x2. [default: the recipe's]")
-@click.option("--batch-size", help="Samples a request: 1, or 1,8. [default: the recipe's]")
-@click.option("--dataset", help="Data to send instead of the recipe's: .npz, .csv, a folder, module:function.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set, instead of a download.")
-@click.option("--recipe", help="Recipe to take data and defaults from. [default: the build's, or a built-in's]")
-@click.option(
-    "--work", type=click.Path(path_type=Path), default=Path("build"), show_default=True,
-    help="Folder of the build's artifacts.",
-)  # fmt: skip
-@click.option("--window-ms", type=click.IntRange(1), default=1000, show_default=True, help="Least time of a window.")
-@click.option("--timeout-s", type=float, default=10.0, show_default=True, help="Deadline of every call.")
-@click.option("--no-accuracy", is_flag=True, help="Latency only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(
-    model: str,
-    url: str | None,
-    protocol: str,
-    concurrency: str | None,
-    batch_size: str | None,
-    dataset: str | None,
-    data_dir: Path | None,
-    recipe: str | None,
-    work: Path,
-    window_ms: int,
-    timeout_s: float,
-    no_accuracy: bool,
-    as_json: bool,
-) -> None:
-    r"""Measure MODEL as a Triton server serves it: accuracy first, then latency and throughput.
+@click.argument("model", required=False)
+@with_options
+def command(model: str | None, json_to: str | None, csv_to: Path | None, report_to: Path | None, **asked: Any) -> None:  # noqa: ANN401
+    """Measure MODEL as a Triton server serves it: accuracy first, then latency and throughput.
+
+    Works against any Triton. The recipe of the model's build (or of the built-in of that name) says which held-out
+    samples to send; without one, inputs are made up and accuracy is left out.
 
     \b
     repo-builder perf vgg
-    repo-builder perf vgg --protocol http --concurrency 1,4,16 --batch-size 1,8
-    """
-    import dataclasses
-    import json
+    repo-builder perf vgg --protocol http --concurrency 1:64:x2 --batch-size 1,8 --csv levels.csv
+    repo-builder perf vgg --max-p99-ms 20                    highest throughput with p99 under 20 ms
+    repo-builder perf vgg --request-rate 100:500:100 --poisson --duration 10
+    repo-builder perf vgg --explain --report vgg.html        where the time goes, as a page
+    repo-builder perf vgg --json monday.json                 ... and on Tuesday:
+    repo-builder perf vgg --baseline monday.json             exit 1 where it got worse
+    repo-builder perf bert --url gpu-7:8001 --shape "ids:128;mask:128" --shared-memory system
+    """  # noqa: D301 - click's mark for a paragraph that stays as it is
+    if model is None and json_to not in (None, "-") and not str(json_to).endswith(".json"):
+        model, json_to = json_to, "-"  # "perf --json MODEL" means the flag
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.")
 
-    from repo_builder import measuring
-    from repo_builder.measure.course import Pace
-    from repo_builder.measure.transport import Endpoint
-    from repo_builder.results import Level
+    from repo_builder import files, measuring
+    from repo_builder.errors import CheckFailed, OutputError
 
-    levels = tuple(
-        Level(concurrency=line, batch_size=size)
-        for size in _numbers(batch_size)
-        for line in _numbers(concurrency)
-        if batch_size or concurrency
-    )
-    options = measuring.PerfOptions(
-        model=model,
-        endpoint=Endpoint.parse(url, protocol),  # type: ignore[arg-type]
-        recipe=recipe,
-        work=work,
-        dataset=dataset,
-        data_dir=data_dir,
-        levels=levels,
-        pace=Pace(window_s=window_ms / 1000, warmup_s=window_ms / 2000),
-        with_accuracy=not no_accuracy,
-        timeout_s=timeout_s,
-    )
+    targets = [Path(json_to)] if json_to not in (None, "-") else []
+    for path in (*targets, *(item for item in (csv_to, report_to) if item)):
+        files.require_writable(path.parent)
+    asked_for = options(model, **asked)
     collected = measuring.Collected()
     try:
-        measuring.perf(options, collected, lambda text: click.echo(text, err=True))
-    finally:
-        if collected.run is not None:
-            run = collected.run
-            if as_json:
-                click.echo(json.dumps(dataclasses.asdict(run)))
-            else:
-                if run.accuracy:
-                    click.echo(f"top-1 {run.accuracy.top1:.4f} [{run.accuracy.low:.4f}, {run.accuracy.high:.4f}]")
-                for item in run.levels:
-                    latency = item.latency
-                    click.echo(
-                        f"{item.level}  {item.infer_per_s:.0f} infer/s  "
-                        + (f"p50 {latency.p50_us:.0f} us  p99 {latency.p99_us:.0f} us" if latency else "no requests")
-                        + ("" if item.stable else "  unstable")
-                    )
+        measuring.perf(asked_for, collected)
+    except BaseException:
+        try:
+            _show(collected.run, json_to, csv_to, report_to)
+        except OutputError as second:
+            click.echo(f"also: {second}", err=True)
+        raise
+    _show(collected.run, json_to, csv_to, report_to)
+    worse = collected.run.comparison.worse if collected.run and collected.run.comparison else ()
+    if worse:
+        raise CheckFailed(f"worse than the baseline: {', '.join(item.what for item in worse)}")
 
 
-def _numbers(text: str | None) -> list[int]:
-    return [int(item) for item in (text or "1").split(",")]
+def _show(run: PerfRun | None, json_to: str | None, csv_to: Path | None, report_to: Path | None) -> None:
+    """Print the run, then write the files that were asked for; one that cannot be written does not stop the next."""
+    from repo_builder import files
+    from repo_builder.errors import OutputError
+    from repo_builder.measure import perf_csv, schema
+    from repo_builder.progress import stdout_console
+    from repo_builder.report import page, terminal
+
+    if run is None:
+        return
+    if json_to == "-":
+        click.echo(schema.dumps(run), nl=False)
+    else:
+        terminal.show(run, stdout_console())
+    outputs = {
+        json_to if json_to != "-" else None: schema.dumps,
+        csv_to: perf_csv.render,
+        report_to: page.render,
+    }
+    failed: OutputError | None = None
+    for path, render in outputs.items():
+        if path is None:
+            continue
+        try:
+            files.write_text(Path(path), render(run))
+        except OutputError as error:
+            failed = failed or error
+    if failed:
+        raise failed

@@ -40,6 +40,16 @@ class Pace:
     percentile: float = 50.0
     raw: bool = False
 
+    def for_seconds(self, seconds: float) -> Pace:
+        """Return the pace of exactly three windows that together last so long."""
+        share = seconds / MERGED
+        return dataclasses.replace(self, window_s=share, window_requests=1, until_stable=False, most_s=2 * seconds)
+
+    def for_requests(self, number: int) -> Pace:
+        """Return the pace of exactly three windows that together answer at least so many requests."""
+        share = -(-number // MERGED)
+        return dataclasses.replace(self, window_s=0.0, window_requests=share, until_stable=False, most_s=3600.0)
+
     @property
     def longest_s(self) -> float:
         """The longest that a level can take, for the schedule of an open loop."""

@@ -118,5 +118,5 @@ def _difference(name: str, before: Counters, after: Counters) -> ServerTime:
         compute_infer_us=each[2],
         compute_output_us=each[3],
         cache_us=each[4] + each[5],
-        batch_sizes={size: runs for size, runs in sizes.items() if runs > 0},
+        batch_sizes=tuple((size, runs) for size, runs in sizes.items() if runs > 0),
     )

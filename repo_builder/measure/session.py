@@ -83,6 +83,12 @@ class Session:
         """Return the outputs for samples, ``(n, *shape)`` by name, in their order."""
         return outputs.infer_all(self.endpoint, self.model, samples, timeout_s=self._timeout_s)
 
+    def rest(self, seconds: float) -> bool:
+        """Measure the machine without load for a while where it has GPUs; return whether that was done."""
+        if self._sampler.has_gpus:
+            self._sampler.rest(seconds)
+        return self._sampler.has_gpus
+
     def measure(self, level: Level, samples: Mapping[str, Array], pace: Pace) -> LevelResult:
         """Put the server under one load.
 

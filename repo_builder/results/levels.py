@@ -91,7 +91,7 @@ class Window:
     requests: int
     errors: int
     infer_per_s: float
-    latency: LatencySummary | None
+    latency: LatencySummary | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class ServerTime:
         compute_infer_us: Time to run the model.
         compute_output_us: Time to hand the outputs out.
         cache_us: Time to look up and insert in the response cache.
-        batch_sizes: Batch size executed → number of executions.
+        batch_sizes: Pairs of a batch size and how often it was executed.
     """
 
     model: str
@@ -122,7 +122,7 @@ class ServerTime:
     compute_infer_us: float
     compute_output_us: float
     cache_us: float
-    batch_sizes: dict[int, int] = field(default_factory=dict)
+    batch_sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +160,11 @@ class Gpu:
     """
 
     name: str
-    utilisation: float | None
-    memory_used_bytes: float | None
-    power_w: float | None
-    idle_power_w: float | None
-    energy_j_per_inference: float | None
+    utilisation: float | None = None
+    memory_used_bytes: float | None = None
+    power_w: float | None = None
+    idle_power_w: float | None = None
+    energy_j_per_inference: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +177,8 @@ class Hardware:
         gpus: One entry a GPU.
     """
 
-    cpu_utilisation: float | None
-    memory_used_bytes: float | None
+    cpu_utilisation: float | None = None
+    memory_used_bytes: float | None = None
     gpus: tuple[Gpu, ...] = ()
 
 
@@ -246,7 +246,7 @@ class LevelResult:
     """
 
     level: Level
-    stable: bool | None
+    stable: bool | None = None
     windows: tuple[Window, ...]
     merged: int
     seconds: float
@@ -255,7 +255,7 @@ class LevelResult:
     failures: dict[str, int] = field(default_factory=dict)
     requests_per_s: float
     infer_per_s: float
-    latency: LatencySummary | None
+    latency: LatencySummary | None = None
     latency_from_due: LatencySummary | None = None
     latency_sample_us: tuple[float, ...] = ()
     server: tuple[ServerTime, ...] = ()

@@ -94,4 +94,4 @@ class Ladder:
 
     rungs: tuple[Rung, ...]
     culprit: str
-    tolerance: float | None
+    tolerance: float | None = None

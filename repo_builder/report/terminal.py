@@ -1,0 +1,181 @@
+"""A run as tables on a terminal; plain text where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from repo_builder.report import numbers
+from repo_builder.report.verdict import verdict
+from repo_builder.results import AccuracyResult, Comparison, Hardware, Ladder, LevelResult, PerfRun
+
+_MARKS = {"bad": ("✗", "red"), "warning": ("!", "yellow"), "good": ("✓", "green")}
+_MOST_CLASSES = 12
+
+
+def show(run: PerfRun, console: Console) -> None:
+    """Print a run: accuracy, ladder, levels, where the time goes, and the verdict last, where the eye is."""
+    server = f"{run.server.name} {run.server.version} at {run.server.url} ({run.server.protocol})"
+    _line(console, f"{run.model} version {run.model_version}, backend {run.backend}, on {server}", "bold")
+    if run.accuracy:
+        _accuracy(run.accuracy, console)
+    for name, value in run.metrics.items():
+        _line(console, f"  {name}  {value:.6g}")
+    if run.ladder:
+        console.print(_ladder(run.ladder))
+    if run.levels:
+        console.print(_levels(run.levels))
+        if any(item.server for item in run.levels):
+            console.print(_times(run.levels))
+    for item in run.levels:
+        if item.explanation:
+            _line(console, f"{item.level}: largest is {item.explanation.largest}: {item.explanation.suggestion}")
+    gpus = [(item, item.hardware) for item in run.levels if item.hardware and item.hardware.gpus]
+    if gpus:
+        console.print(_gpus(gpus))
+    if run.comparison:
+        console.print(_comparison(run.comparison))
+    console.print()
+    for sentence in verdict(run):
+        mark, colour = _MARKS[sentence.tone]
+        console.print(Text.assemble((f"{mark} ", colour), sentence.text), soft_wrap=True)
+
+
+def _accuracy(result: AccuracyResult, console: Console) -> None:
+    _line(
+        console,
+        f"  top-1 {numbers.percent(result.top1)}  [{numbers.interval(result.low, result.high)}]  macro precision "
+        f"{numbers.percent(result.macro_precision)}  recall {numbers.percent(result.macro_recall)}  "
+        f"F1 {numbers.percent(result.macro_f1)}  loss {result.loss:.4f}  on {result.samples:,} held-out samples",
+    )
+    if len(result.classes) <= _MOST_CLASSES:
+        _line(console, "Confusion matrix (rows: label, columns: prediction)", "bold")
+        table = _table("", ["", *result.classes])
+        for name, row in zip(result.classes, result.confusion, strict=True):
+            table.add_row(name, *(str(cell) if cell else "·" for cell in row))
+        console.print(table)
+
+
+def _ladder(ladder: Ladder) -> Table:
+    table = _table(
+        "Accuracy ladder",
+        ["form", "top-1", "95 % interval", "agrees with above", "largest diff", "mean diff", "McNemar p", ""],
+    )
+    for rung in ladder.rungs:
+        table.add_row(
+            rung.form,
+            numbers.percent(rung.top1),
+            numbers.interval(rung.low, rung.high),
+            numbers.percent(rung.agreement),
+            numbers.small(rung.max_abs_diff),
+            numbers.small(rung.mean_abs_diff),
+            numbers.small(rung.p_value),
+            "departs" if rung.departs else "",
+            style="red" if rung.departs else None,
+        )
+    return table
+
+
+def _levels(levels: Sequence[LevelResult]) -> Table:
+    open_loop = any(item.latency_from_due for item in levels)
+    heads = ["load", "infer/s", "p50", "p90", "p95", "p99", "p99.9", "max", "samples", "errors", ""]
+    if open_loop:
+        heads[8:8] = ["p99 from due"]
+    table = _table("Latency and throughput", heads)
+    for item in levels:
+        latency, due = item.latency, item.latency_from_due
+        cells = [
+            str(item.level),
+            numbers.rate(item.infer_per_s),
+            *(numbers.time_us(getattr(latency, f"{name}_us", None)) for name in ("p50", "p90", "p95", "p99", "p999")),
+            numbers.time_us(latency.max_us if latency else None),
+            *([numbers.time_us(due.p99_us if due else None)] if open_loop else []),
+            f"{latency.samples:,}" if latency else "0",
+            f"{item.errors:,}",
+            "ended early" if item.stopped else "unstable" if item.stable is False else "",
+        ]
+        table.add_row(*cells, style="yellow" if item.stable is False else None)
+    return table
+
+
+def _times(levels: Sequence[LevelResult]) -> Table:
+    heads = [
+        "load",
+        "mean",
+        "queue",
+        "input",
+        "infer",
+        "output",
+        "cache",
+        "network + client",
+        "ran batch",
+        "client CPU",
+    ]
+    table = _table("Where the time goes (means a request)", heads)
+    for item in levels:
+        for place, server in enumerate(item.server):
+            first = place == 0
+            whole = item.latency.mean_us if item.latency and first else server.total_us
+            table.add_row(
+                str(item.level) if first else f"  of which {server.model}",
+                *(
+                    numbers.time_us(value)
+                    for value in (
+                        whole,
+                        server.queue_us,
+                        server.compute_input_us,
+                        server.compute_infer_us,
+                        server.compute_output_us,
+                        server.cache_us,
+                    )
+                ),
+                numbers.time_us(item.network_and_client_us) if first else "",
+                f"{server.inferences / max(1, server.executions):.1f}",
+                numbers.time_us(item.client.cpu_us_per_request) if item.client and first else "",
+            )
+    return table
+
+
+def _gpus(levels: Sequence[tuple[LevelResult, Hardware]]) -> Table:
+    heads = ["load", "GPU", "utilisation", "memory", "power", "idle power", "energy/inference"]
+    table = _table("GPUs", heads)
+    for item, hardware in levels:
+        for gpu in hardware.gpus:
+            table.add_row(
+                str(item.level),
+                gpu.name,
+                numbers.percent(gpu.utilisation, 0),
+                numbers.bytes_(gpu.memory_used_bytes),
+                *("–" if value is None else f"{value:.0f} W" for value in (gpu.power_w, gpu.idle_power_w)),
+                numbers.energy(gpu.energy_j_per_inference),
+            )
+    return table
+
+
+def _comparison(comparison: Comparison) -> Table:
+    table = _table(f"Against the baseline of {comparison.baseline_date}", ["figure", "before", "now", "how sure", ""])
+    for item in comparison.findings:
+        form = numbers.percent if item.what == "top-1" else numbers.time_us
+        table.add_row(
+            item.what,
+            form(item.before),
+            form(item.after),
+            item.how,
+            "worse" if item.worse else "",
+            style="red" if item.worse else None,
+        )
+    return table
+
+
+def _table(title: str, heads: Sequence[str]) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place == 0 else "right", no_wrap=place == 0)
+    return table
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(text, style=style), soft_wrap=True)

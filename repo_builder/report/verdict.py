@@ -1,0 +1,110 @@
+"""What a run comes to, in a few sentences, the worst first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from repo_builder.report import numbers
+from repo_builder.results import Comparison, LevelResult, PerfRun
+
+Tone = Literal["bad", "warning", "good"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """One sentence of the verdict and how it is meant."""
+
+    tone: Tone
+    text: str
+
+
+def verdict(run: PerfRun) -> tuple[Sentence, ...]:
+    """Return the sentences: what failed, what is doubtful, what was found."""
+    found = [*_failures(run), *_doubts(run), *_findings(run)]
+    order: dict[Tone, int] = {"bad": 0, "warning": 1, "good": 2}
+    return tuple(sorted(found, key=lambda item: order[item.tone]))
+
+
+def best(run: PerfRun) -> LevelResult | None:
+    """Return the level that a search chose, else the one with the highest throughput, among those that ended well."""
+    if run.knee is not None:
+        return run.levels[run.knee]
+    whole = [item for item in run.levels if item.latency and not item.stopped]
+    return max(whole, key=lambda item: item.infer_per_s, default=None)
+
+
+def _failures(run: PerfRun) -> list[Sentence]:
+    found = []
+    if run.stopped:
+        found.append(f"The run ended early: {run.stopped}. What was measured until then stands below.")
+    if run.ladder and run.ladder.culprit:
+        rung = next(item for item in run.ladder.rungs if item.form == run.ladder.culprit)
+        above = run.ladder.rungs[run.ladder.rungs.index(rung) - 1]
+        how = (
+            f"top-1 falls from {numbers.percent(above.top1)} to {numbers.percent(rung.top1)}"
+            if rung.top1 is not None
+            else f"outputs differ by up to {numbers.small(rung.max_abs_diff)}"
+        )
+        found.append(f"The form '{rung.form}' departs from '{above.form}' by more than the tolerance: {how}.")
+    found.extend(f"{_sentence(text)}" for text in _regressions(run.comparison))
+    errors = sum(item.errors for item in run.levels)
+    if errors:
+        said = next((text for item in run.levels for text in item.failures), "no reason given")
+        found.append(f"{errors:,} requests failed, the first with: {said}.")
+    return [Sentence(tone="bad", text=text) for text in found]
+
+
+def _regressions(comparison: Comparison | None) -> list[str]:
+    return [
+        f"{item.what} is worse than the baseline's: {item.how}" for item in (comparison.worse if comparison else ())
+    ]
+
+
+def _doubts(run: PerfRun) -> list[Sentence]:
+    found = []
+    unstable = [str(item.level) for item in run.levels if item.stable is False and not item.stopped]
+    if unstable:
+        found.append(f"Not stable, take with care: {'; '.join(unstable)}.")
+    for item in run.levels:
+        found.extend(f"{item.level}: {note}." for note in item.notes)
+    found.extend(_sentence(note) for note in run.notes)
+    if run.comparison:
+        found.extend(_sentence(note) for note in run.comparison.notes)
+    return [Sentence(tone="warning", text=text) for text in found]
+
+
+def _findings(run: PerfRun) -> list[Sentence]:
+    found = []
+    if run.accuracy:
+        found.append(
+            f"Top-1 through the server is {numbers.percent(run.accuracy.top1)} "
+            f"(95 % interval {numbers.interval(run.accuracy.low, run.accuracy.high)}) "
+            f"on {run.accuracy.samples:,} held-out samples."
+        )
+    elif run.accuracy_skipped:
+        found.append(f"Accuracy was not measured: {run.accuracy_skipped}.")
+    if run.ladder and not run.ladder.culprit and len(run.ladder.rungs) > 1:
+        found.append(f"No form departs from the one above it, from {run.ladder.rungs[0].form} to served.")
+    top = best(run)
+    if top and top.latency:
+        limit = f" with p99 under {run.max_p99_ms:g} ms" if run.knee is not None else ""
+        found.append(
+            f"Highest throughput{limit}: {numbers.rate(top.infer_per_s)} inferences/s at {top.level}, "
+            f"p50 {numbers.time_us(top.latency.p50_us)}, p99 {numbers.time_us(top.latency.p99_us)}."
+        )
+    whole = [item for item in run.levels if item.latency and not item.stopped]
+    if len(whole) > 1:
+        quick = min(whole, key=lambda item: item.latency.p50_us if item.latency else 0.0)
+        if quick is not top and quick.latency:
+            found.append(
+                f"Lowest latency: p50 {numbers.time_us(quick.latency.p50_us)}, "
+                f"p99 {numbers.time_us(quick.latency.p99_us)} at {quick.level}."
+            )
+    if run.comparison and run.comparison.findings and not run.comparison.worse:
+        found.append(f"Nothing is worse than the baseline of {run.comparison.baseline_date}, within the tolerances.")
+    return [Sentence(tone="good", text=text) for text in found]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
