@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,10 @@ def check(folder: ModelFolder) -> Iterator[Finding]:
     where, config = folder.config_path, folder.config
     if config.name != folder.name:
         yield error(where, f"name is '{config.name}' and the folder '{folder.name}'", "make both the same")
+    if not folder.ensemble and not re.fullmatch(r"[\w.:+@-]+", folder.name):
+        report = error if config.backend == "python" else warning
+        hint = "use letters, digits, '-', '_' and '.'"
+        yield report(folder.name, "has a name that stops Triton's Python backend, which runs it through a shell", hint)
     if config.max_batch_size < 0:
         yield error(where, f"max_batch_size is {config.max_batch_size}", "0 turns batching off")
     yield from _tensors(folder)

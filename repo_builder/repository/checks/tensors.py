@@ -24,8 +24,8 @@ Profile = dict[str, dict[str, list[int]]]  # input name → {"min", "opt", "max"
 def check(folder: ModelFolder) -> Iterator[Finding]:
     """Compare the configuration with the model file of every version that is served."""
     for version in folder.served:
-        if not folder.filename or not folder.file(version).exists():
-            continue
+        if not folder.filename or not folder.file(version).exists() or not folder.file(version).stat().st_size:
+            continue  # has its own finding
         engine, findings = _engine(folder, version)
         yield from findings
         if folder.config.backend == "onnxruntime":
