@@ -378,3 +378,13 @@ def test_a_tensor_without_a_shape_asks_for_one(write_onnx: Callable[..., Path], 
     with pytest.raises(RepositoryError, match="--dims x:"):
         config.from_onnx(path)
     assert config.from_onnx(path, dims={"x": (2, 4)}).inputs[0].shape == (2, 4)
+
+
+def test_shapes_are_those_that_onnx_runtime_sees(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    path = write_onnx(
+        tmp_path / "net.onnx", {"x": ["N", 3, "H", 5]}, {"y": ["N", 3, "A", "B"], "z": [None, None, None, 5]}
+    )
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for spec, seen in zip(config.from_onnx(path).outputs, session.get_outputs(), strict=True):
+        assert spec.shape == tuple(size if isinstance(size, int) else -1 for size in seen.shape[1:]), spec.name

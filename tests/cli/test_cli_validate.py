@@ -1,0 +1,83 @@
+"""``repo-builder validate``: one line a finding, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from repo_builder import cli
+
+CONFIG = """
+backend: "python"
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] } ]
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository of two sound models of the Python backend."""
+    for name in ("one", "two"):
+        (tmp_path / "r" / name / "1").mkdir(parents=True)
+        (tmp_path / "r" / name / "1" / "model.py").write_text("class TritonPythonModel: ...")
+        (tmp_path / "r" / name / "config.pbtxt").write_text(CONFIG)
+    return tmp_path / "r"
+
+
+def test_a_sound_repository(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["validate", str(repository)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"ok       {repository}: no errors and no warnings in 2 models\n"
+    assert captured.err == ""
+
+
+def test_errors_are_one_line_each_and_exit_with_1(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "two" / "config.pbtxt").write_text(CONFIG.replace("dims", "dim"))
+    (repository / "one" / "1" / "model.py").unlink()
+    assert cli.run(["validate", str(repository)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "error    one/1/model.py: is missing",
+        'error    two/config.pbtxt:3:42: is not a model configuration: Message type "inference.ModelInput" has no '
+        "field named \"dim\" → did you mean 'dims'?",
+    ]
+    assert captured.err == f"error: {repository}: 2 errors and no warnings in 2 models\n"
+    assert cli.run(["validate", str(repository), "--model", "one"]) == 1
+    assert capsys.readouterr().err == f"error: {repository}: 1 error and no warnings in 1 model\n"
+
+
+def test_warnings_count_where_asked(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "one" / "config.pbtxt").write_text(CONFIG + "dynamic_batching { }")
+    assert cli.run(["validate", str(repository)]) == 0
+    assert "no errors and 1 warning in 2 models" in capsys.readouterr().out
+    assert cli.run(["validate", str(repository), "--strict"]) == 1
+
+
+def test_json(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "one" / "config.pbtxt").write_text('name: "x"' + CONFIG)
+    assert cli.run(["validate", str(repository), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["models"], document["error"], document["warning"]) == (["one", "two"], 1, 0)
+    assert document["findings"] == [
+        {
+            "level": "error",
+            "path": "one/config.pbtxt",
+            "message": "name is 'x' and the folder 'one'",
+            "hint": "make both the same",
+        }
+    ]
+
+
+def test_no_repository_exits_with_9(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["validate"]) == 9
+    assert (
+        capsys.readouterr().err == "error: model_repository: there is no such folder → repo-builder build makes one\n"
+    )
+    (tmp_path / "model_repository").mkdir()
+    assert cli.run(["validate"]) == 9
+    assert "is empty" in capsys.readouterr().err
