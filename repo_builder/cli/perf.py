@@ -31,7 +31,7 @@ def command(model: str | None, json_to: str | None, csv_to: Path | None, report_
     repo-builder perf vgg --json monday.json                 ... and on Tuesday:
     repo-builder perf vgg --baseline monday.json             exit 1 where it got worse
     repo-builder perf bert --url gpu-7:8001 --shape "ids:128;mask:128" --shared-memory system
-    """  # noqa: D301 - click's mark for a paragraph that stays as it is
+    """
     if model is None and json_to not in (None, "-") and not str(json_to).endswith(".json"):
         model, json_to = json_to, "-"  # "perf --json MODEL" means the flag
     if model is None:
