@@ -52,6 +52,18 @@ def load(source: str, settings: Iterable[str] = ()) -> Recipe:
         raise RecipeError(error.message, where=where, hint=error.hint) from None
 
 
+def change(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """Return a recipe with ``key.path=value`` items applied.
+
+    Raises:
+        RecipeError: A setting reaches nothing, or its value makes no sense.
+    """
+    document = recipe.to_dict()
+    for setting in settings:
+        _apply(document, setting)
+    return parse(document)
+
+
 def _document(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))

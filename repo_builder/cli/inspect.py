@@ -1,0 +1,97 @@
+"""``repo-builder inspect``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from repo_builder.compile.inspection import Inspection
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def command(path: Path, as_json: bool) -> None:
+    r"""Show what every layer of a compiled model is: the precision asked and got, the kernel, and what was fused.
+
+    PATH is a model's folder in a repository, build/NAME, a .plan or an .onnx file. The manifest that repo-builder
+    writes beside a plan is enough; for a plan from elsewhere the engine is asked, which takes TensorRT and its GPU.
+
+    \b
+    repo-builder inspect model_repository/vgg
+    repo-builder inspect some.plan --json
+    """
+    from repo_builder.compile import inspection
+
+    model = inspection.locate(path)
+    if model.suffix == ".onnx":
+        _show_onnx(model, as_json=as_json)
+    else:
+        _show_plan(inspection.inspect_plan(model), as_json=as_json)
+
+
+def _show_onnx(model: Path, *, as_json: bool) -> None:
+    """Print the precision that an ONNX graph gives each layer."""
+    from repo_builder.errors import RepositoryError
+    from repo_builder.export import qdq
+    from repo_builder.graphs import layer_of
+
+    try:
+        import onnx
+
+        graph = onnx.load(model)
+    except Exception as error:  # onnx's and protobuf's errors share no base class
+        raise RepositoryError(f"is not an ONNX model ({error})", where=str(model)) from error
+    precisions = qdq.layer_precisions(graph)
+    operators = {layer_of(node): node.op_type for node in graph.graph.node}
+    rows = [{"layer": name, "operator": operators[name], "precision": kind} for name, kind in precisions.items()]
+    if as_json:
+        click.echo(json.dumps({"model": str(model), "source": "graph", "layers": rows}, indent=2))
+        return
+    _print(f"{model}", ("layer", "operator", "precision"), (tuple(row.values()) for row in rows))
+
+
+def _show_plan(found: Inspection, *, as_json: bool) -> None:
+    """Print what the manifest and the engine tell."""
+    if as_json:
+        document = dataclasses.asdict(found) | {"model": str(found.model)}
+        click.echo(json.dumps(document, indent=2))
+        return
+    click.echo(f"{found.model}  ({found.source})")
+    for name, value in found.facts.items():
+        click.echo(f"  {name.replace('_', ' ')}: {_plain(value)}")
+    if found.verdicts:
+        rows = [
+            (item.layer, item.asked, item.got, "" if item.holds else "not as asked", item.kind, item.tactic)
+            for item in found.verdicts
+        ]
+        _print("Layers of the recipe", ("layer", "asked", "got", "", "engine layer", "kernel"), rows)
+    if found.layers:
+        listed = [(item.precision, item.kind, item.name, item.tactic) for item in found.layers]
+        _print("Layers of the engine", ("precision", "type", "fused", "kernel"), listed)
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401 - a JSON value
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _print(title: str, headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from repo_builder.progress import stdout_console
+
+    click.echo(title)
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    stdout_console().print(table)

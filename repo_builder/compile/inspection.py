@@ -1,0 +1,93 @@
+"""What the layers of a compiled model are, told by the manifest beside it, by the engine, or by both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repo_builder import artifacts, environment, files, loading
+from repo_builder.artifacts import EngineArtifact
+from repo_builder.compile import trt_inspector, trt_profiles
+from repo_builder.compile.trt_inspector import EngineLayer, Verdict
+from repo_builder.errors import MissingDependency, RepositoryError
+
+_FACTS = (
+    "tensorrt_version", "cuda_version", "driver", "gpu", "compute_capability", "flags", "build_seconds", "plan_bytes",
+    "precision_counts", "profiles",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        model: The file that was looked at.
+        source: Where it was told: ``manifest``, ``engine`` or both, as in ``manifest, engine``.
+        facts: What the model was built with and for, as plain JSON values.
+        verdicts: Layers of the recipe, asked against got; empty without a manifest.
+        layers: Layers of the engine; empty without TensorRT and a GPU.
+    """
+
+    model: Path
+    source: str
+    facts: dict[str, Any]
+    verdicts: tuple[Verdict, ...]
+    layers: tuple[EngineLayer, ...]
+
+
+def locate(path: Path) -> Path:
+    """Return the model file that a path means.
+
+    Args:
+        path: A .plan or .onnx file, a version's folder, a model's folder (its newest version) or ``build/NAME``.
+
+    Raises:
+        RepositoryError: There is no model there.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise RepositoryError("there is no such file or folder", where=str(path), hint="repo-builder build makes one")
+    versions = sorted((item for item in path.iterdir() if item.name.isdigit()), key=lambda item: int(item.name))
+    for folder in (path, path / "engine", *reversed(versions)):
+        for name in ("model.plan", "model.onnx"):
+            if (folder / name).is_file():
+                return folder / name
+    raise RepositoryError(
+        "holds no model.plan and no model.onnx", where=str(path), hint="name a model's folder, as model_repository/vgg"
+    )
+
+
+def inspect_plan(plan: Path) -> Inspection:
+    """Ask the manifest beside a plan, if it is this plan's, and the engine, if it can be loaded here.
+
+    Raises:
+        MissingDependency: There is no manifest, and TensorRT is not installed.
+        CompileError: There is no manifest, and TensorRT cannot load the plan.
+    """
+    facts, verdicts = _from_manifest(plan)
+    layers: tuple[EngineLayer, ...] = ()
+    if environment.gpus() or not facts:
+        try:
+            loaded = loading.load("repo_builder.compile.trt_plan:Plan", extra="tensorrt").load(plan)
+        except MissingDependency:
+            if not facts:
+                raise
+        else:
+            layers = trt_inspector.parse(loaded.inspect())
+            facts.setdefault("profiles", trt_profiles.to_json(loaded.profiles))
+    told = [name for name, there in (("manifest", verdicts), ("engine", layers)) if there]
+    return Inspection(model=plan, source=", ".join(told), facts=facts, verdicts=verdicts, layers=layers)
+
+
+def _from_manifest(plan: Path) -> tuple[dict[str, Any], tuple[Verdict, ...]]:
+    try:
+        artifact = artifacts.read(EngineArtifact, plan.parent)
+    except RepositoryError:
+        return {}, ()
+    if artifact.files.get(plan.name) != files.sha256_of(plan):
+        return {}, ()
+    facts = {name: artifact.details[name] for name in _FACTS if name in artifact.details}
+    return facts, trt_inspector.from_json(artifact.details.get("precisions", ()))
