@@ -7,7 +7,7 @@ such a pair. Later versions take more, but all take this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from repo_builder.artifacts import LayerRecord
 from repo_builder.errors import ExportError
 from repo_builder.graphs import DQ, LAYER_OPS, Graph, Q, layer_of, opset
 
@@ -56,8 +57,13 @@ def lint(model: onnx.ModelProto, *, newest_opset: int | None = None) -> tuple[Fi
     return tuple(findings)
 
 
-def check(path: Path, *, newest_opset: int | None = None) -> None:
-    """Check a file with ONNX's own checker and with ``lint``.
+def check(path: Path, *, layers: Sequence[LayerRecord] = (), newest_opset: int | None = None) -> None:
+    """Check a file with ONNX's own checker, with ``lint`` and against what its layers were asked to be.
+
+    Args:
+        path: The ONNX file.
+        layers: The per-layer table; each layer's precision in the graph has to be the one it says.
+        newest_opset: As for ``lint``.
 
     Raises:
         ExportError: It is not valid ONNX, or has findings; they are listed.
@@ -67,10 +73,10 @@ def check(path: Path, *, newest_opset: int | None = None) -> None:
         model = onnx.load(path)
     except Exception as error:  # onnx's and protobuf's errors share no base class
         raise ExportError(f"is not valid ONNX: {str(error).strip().splitlines()[0]}", where=str(path)) from error
-    findings = lint(model, newest_opset=newest_opset)
+    findings = [*lint(model, newest_opset=newest_opset), *_other_precisions(model, layers)]
     if findings:
         listed = "; ".join(map(str, findings[:5])) + (f"; and {len(findings) - 5} more" if len(findings) > 5 else "")
-        raise ExportError(f"its Q/DQ is not what TensorRT takes: {listed}", where=str(path))
+        raise ExportError(f"its precisions are not what was asked for: {listed}", where=str(path))
 
 
 def layer_precisions(model: onnx.ModelProto) -> dict[str, Literal["int8", "fp16", "fp32"]]:
@@ -108,6 +114,14 @@ def _model_findings(model: onnx.ModelProto, newest_opset: int | None) -> Iterato
             constant = attribute.name == "value" and attribute.t.data_type == TensorProto.DOUBLE
             if constant or (node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.DOUBLE):
                 yield Finding(node=node.name or node.output[0], message="a double tensor")
+
+
+def _other_precisions(model: onnx.ModelProto, layers: Sequence[LayerRecord]) -> Iterator[Finding]:
+    found = layer_precisions(model)
+    for item in layers:
+        got = found.get(item.name, "not in the graph as such" if item.precision == "int8" else item.precision)
+        if got != item.precision:
+            yield Finding(node=item.name, message=f"was to be {item.precision} and is {got}")
 
 
 def _pair(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:

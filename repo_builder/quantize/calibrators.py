@@ -20,7 +20,7 @@ from repo_builder.tensors import Array
 BINS = 2048
 _LEVELS = 128  # magnitudes 0..127 that symmetric int8 tells apart
 LARGEST = 127
-_LOWEST_EXPONENT = -100  # keeps 2**(11 - exponent) within float32
+_LOWEST_EXPONENT = -100  # keeps BINS / 2**exponent within float32
 _TIE = 1e-9  # losses closer than this (relative to the best) are ties; the widest range wins
 MIN_AMAX = 2.0**-30  # an all-zero weight channel still needs a scale above 0
 
@@ -55,7 +55,8 @@ class Histogram:
         largest = magnitudes.max(axis=1)
         self.amax = np.maximum(self.amax, largest)
         self._grow(np.maximum(np.frexp(largest)[1], _LOWEST_EXPONENT))
-        places = np.ldexp(magnitudes, (BINS.bit_length() - 1 - self.exponents)[:, None]).astype(np.int32)
+        scales = np.ldexp(np.float32(BINS), -self.exponents)[:, None]  # powers of two, so the product is exact
+        places = (magnitudes * scales).astype(np.int32)
         places += (np.arange(channels, dtype=np.int32) * BINS)[:, None]
         found = np.bincount(places.ravel(), minlength=channels * BINS).reshape(channels, BINS)
         zeros = magnitudes.shape[1] - np.count_nonzero(magnitudes, axis=1)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from repo_builder.errors import QuantizeError
 from repo_builder.quantize import Ranges
 from repo_builder.quantize.calibrators import LARGEST, MIN_AMAX
 from repo_builder.quantize.layers import channel_axis, layer_type
@@ -87,4 +88,6 @@ def quantize_layers(module: nn.Module, ranges: Mapping[str, Ranges]) -> None:
 def _quantize_inputs(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     quantizers: Any = layer.input_quantizers
     count = len(quantizers)
+    if len(arguments) < count:
+        raise QuantizeError(f"{type(layer).__name__} got its input by keyword, which quantizers do not see")
     return (*(quantizer(x) for quantizer, x in zip(quantizers, arguments[:count], strict=True)), *arguments[count:])

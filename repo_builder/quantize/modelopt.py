@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from repo_builder.errors import QuantizeError
 from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.layers import Add, channel_axis, input_count
 from repo_builder.quantize.plugged import PluggedCalibrator, ranges_of, run
@@ -66,6 +67,12 @@ class ModeloptQuantizer:
         found = {}
         for item in int8:
             layer = quantized.get_submodule(item.name)
+            if not hasattr(layer, "input_quantizer"):
+                raise QuantizeError(
+                    f"ModelOpt quantizes no {type(layer).__name__}: its forward is not that of {item.type}",
+                    where=item.name,
+                    hint='set quantize.backend = "pytorch-quantization", which takes any forward',
+                )
             inputs = [getattr(layer, name).amax for name in _quantizer_names(item)]
             found[item.name] = ranges_of(item, inputs, layer.weight_quantizer.amax if item.weighted else None)
         return found

@@ -33,6 +33,7 @@ def quantize(
         folded = fold(module)
         _check_folding(module, folded, batches[0])
         plans = plan(find_layers(folded), spec)
+        _check_padding(folded, plans)
         ranges = _backend(spec.backend)(folded, plans, batches) if any(_int8(item) for item in plans) else {}
         check_inputs(ranges)
         quantized = copy.deepcopy(folded)
@@ -94,6 +95,18 @@ def _backend(name: str) -> Quantizer:
 
 def _int8(planned: LayerPlan) -> bool:
     return planned.precision == "int8"
+
+
+def _check_padding(module: nn.Module, plans: Sequence[LayerPlan]) -> None:
+    """Refuse int8 where padding is computed between the quantizer and the convolution: no target fuses that."""
+    for item in filter(_int8, plans):
+        mode = getattr(module.get_submodule(item.name), "padding_mode", "zeros")
+        if mode != "zeros":
+            raise QuantizeError(
+                f"it pads in '{mode}' mode, which keeps its input's quantizer away from it",
+                where=item.name,
+                hint="leave the layer in fp32 or fp16, or pad with zeros",
+            )
 
 
 def _check_folding(module: nn.Module, folded: nn.Module, batch: Batch) -> None:

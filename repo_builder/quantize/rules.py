@@ -127,7 +127,7 @@ def _check(index: int, rule: LayerRule, layers: Sequence[Layer]) -> None:
         return
     where = f"quantize.layers[{index}]"
     matched = next((layer for layer in layers if _matches(rule, layer)), None)
-    if matched is None:
+    if matched is None or not _usable(layers):
         raise RecipeError(f"the rule '{rule}' matches no layer", where=where, hint=_meant(rule, layers))
     name, kind = matched[:2]
     if kind in WEIGHTLESS:
@@ -139,12 +139,16 @@ def _check(index: int, rule: LayerRule, layers: Sequence[Layer]) -> None:
     raise RecipeError(
         f"the rule '{rule}' matches only layers that cannot be given a precision, as {name} ({kind})",
         where=where,
-        hint=f"{kind} takes the precision of what feeds it; rules are for {', '.join(sorted(WEIGHTED | WEIGHTLESS))}",
+        hint=f"{kind} takes the precision of what feeds it; rules are for linear and convolution layers, pooling and Add",
     )
 
 
+def _usable(layers: Sequence[Layer]) -> list[Layer]:
+    return [layer for layer in layers if layer[1] in WEIGHTED | WEIGHTLESS]
+
+
 def _meant(rule: LayerRule, layers: Sequence[Layer]) -> str:
-    usable = [layer for layer in layers if layer[1] in WEIGHTED | WEIGHTLESS]
+    usable = _usable(layers)
     of_type = [layer for layer in usable if _of_type(rule, layer)]
     if not usable:
         return "the model has no layer that rules are for"
