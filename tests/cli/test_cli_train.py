@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from repo_builder import cli, models
@@ -83,3 +84,46 @@ def test_ctrl_c_keeps_the_best_and_says_how_to_go_on(folder):
     assert "Traceback" not in errors
     assert (folder / "checkpoints" / "jsc-toy.safetensors").is_file()
     assert state.is_file()
+
+
+OWN_NETWORK = """
+from torch import nn
+
+def network(classes):
+    return nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, classes))
+"""
+OWN_RECIPE = """
+name = "mine"
+[model]
+source = "own_cli_network:network"
+arguments = { classes = 2 }
+inputs = [{ name = "picture", dtype = "fp32", shape = [1, 8, 8] }]
+outputs = [{ name = "scores", dtype = "fp32", shape = [2] }]
+[data]
+source = "pictures"
+arguments = { mean = 0.5, std = 0.5 }
+[train]
+epochs = 30
+batch_size = 16
+learning_rate = 1e-2
+augment = ["shift", "mirror"]
+"""
+
+
+def test_a_users_network_learns_a_users_pictures(folder, capsys):
+    images = pytest.importorskip("PIL.Image", reason="a folder of images needs Pillow")
+    generator = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(60):
+            pixels = generator.normal(level, 40, (12, 9, 3)).clip(0, 255).astype(np.uint8)
+            images.fromarray(pixels).save(folder / "pictures" / name / f"{number}.png")
+    (folder / "own_cli_network.py").write_text(OWN_NETWORK)
+    (folder / "mine.toml").write_text(OWN_RECIPE)
+    try:
+        assert cli.run(["train", "mine.toml", "--json"]) == 0
+    finally:
+        sys.modules.pop("own_cli_network", None)
+    result = json.loads(capsys.readouterr().out)
+    assert result["test"]["samples"] == 24
+    assert result["test"]["top1"] > 0.9
