@@ -55,7 +55,7 @@ def validate(repository: Path, names: Sequence[str] = ()) -> tuple[Finding, ...]
     Raises:
         RepositoryError: There is no repository, nothing in it, or not that model.
     """
-    there = models(repository)
+    there, names = models(repository), tuple(dict.fromkeys(names))
     for name in names:
         if name not in there:
             raise RepositoryError(f"has no model '{name}'", where=str(repository), hint=did_you_mean(name, there))
@@ -63,9 +63,8 @@ def validate(repository: Path, names: Sequence[str] = ()) -> tuple[Finding, ...]
     findings: dict[str, list[Finding]] = {}
     for name in there:
         folders[name], findings[name] = _read(repository / name)
-    for name, folder in folders.items():
-        if folder is not None and name in (names or there):
-            findings[name].extend(_check(folder, folders))
+    for name in names or there:
+        findings[name].extend(_check(folders[name], folders))
     chosen = [finding for name in names or there for finding in findings[name]]
     return tuple(chosen if names else [*_strays(repository), *chosen])
 
@@ -74,13 +73,25 @@ def _read(path: Path) -> tuple[ModelFolder | None, list[Finding]]:
     """Read a model's folder, or say that a hidden folder is none: one that does not load stops the server."""
     if path.name.startswith(".") and not (path / CONFIG).exists():
         return None, [error(path.name, "is hidden, and Triton takes it for a model all the same", "move it away")]
-    return read(path)
+    try:
+        return read(path)
+    except OSError as reason:
+        return None, [_unreadable(path.name, reason)]
 
 
-def _check(folder: ModelFolder, folders: dict[str, ModelFolder | None]) -> list[Finding]:
-    found = [*versions.check(folder), *settings.check(folder)]
-    found.extend(ensemble.check(folder, folders) if folder.ensemble else tensors.check(folder))
+def _check(folder: ModelFolder | None, folders: dict[str, ModelFolder | None]) -> list[Finding]:
+    if folder is None:
+        return []  # has its own finding
+    try:
+        found = [*versions.check(folder), *settings.check(folder)]
+        found.extend(ensemble.check(folder, folders) if folder.ensemble else tensors.check(folder))
+    except OSError as reason:
+        return [_unreadable(folder.name, reason)]
     return found
+
+
+def _unreadable(name: str, reason: OSError) -> Finding:
+    return error(name, f"cannot be read ({reason.strerror}): {reason.filename}")
 
 
 def _strays(repository: Path) -> list[Finding]:

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from google.protobuf import text_format
+from google.protobuf.descriptor import FieldDescriptor
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto
 
 from repo_builder import environment
 from repo_builder.artifacts import EngineArtifact
 from repo_builder.environment import Gpu
 from repo_builder.errors import RepositoryError
-from repo_builder.repository import layout
+from repo_builder.repository import config, layout
 from repo_builder.repository.checks.findings import Finding
 from repo_builder.repository.validate import models, validate
 
@@ -129,6 +135,54 @@ def test_each_error_is_found(model: Callable[..., Path], text: str, message: str
 )
 def test_each_warning_is_found(model: Callable[..., Path], text: str, message: str) -> None:
     assert message in str(_one(model(text), "warning"))
+
+
+_names = st.sampled_from(["x", "y", "m", "e", "", "ensemble", "onnxruntime", "tensorrt", "python", "0", "model.onnx"])
+_SCALARS: dict[int, st.SearchStrategy[Any]] = {
+    FieldDescriptor.CPPTYPE_STRING: _names,
+    FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
+    FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32, allow_nan=False),
+    FieldDescriptor.CPPTYPE_DOUBLE: st.floats(allow_nan=False),
+    FieldDescriptor.CPPTYPE_INT32: st.integers(-2, 9),
+    FieldDescriptor.CPPTYPE_INT64: st.integers(-2, 9),
+    FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 9),
+    FieldDescriptor.CPPTYPE_UINT64: st.integers(0, 9),
+}
+
+
+def _fill(draw: st.DrawFn, message: Any, depth: int) -> None:
+    """Give some of a message's fields values, whatever they are."""
+    fields = tuple(message.DESCRIPTOR.fields)
+    for field in (
+        draw(st.lists(st.sampled_from(fields), max_size=6, unique_by=lambda item: item.name)) if fields else ()
+    ):
+        value = getattr(message, field.name)
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            entry = field.message_type.fields_by_name
+            key = draw(_SCALARS[entry["key"].cpp_type])
+            if not entry["value"].message_type:
+                value[key] = draw(_SCALARS[entry["value"].cpp_type])
+            elif depth:
+                _fill(draw, value[key], depth - 1)
+        elif field.message_type:
+            if depth:
+                _fill(draw, value.add() if hasattr(value, "add") else value, depth - 1)
+        else:
+            numbers = field.enum_type.values_by_number if field.enum_type else None
+            chosen = st.sampled_from(sorted(numbers)) if numbers else _SCALARS[field.cpp_type]
+            if hasattr(value, "append"):
+                value.extend(draw(st.lists(chosen, max_size=3)))
+            else:
+                setattr(message, field.name, draw(chosen))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_configuration_is_judged_and_none_is_a_crash(model: Callable[..., Path], data: st.DataObject) -> None:
+    sound = config.parse_text(CONFIG, "here")
+    _fill(data.draw, sound, 3)
+    folder = model(text_format.MessageToString(sound))
+    assert all("\n" not in str(item) for item in _check(folder))
 
 
 def test_a_misspelt_field_is_named_with_its_line(model: Callable[..., Path]) -> None:
@@ -271,11 +325,24 @@ def test_a_name_that_a_shell_would_split(model: Callable[..., Path]) -> None:
     assert "stops Triton's Python backend" in _one(model(name="a b"), "warning").message
 
 
-def test_a_config_that_is_a_folder(model: Callable[..., Path]) -> None:
+def test_a_config_that_is_no_file(model: Callable[..., Path]) -> None:
     folder = model()
     (folder / "config.pbtxt").unlink()
     (folder / "config.pbtxt").mkdir()
     assert "makes tritonserver abort" in _one(folder, "error").message
+    (folder / "config.pbtxt").rmdir()
+    os.mkfifo(folder / "config.pbtxt")  # reading it would never end
+    assert "is not a file" in _one(folder, "error").message
+
+
+def test_a_folder_that_cannot_be_read(model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model()
+
+    def refuse(path: Path) -> tuple[int, ...]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(layout, "versions", refuse)
+    assert "cannot be read (Permission denied)" in _one(folder, "error").message
 
 
 def test_backends_that_are_not_ours(tmp_path: Path) -> None:
@@ -445,13 +512,13 @@ def test_a_plan_of_another_gpu_or_version_is_refused(
     monkeypatch.setattr(environment, "version", lambda name: installed[0] if name == "tensorrt" else None)
     assert _check(folder) == ()
     here[0] = dataclasses.replace(gpu, name="NVIDIA H100")
-    assert "it may run slower" in _one(folder, "warning").message
+    assert "was tuned for NVIDIA H200, and here is NVIDIA H100" in _one(folder, "error").message
     here[0] = Gpu(name="NVIDIA L4", compute_capability="8.9", memory_mib=1, driver="580")
     finding = _one(folder, "error")
-    assert "was compiled for NVIDIA H200 (compute capability 9.0), and here is NVIDIA L4" in finding.message
+    assert "was built for NVIDIA H200 (9.0), and here is NVIDIA L4 (8.9)" in finding.message
     assert "repo-builder compile build/toy" in finding.hint
     here[0], installed[0] = gpu, "10.0.1"
-    assert "was compiled by TensorRT 8.5.3.1, and 10.0.1 is installed" in _one(folder, "error").message
+    assert "was built by TensorRT 8.5.3.1, and 10.0.1 is installed" in _one(folder, "error").message
     here.clear()
     assert _check(folder) == ()  # a machine without a GPU cannot tell
 

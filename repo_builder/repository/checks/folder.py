@@ -108,8 +108,8 @@ def read(path: Path) -> tuple[ModelFolder | None, list[Finding]]:
 
 def _config(path: Path) -> tuple[Any, list[Finding]]:
     file, where = path / CONFIG, f"{path.name}/{CONFIG}"
-    if file.is_dir():
-        return None, [error(where, "is a folder, which makes tritonserver abort", "remove it")]
+    if file.exists() and not file.is_file():
+        return None, [error(where, "is not a file, which makes tritonserver abort", "remove it")]
     if not file.exists():
         return protobuf.parse("", where), []
     try:

@@ -232,16 +232,16 @@ def _again(folder: ModelFolder) -> str:
 
 
 def _machine(folder: ModelFolder, version: int, engine: EngineArtifact) -> Iterator[Finding]:
-    """Compare a plan with the GPUs and the TensorRT of this machine, as far as there are any."""
-    where = f"{folder.name}/{version}/{folder.filename}"
-    again = _again(folder)
+    """Compare a plan with the GPUs and the TensorRT of this machine; one without a GPU cannot tell."""
+    where, here = f"{folder.name}/{version}/{folder.filename}", environment.gpus()
+    if not here:
+        return
+    names = ", ".join(sorted({f"{gpu.name} ({gpu.compute_capability})" for gpu in here}))
     made_for, capability = engine.details.get("gpu"), engine.details.get("compute_capability")
-    here = environment.gpus()
-    if here and capability and capability not in {gpu.compute_capability for gpu in here}:
-        names = ", ".join(sorted({gpu.name for gpu in here}))
-        yield error(where, f"was compiled for {made_for} (compute capability {capability}), and here is {names}", again)
-    elif here and made_for and made_for not in {gpu.name for gpu in here}:
-        yield warning(where, f"was compiled for {made_for}, and here is {here[0].name}: it may run slower", again)
-    compiled, installed = engine.details.get("tensorrt_version"), environment.version("tensorrt")
-    if here and compiled and installed and compiled != installed:
-        yield error(where, f"was compiled by TensorRT {compiled}, and {installed} is installed here", again)
+    if capability and all(gpu.compute_capability != capability for gpu in here):
+        yield error(where, f"was built for {made_for} ({capability}), and here is {names}", _again(folder))
+    elif made_for and all(gpu.name != made_for for gpu in here):
+        yield error(where, f"was tuned for {made_for}, and here is {names}", _again(folder))
+    built, installed = engine.details.get("tensorrt_version"), environment.version("tensorrt")
+    if built and installed and built != installed:
+        yield error(where, f"was built by TensorRT {built}, and {installed} is installed here", _again(folder))
