@@ -49,7 +49,7 @@ def command(
     \b
     repo-builder config resnet.onnx > model_repository/resnet/config.pbtxt
     repo-builder config resnet.onnx --max-batch-size 32 --preferred-batch-size 8 --warmup 1
-    """  # noqa: D301 - \b is click's mark for lines that stay as they are
+    """
     from repo_builder import files, progress
     from repo_builder.repository import config
 

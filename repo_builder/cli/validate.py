@@ -27,7 +27,7 @@ def command(repository: Path, names: tuple[str, ...], strict: bool, as_json: boo
     \b
     repo-builder validate model_repository
     repo-builder validate model_repository --model vgg --json
-    """  # noqa: D301 - \b is click's mark for lines that stay as they are
+    """
     from repo_builder.repository import validate
 
     findings = validate.validate(repository, names)
