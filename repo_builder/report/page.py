@@ -1,10 +1,65 @@
-"""A run as one self-contained HTML page."""
+"""A run as one self-contained HTML page: no script, no network, light, dark and on paper."""
 
 from __future__ import annotations
 
-from repo_builder.results import PerfRun
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+from repo_builder import __version__
+from repo_builder.assets import template_folder
+from repo_builder.report import charts, numbers
+from repo_builder.report.verdict import verdict
+from repo_builder.results import AccuracyResult, PerfRun
+
+_TEMPLATE = "report.html.j2"
 
 
 def render(run: PerfRun) -> str:
-    """Return the page."""
-    return run.model
+    """Return the page's HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template_folder()),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(n=numbers)
+    return environment.get_template(_TEMPLATE).render(
+        run=run,
+        version=__version__,
+        verdict=verdict(run),
+        charts={
+            "curve": charts.curve(run.levels),
+            "cdf": charts.cdf(run.levels),
+            "times": charts.times(run.levels),
+            "rungs": charts.rungs(run.ladder) if run.ladder else None,
+        },
+        time_names=charts.TIME_PARTS,
+        time_parts=charts.time_parts,
+        shades=shades(run.accuracy) if run.accuracy else (),
+        facts=flatten(run.environment),
+    )
+
+
+def shades(result: AccuracyResult) -> tuple[tuple[float, ...], ...]:
+    """Return for every cell of the confusion matrix its share of the row, in [0, 1]."""
+    return tuple(tuple(cell / max(1, sum(row)) for cell in row) for row in result.confusion)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested values as ``outer.inner`` → text; what is empty is left out."""
+    found: dict[str, str] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            found.update(flatten(item, f"{name}."))
+        elif isinstance(item, list | tuple):
+            for place, part in enumerate(item):
+                found.update(
+                    flatten(part, f"{name}[{place}].") if isinstance(part, Mapping) else {f"{name}[{place}]": str(part)}
+                )
+        elif item not in (None, ""):
+            found[name] = str(item)
+    return found
