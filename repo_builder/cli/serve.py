@@ -132,7 +132,9 @@ def _status(repository: Path | None, *, as_json: bool) -> None:
     if not servers:
         click.echo("no detached server is running", err=True)
         return
-    rows = [("REPOSITORY", "MODELS", "STATE", "RUNTIME", "PROCESS", "UP", "HTTP", "GRPC", "METRICS")]
+    rows: list[tuple[str, ...]] = [
+        ("REPOSITORY", "MODELS", "STATE", "RUNTIME", "PROCESS", "UP", "HTTP", "GRPC", "METRICS")
+    ]
     rows += [_row(item) for item in servers]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -40,11 +40,11 @@ class Child:
         self._detached = detached
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         self._started = threading.Event()
+        self._ended = threading.Event()  # waited for instead of the thread: join() is not safe to interrupt
         self._error: OSError | None = None
         self._process: subprocess.Popen[bytes]
         # The death signal is tied to the *thread* that forked: this one lives as long as the child.
-        self._keeper = threading.Thread(target=self._keep, name="triton", daemon=True)
-        self._keeper.start()
+        threading.Thread(target=self._keep, name="triton", daemon=True).start()
         self._started.wait()
         if self._error is not None:
             raise self._error
@@ -61,8 +61,7 @@ class Child:
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait until it has ended and its output is read; return its exit code, None when the time is over."""
-        self._keeper.join(timeout_s)
-        return None if self._keeper.is_alive() else self._process.poll()
+        return self._process.poll() if self._ended.wait(timeout_s) else None
 
     def tail(self) -> list[str]:
         """Return the last lines of its output."""
@@ -97,6 +96,7 @@ class Child:
         kill_group(self.pid)
         if pump.ident is not None:
             pump.join(2)
+        self._ended.set()
 
     def _pump(self, output: BinaryIO) -> None:
         for raw in output:

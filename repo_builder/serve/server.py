@@ -84,7 +84,7 @@ class Server:
                 if time.monotonic() > deadline:
                     raise health.overdue(timeout_s, self.http_url, self.tail(), log=self.log)
         except BaseException:
-            self.stop()
+            self.stop(grace_s=3)  # a server that loads does not heed SIGTERM
             raise
 
     def wait(self, timeout_s: float | None = None) -> int | None:

@@ -1,0 +1,173 @@
+"""Small ONNX models, repositories of them, and one Triton that serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from repo_builder import serve
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+TABLE = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def onnx_model(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    **initializers: np.ndarray,
+) -> Path:
+    """Write an ONNX file and return its path."""
+    values = [numpy_helper.from_array(value, name) for name, value in initializers.items()]
+    graph = helper.make_graph(list(nodes), "g", list(inputs), list(outputs), values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, str(path))
+    return path
+
+
+def tensor(name: str, kind: str, *shape: int | str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, getattr(TensorProto, kind), list(shape))
+
+
+def linear(path: Path) -> Path:
+    """y[N, 3] = x[N, 4] @ WEIGHT, twice[N, 3] = y + y."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Add", ["y", "y"], ["twice"])]
+    outputs = [tensor("y", "FLOAT", "N", 3), tensor("twice", "FLOAT", "N", 3)]
+    return onnx_model(path, nodes, [tensor("x", "FLOAT", "N", 4)], outputs, w=WEIGHT)
+
+
+def lookup(path: Path) -> Path:
+    """row[N, 1, 3] = TABLE[index[N, 1]]; an index beyond the table is an error while it runs."""
+    node = helper.make_node("Gather", ["table", "index"], ["row"], axis=0)
+    inputs, outputs = [tensor("index", "INT64", "N", 1)], [tensor("row", "FLOAT", "N", 1, 3)]
+    return onnx_model(path, [node], inputs, outputs, table=TABLE)
+
+
+def flexible(path: Path) -> Path:
+    """total[N] = the sum of x[N, L] over L."""
+    node = helper.make_node("ReduceSum", ["x", "axis"], ["total"], keepdims=0)
+    inputs, outputs = [tensor("x", "FLOAT", "N", "L")], [tensor("total", "FLOAT", "N")]
+    return onnx_model(path, [node], inputs, outputs, axis=np.array([1], np.int64))
+
+
+KINDS = (
+    "FLOAT16",
+    "DOUBLE",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "BOOL",
+    "STRING",
+)
+
+
+def every_type(path: Path) -> Path:
+    """``out_K`` = ``in_K`` for each type K, of shape [2]; batching is off."""
+    nodes = [helper.make_node("Identity", [f"in_{kind}"], [f"out_{kind}"]) for kind in KINDS]
+    inputs, outputs = ([tensor(f"{side}_{kind}", kind, 2) for kind in KINDS] for side in ("in", "out"))
+    return onnx_model(path, nodes, inputs, outputs)
+
+
+def config(folder: Path, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(f'backend: "onnxruntime"\n{text}\n')
+
+
+LINEAR = """
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 3 ] }, { name: "twice" data_type: TYPE_FP32 dims: [ 3 ] } ]
+instance_group [ { kind: KIND_CPU count: 1 } ]
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep backend directories and detached servers of these tests away from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A repository of one model, ``linear``."""
+    repository = tmp_path / "repository"
+    linear(repository / "linear" / "1" / "model.onnx")
+    config(repository / "linear", LINEAR)
+    return repository
+
+
+@pytest.fixture
+def make() -> SimpleNamespace:
+    """What writes models and configurations."""
+    return SimpleNamespace(
+        linear=linear, flexible=flexible, every_type=every_type, config=config, onnx_model=onnx_model, LINEAR=LINEAR
+    )
+
+
+@pytest.fixture(scope="session")
+def any_ports() -> dict[str, int]:
+    """Arguments of ``serve.start`` that pick free ports."""
+    return {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository of ``server``."""
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="session")
+def server(served: Path, tmp_path_factory: pytest.TempPathFactory, any_ports: dict[str, int]) -> Iterator[serve.Server]:
+    """A Triton that serves one model of each sort."""
+    repository = served
+    linear(repository / "linear" / "1" / "model.onnx")
+    config(
+        repository / "linear",
+        """
+        max_batch_size: 8
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+        output [ { name: "y" data_type: TYPE_FP32 dims: [ 3 ] }, { name: "twice" data_type: TYPE_FP32 dims: [ 3 ] } ]
+        instance_group [ { kind: KIND_CPU count: 2 } ]
+        dynamic_batching { max_queue_delay_microseconds: 100 }
+        parameters { key: "intra_op_thread_count" value: { string_value: "1" } }
+        parameters { key: "execution_mode" value: { string_value: "0" } }
+        model_warmup [ { name: "one" batch_size: 1
+          inputs { key: "x" value: { data_type: TYPE_FP32 dims: [ 4 ] zero_data: true } } } ]
+        """,
+    )
+    lookup(repository / "lookup" / "1" / "model.onnx")
+    config(
+        repository / "lookup",
+        """
+        max_batch_size: 16
+        input [ { name: "index" data_type: TYPE_INT64 dims: [ 1 ] } ]
+        output [ { name: "row" data_type: TYPE_FP32 dims: [ 1, 3 ] } ]
+        instance_group [ { kind: KIND_CPU count: 1 } ]
+        dynamic_batching { preferred_batch_size: [ 16 ] max_queue_delay_microseconds: 300000 }
+        """,
+    )
+    flexible(repository / "flexible" / "1" / "model.onnx")  # no config.pbtxt: all of it is completed
+    every_type(repository / "types" / "3" / "model.onnx")
+    config(repository / "types", 'name: "types"')
+    options = ["--model-control-mode=explicit", "--load-model=*"]
+    log = tmp_path_factory.mktemp("log") / "triton.log"
+    with serve.start(repository, runtime="embedded", options=options, log=log, **any_ports) as running:
+        running.wait_ready(60)
+        yield running
