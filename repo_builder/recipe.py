@@ -141,7 +141,7 @@ class OnnxRuntimeSpec:
             ``fp32`` leaves them in floating point.
         accelerator: ``none``, or the execution accelerator written to config.pbtxt: ``cuda`` or ``tensorrt``.
         accelerator_precision: Precision mode of the TensorRT accelerator.
-        engine_cache: Whether the TensorRT accelerator keeps its engines in the model folder.
+        engine_cache: Whether the TensorRT accelerator keeps its engines, in a folder of the server's working directory.
         intra_op_thread_count: Threads inside an operator; 0 leaves it to ONNX Runtime.
         inter_op_thread_count: Threads across operators; 0 leaves it to ONNX Runtime.
     """
