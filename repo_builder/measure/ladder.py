@@ -9,7 +9,7 @@ import numpy as np
 
 from repo_builder.errors import MeasureError
 from repo_builder.measure import accuracy
-from repo_builder.measure.baseline import mcnemar
+from repo_builder.measure.baseline import ROUNDING, mcnemar
 from repo_builder.results import Ladder, Rung
 from repo_builder.tensors import Array
 
@@ -80,4 +80,4 @@ def _compared(rung: Rung, above: Array, values: Array, tolerance: float | None) 
 def _judged(rung: Rung, right_above: Array, right: Array, above: Rung, tolerance: float) -> Rung:
     lost, won = int(np.sum(right_above & ~right)), int(np.sum(~right_above & right))
     fall = (above.top1 or 0.0) - (rung.top1 or 0.0)
-    return replace(rung, p_value=mcnemar(lost, won), departs=fall > tolerance)
+    return replace(rung, p_value=mcnemar(lost, won), departs=fall > tolerance + ROUNDING)
