@@ -33,7 +33,7 @@ def command(
     half: bool,
     as_json: bool,
 ) -> None:
-    r"""Train a recipe's model and write a checkpoint.
+    """Train a recipe's model and write a checkpoint.
 
     RECIPE is a built-in's name or a TOML file. The epoch that is best on the validation part is kept; the test part is
     scored once, at the end. Two runs with one seed on one machine give the same bytes. After Ctrl-C, --resume goes on
