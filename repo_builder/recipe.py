@@ -44,7 +44,7 @@ class DataSpec:
 
     Attributes:
         source: A built-in data set, a .npz or .csv file, a folder with one sub-folder a class, or ``module:function``.
-        arguments: Keyword arguments of the loader. A user's data takes ``split = "test"`` too, which holds out all of it.
+        arguments: Keyword arguments of the loader. A user's data takes ``split = "test"`` too: all is held out.
         validation: Fraction of the samples (those outside a given test set) that choose the best epoch.
         test: Fraction held out for every reported accuracy; ignored where the data set brings its own test set.
         calibration: Number of samples, stratified by class, that calibrate ranges; drawn from what could train, and at
