@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -60,7 +61,7 @@ class FakeQuantize(nn.Module):
     def __init__(self, amax: Array, *, axis: int | None = None) -> None:
         super().__init__()
         self.axis = axis
-        scale = torch.from_numpy(amax).clamp(min=MIN_AMAX) / LARGEST
+        scale = torch.from_numpy(np.array(amax, np.float32)).clamp(min=MIN_AMAX) / LARGEST
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
 

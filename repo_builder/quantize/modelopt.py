@@ -54,6 +54,14 @@ class ModeloptQuantizer:
     ) -> dict[str, Ranges]:
         """Return the ranges of the int8 layers."""
         int8 = [item for item in plans if item.precision == "int8"]
+        for item in int8:
+            layer = module.get_submodule(item.name)
+            if layer not in QuantModuleRegistry:
+                raise QuantizeError(
+                    f"ModelOpt quantizes no {type(layer).__name__}: its forward is not that of {item.type}",
+                    where=item.name,
+                    hint='set quantize.backend = "pytorch-quantization", which takes any forward',
+                )
         entries = [{"quantizer_name": "*", "enable": False}, *(entry for item in int8 for entry in _entries(item))]
 
         def show(quantized: nn.Module) -> None:
@@ -67,12 +75,6 @@ class ModeloptQuantizer:
         found = {}
         for item in int8:
             layer = quantized.get_submodule(item.name)
-            if not hasattr(layer, "input_quantizer"):
-                raise QuantizeError(
-                    f"ModelOpt quantizes no {type(layer).__name__}: its forward is not that of {item.type}",
-                    where=item.name,
-                    hint='set quantize.backend = "pytorch-quantization", which takes any forward',
-                )
             inputs = [getattr(layer, name).amax for name in _quantizer_names(item)]
             found[item.name] = ranges_of(item, inputs, layer.weight_quantizer.amax if item.weighted else None)
         return found

@@ -139,7 +139,7 @@ def _check(index: int, rule: LayerRule, layers: Sequence[Layer]) -> None:
     raise RecipeError(
         f"the rule '{rule}' matches only layers that cannot be given a precision, as {name} ({kind})",
         where=where,
-        hint=f"{kind} takes the precision of what feeds it; rules are for linear and convolution layers, pooling and Add",
+        hint=f"{kind} takes the precision of what feeds it; rules are for linear, convolution, pooling and Add",
     )
 
 
