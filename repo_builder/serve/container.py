@@ -183,6 +183,11 @@ def printed(
     engine = next((item for item in _ENGINES if shutil.which(item)), _ENGINES[0])
     image = image or choose(wanted)[0].image
     parts = command(engine, image, repository, endpoints, gpu=wanted.gpu, models=models, options=options)
+    return shell_text(parts)
+
+
+def shell_text(parts: Sequence[Sequence[str]]) -> str:
+    """Return a command for a POSIX shell, an option and its value a line."""
     return " \\\n  ".join(shlex.join(part) for part in parts)
 
 

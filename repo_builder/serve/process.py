@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 _PR_SET_PDEATHSIG = 1
 _TAIL_LINES = 400
@@ -89,22 +88,23 @@ class Child:
             return
         finally:
             self._started.set()
-        pump = threading.Thread(target=self._pump, args=(self._process.stdout,), name="triton log", daemon=True)
-        if self._process.stdout is not None:
-            pump.start()
+        pump = threading.Thread(target=self._pump, name="triton log", daemon=True)
+        pump.start()
         self._process.wait()
-        kill_group(self.pid)
-        if pump.ident is not None:
-            pump.join(2)
+        kill_group(self.pid)  # its children may hold the pipe open
+        pump.join(2)
         self._ended.set()
 
-    def _pump(self, output: BinaryIO) -> None:
-        for raw in output:
-            line = raw.decode("utf-8", errors="replace")
-            self._tail.append(line.rstrip("\n"))
-            with contextlib.suppress(OSError, ValueError):  # stderr may be closed; the server goes on
-                sys.stderr.write(line)
-                sys.stderr.flush()
+    def _pump(self) -> None:
+        if self._process.stdout is None:
+            return
+        with self._process.stdout as output:
+            for raw in output:
+                line = raw.decode("utf-8", errors="replace")
+                self._tail.append(line.rstrip("\n"))
+                with contextlib.suppress(OSError, ValueError):  # stderr may be closed; the server goes on
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with contextlib.ExitStack() as held:
@@ -136,10 +136,10 @@ def _tie_to_parent() -> Callable[[], None] | None:
 
 
 def kill_group(group: int) -> None:
-    """Kill every process of a group, and wait a moment until they are gone."""
+    """Kill every process of a group, and give them a moment to be gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
             os.killpg(group, 0)
             time.sleep(0.01)

@@ -23,6 +23,7 @@ from repo_builder.serve import detached, health
 
 pytestmark = pytest.mark.server
 FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+QUICKLY = [*FREE_PORTS, "--", "--disable-auto-complete-config"]
 
 
 class Cli:
@@ -79,7 +80,7 @@ def gone(group: int, seconds: float = 25) -> bool:
 def test_a_signal_ends_the_command_and_its_server_cleanly(
     cli: Callable[..., Cli], small: Path, sent: signal.Signals
 ) -> None:
-    command = cli(small, "--runtime", "embedded", "--json", *FREE_PORTS)
+    command = cli(small, "--runtime", "embedded", "--json", *QUICKLY)
     told = command.told()
     assert health.ready(told["http"], ["linear"])
     assert len(members(told["pid"])) == 2
@@ -91,14 +92,14 @@ def test_a_signal_ends_the_command_and_its_server_cleanly(
 
 
 def test_killing_the_command_takes_the_server_along(cli: Callable[..., Cli], small: Path) -> None:
-    command = cli(small, "--runtime", "embedded", "--json", *FREE_PORTS)
+    command = cli(small, "--runtime", "embedded", "--json", *QUICKLY)
     told = command.told()
     command.process.kill()
     assert gone(told["pid"])
 
 
 def test_a_server_that_dies_is_told_and_leaves_no_children(cli: Callable[..., Cli], small: Path) -> None:
-    command = cli(small, "--runtime", "embedded", "--json", *FREE_PORTS)
+    command = cli(small, "--runtime", "embedded", "--json", *QUICKLY)
     told = command.told()
     os.kill(told["pid"], signal.SIGKILL)
     code, errors = command.end()
@@ -108,7 +109,7 @@ def test_a_server_that_dies_is_told_and_leaves_no_children(cli: Callable[..., Cl
 
 
 def test_detached_servers_are_found_again_and_stopped(cli: Callable[..., Cli], small: Path) -> None:
-    started = cli(small, "--runtime", "embedded", "--detach", "--json", *FREE_PORTS)
+    started = cli(small, "--runtime", "embedded", "--detach", "--json", *QUICKLY)
     told = started.told()
     assert started.end()[0] == 0
     (found,) = serve.running(small)
