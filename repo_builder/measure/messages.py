@@ -111,7 +111,8 @@ class HttpCodec:
         """Return a whole HTTP request."""
         document: dict[str, Any] = {"inputs": [_http_input(item) for item in inputs]}
         if outputs:
-            document["outputs"] = [{"name": name, "parameters": place.parameters()} for name, place in outputs]
+            inline = {"binary_data": False}  # as tritonclient says it
+            document["outputs"] = [{"name": name, "parameters": inline | place.parameters()} for name, place in outputs]
         else:
             document["parameters"] = {"binary_data_output": True}
         text = json.dumps(document, separators=(",", ":")).encode()
