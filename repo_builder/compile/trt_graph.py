@@ -39,7 +39,8 @@ class GraphPrecisions:
     Attributes:
         layers: The nodes that compute layers, in the order of the graph.
         nodes: All node names, in the order of the graph.
-        float_tensors: Tensor → ``fp32`` or ``fp16``, for what neither quantizers nor quantized nodes make.
+        float_tensors: Tensor → ``fp32`` or ``fp16``. Left out is what quantizers and quantized nodes make, and what is
+            made of that alone: a Relu behind an int8 layer is fused into it and belongs to its precision.
         float_nodes: Node → the precision of its output, likewise.
         has_int8: Whether there is a quantizer.
         has_fp16: Whether there is a float16 tensor.
@@ -70,8 +71,16 @@ def read(model: onnx.ModelProto, layer_precisions: Mapping[str, str]) -> GraphPr
     ]
     float_tensors: dict[str, str] = {}
     float_nodes: dict[str, str] = {}
-    for node in model.graph.node:
-        if node.op_type in (Q, DQ, "Cast", "Constant") or any(graph.dequantized(name) for name in node.input):
+    free = set(graph.constants)  # constants, and what is made of int8 layers' outputs alone
+    for node in model.graph.node:  # in topological order, as ONNX demands
+        if any(graph.dequantized(name) for name in node.input):
+            free.update(node.output)
+        if node.op_type in (Q, DQ, "Cast", "Constant"):
+            continue
+        is_layer = layer_precisions.get(layer_of(node) or "", "int8") != "int8"
+        if not is_layer and all(name in free for name in node.input):
+            free.update(node.output)
+        if set(node.output) <= free:
             continue
         for output in node.output:
             if kinds.get(output) in _FLOATS:

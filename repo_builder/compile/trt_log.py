@@ -38,10 +38,9 @@ class Log(trt.ILogger):  # type: ignore[misc]
             self._say(f"timing {message.partition(_TIMED)[2].strip()}")
 
     def last_words(self) -> str:
-        """Return the last error in TensorRT's own words, without its source position."""
-        if not self.errors:
-            return "TensorRT gave no reason"
-        return self.errors[-1].strip().rstrip(".")
+        """Return the last error in TensorRT's own words, or the last warning where it gave no error."""
+        said = self.errors or self.warnings
+        return said[-1].strip().rstrip(".") if said else "TensorRT gave no reason"
 
 
 class RateLimited:

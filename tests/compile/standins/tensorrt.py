@@ -1,7 +1,7 @@
 """What the tensorrt backend uses of TensorRT: an "engine" is a JSON text, and doubles its inputs into its outputs.
 
-    {"inputs": {"x": {"dtype": "FLOAT", "shape": [-1, 3], "profiles": [[[1, 3], [4, 3], [8, 3]]]}},
-     "outputs": {"y": {"dtype": "FLOAT", "of": "x"}}}
+{"inputs": {"x": {"dtype": "FLOAT", "shape": [-1, 3], "profiles": [[[1, 3], [4, 3], [8, 3]]]}},
+ "outputs": {"y": {"dtype": "FLOAT", "of": "x"}}}
 """
 
 import ctypes

@@ -1,0 +1,132 @@
+"""The versions table and every name that is used, against what the published bindings offer.
+
+tensorrt_bindings.json was recorded from the wheels by record_tensorrt_bindings.py; see there how.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo_builder.compile.trt_versions import TACTIC_SOURCES, dialect
+from repo_builder.errors import CompileError
+
+PACKAGE = Path(__file__).resolve().parents[2] / "repo_builder"
+SOURCES = [*sorted((PACKAGE / "compile").glob("t*.py")), *sorted((PACKAGE / "serve/backends/tensorrt").glob("*.py"))]
+RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "tensorrt_bindings.json").read_text())
+# Names of TensorRT's that are reached through objects, which the source does not tell from others.
+USED = {
+    "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
+    "IBuilderConfig": "set_memory_pool_limit set_tactic_sources profiling_verbosity set_flag clear_flag"
+    " add_optimization_profile create_timing_cache set_timing_cache get_timing_cache",
+    "INetworkDefinition": "num_layers get_layer num_inputs get_input",
+    "ILayer": "type name num_outputs get_output",
+    "ITensor": "name shape dtype",
+    "IOptimizationProfile": "set_shape",
+    "OnnxParser": "parse num_errors get_error",
+    "ParserError": "desc node",
+    "ITimingCache": "serialize",
+    "Runtime": "deserialize_cuda_engine",
+    "ICudaEngine": "create_execution_context create_engine_inspector num_io_tensors get_tensor_name get_tensor_mode"
+    " get_tensor_dtype get_tensor_shape get_tensor_profile_shape num_optimization_profiles",
+    "EngineInspector": "get_engine_information",
+    "IExecutionContext": "set_input_shape set_tensor_address execute_async_v3 set_optimization_profile_async"
+    " get_tensor_shape",
+    "ILogger": "log INTERNAL_ERROR ERROR WARNING",
+}
+# How those are called, where the bindings' docstrings tell their parameters.
+SIGNATURES = {
+    ("Builder", "create_network"): ["flags"],
+    ("IBuilderConfig", "set_memory_pool_limit"): ["pool", "pool_size"],
+    ("IBuilderConfig", "set_timing_cache"): ["cache", "ignore_mismatch"],
+    ("IOptimizationProfile", "set_shape"): ["input", "min", "opt", "max"],
+    ("OnnxParser", "parse"): ["model", "path"],
+    ("ICudaEngine", "get_tensor_profile_shape"): ["name", "profile_index"],
+    ("IExecutionContext", "set_tensor_address"): ["name", "memory"],
+    ("IExecutionContext", "execute_async_v3"): ["stream_handle"],
+    ("IExecutionContext", "set_optimization_profile_async"): ["profile_index", "stream_handle"],
+    ("EngineInspector", "get_engine_information"): ["format"],
+}
+
+
+def names_in_sources() -> set[tuple[str, str]]:
+    """Every ``trt.Class.name`` that the sources write out."""
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+                inner = node.value
+                if isinstance(inner.value, ast.Name) and inner.value.id == "trt":
+                    found.add((inner.attr, node.attr))
+    return found
+
+
+@pytest.fixture(params=sorted(RECORDED))
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def offers(version: str, kind: str, name: str) -> bool:
+    record = RECORDED[version]
+    return name in record["classes"].get(kind, ()) or name in record["enums"].get(kind, ())
+
+
+def test_every_enum_and_class_that_is_written_out_exists(version: str) -> None:
+    weak = {("BuilderFlag", "OBEY_PRECISION_CONSTRAINTS")}
+    wanted = names_in_sources() - {("IProgressMonitor", "__init__"), ("ILogger", "__init__")}
+    if not dialect(version).weakly_typed:
+        wanted -= weak
+    assert wanted > {("TensorIOMode", "INPUT"), ("MemoryPoolType", "WORKSPACE")}
+    assert [item for item in sorted(wanted) if not offers(version, *item)] == []
+
+
+def test_every_method_that_is_called_exists(version: str) -> None:
+    missing = [
+        (kind, name) for kind, names in USED.items() for name in names.split() if not offers(version, kind, name)
+    ]
+    assert missing == []
+
+
+def test_methods_take_the_arguments_that_they_are_given(version: str) -> None:
+    for (kind, name), parameters in SIGNATURES.items():
+        line = RECORDED[version]["classes"][kind][name]
+        assert line.startswith(f"{name}(self"), line
+        places = [line.index(f"{parameter}:") for parameter in parameters]
+        assert places == sorted(places), line
+
+
+def test_tactic_sources_exist_everywhere(version: str) -> None:
+    assert all(offers(version, "TacticSource", name) for name in TACTIC_SOURCES)
+
+
+def test_the_table_says_what_the_bindings_have(version: str) -> None:
+    row = dialect(version)
+    assert all(offers(version, "NetworkDefinitionCreationFlag", name) for name in row.network_flags)
+    assert row.optimization_level == offers(version, "IBuilderConfig", "builder_optimization_level")
+    monitor = ["phase_start", "step_complete", "phase_finish"]
+    assert row.progress_monitor == all(offers(version, "IProgressMonitor", name) for name in monitor)
+    assert row.progress_monitor == offers(version, "IBuilderConfig", "progress_monitor")
+    assert row.names_refused_node == offers(version, "ParserError", "node_name")
+    assert row.names_refused_node == offers(version, "ParserError", "node_operator")
+    for kind, names in {"BuilderFlag": ("INT8", "FP16"), "ILayer": ("precision", "set_output_type")}.items():
+        assert [offers(version, kind, name) for name in names] == [row.weakly_typed] * 2
+
+
+def test_strong_typing_is_asked_for_where_it_is_the_only_one() -> None:
+    assert dialect("11.0.0.114").network_flags == ("STRONGLY_TYPED",)
+    assert dialect("10.13.3.9").weakly_typed
+
+
+def test_versions_between_rows_take_the_row_before() -> None:
+    assert dialect("8.5.3.1") == dialect("8.5.0.12")
+    assert dialect("10.16.1.11") == dialect("10.0.1")
+    assert dialect("12.1") == dialect("11.0.0")
+
+
+def test_an_old_version_is_refused() -> None:
+    with pytest.raises(CompileError, match=r"TensorRT 8\.4\.1 is too old"):
+        dialect("8.4.1")
