@@ -1,0 +1,110 @@
+"""``repo-builder serve`` without a Triton; tests/serve/test_serve_lifecycle.py has one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repo_builder.cli import run
+
+
+@pytest.fixture(autouse=True)
+def no_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "my repository"
+    (folder / "vgg" / "1").mkdir(parents=True)
+    (folder / "vgg" / "config.pbtxt").write_text('backend: "tensorrt"\n')
+    (folder / "vgg" / "1" / "manifest.json").write_text('{"details": {"tensorrt_version": "8.5.3.1"}}')
+    return folder
+
+
+def test_the_command_is_printed_and_nothing_is_run(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    ports = ["--http-port", "9000", "--grpc-port", "9001", "--metrics-port", "9002"]
+    assert run(["serve", str(repository), "--print-command", *ports, "--model", "vgg", "--", "--id=a b"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out == (
+        "docker run --rm \\\n"
+        "  --gpus all \\\n"
+        "  --shm-size 1g \\\n"
+        "  --publish 127.0.0.1:9000:8000 \\\n"
+        "  --publish 127.0.0.1:9001:8001 \\\n"
+        "  --publish 127.0.0.1:9002:8002 \\\n"
+        f"  --mount 'type=bind,source={repository},target=/models,readonly' \\\n"
+        "  nvcr.io/nvidia/tritonserver:23.03-py3 tritonserver --model-repository=/models \\\n"
+        "  --model-control-mode=explicit \\\n"
+        "  --load-model=vgg \\\n"
+        "  '--id=a b'\n"
+    )
+
+
+def test_another_image_may_be_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(repository), "--print-command", "--image", "mine:7"]) == 0
+    assert "\n  mine:7 tritonserver" in capsys.readouterr().out
+
+
+def test_where_nothing_runs_status_and_stop_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--status"]) == 0
+    assert run(["serve", "--stop"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("no detached server is running") == 2
+    assert run(["serve", "--status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere"], 10, "nowhere: there is no model repository → run repo-builder build first"),
+        (["nowhere", "--print-command"], 10, "there is no model repository"),
+        (["one", "two"], 2, "unexpected argument 'two'"),
+        (["--runtime", "magic"], 2, "magic"),
+        (["--http-port", "x"], 2, "not a valid integer"),
+    ],
+)
+def test_misuse_is_one_sentence(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", *arguments]) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_port_in_use_is_named_with_its_option(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run(["serve", str(repository), "--runtime", "embedded", "--http-port", str(port)]) == 10
+    assert f"error: --http-port: port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
+
+
+def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "\n  repo-builder serve --print-command " in shown
+    assert "TRITON OPTIONS" in shown
+
+
+def test_asking_for_the_status_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from repo_builder.cli import run; run(['serve', '--status']); run(['serve', '--help']);"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'tritonclient', 'numpy', 'pytriton'}; print(heavy & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
