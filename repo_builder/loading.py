@@ -36,27 +36,29 @@ def load(target: str, *, extra: str | None = None) -> Any:  # noqa: ANN401 - wha
         ) from error
 
 
-def load_user(target: str, *, where: str, folder: Path | None = None) -> Any:  # noqa: ANN401 - whatever is named
-    """Import a user's ``module:function``, with the recipe's folder and the current one on the path.
+def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is named
+    """Import a user's ``module:function`` from the current folder or the installed packages.
+
+    ``folder/module.py:function`` names a file; its folder is looked in first, also for what the module imports.
 
     Raises:
         RecipeError: The module or the function is not there.
+        MissingDependency: A library that the module imports is not installed.
     """
-    module, _, attribute = target.partition(":")
-    places = [str(place) for place in (folder, Path.cwd()) if place is not None]
+    module, _, attribute = target.rpartition(":")
+    places = [str(Path.cwd())]
+    if module.endswith(".py"):
+        places.insert(0, str(Path(module).parent))
+        module = Path(module).stem
     sys.path[:0] = places
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
-            raise MissingDependency(
-                f"'{module}' needs the library '{error.name}'", where=where, hint=f"pip install {error.name}"
-            ) from error
-        raise RecipeError(
-            f"there is no Python module '{module}'",
-            where=where,
-            hint=f"looked in {', '.join(places)} and the installed packages",
-        ) from error
+            message = f"'{module}' needs the library '{error.name}'"
+            raise MissingDependency(message, where=where, hint=f"pip install {error.name}") from error
+        hint = f"looked in {', '.join(places)} and the installed packages"
+        raise RecipeError(f"there is no Python module '{module}'", where=where, hint=hint) from error
     except AttributeError as error:
         raise RecipeError(f"the module '{module}' has no '{attribute}'", where=where) from error
     finally:

@@ -83,6 +83,11 @@ def skipped(title: str, why: str = "up to date") -> None:
     stderr_console().print(f"[dim]skip[/dim]             {title:<22}{why}")
 
 
+def warn(sentence: str) -> None:
+    """Say on stderr what the user should know although the work goes on."""
+    stderr_console().print(f"[yellow]warning:[/yellow] {escape(sentence)}")
+
+
 def bar(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
     """Iterate with a progress bar on stderr where that is a terminal, plainly elsewhere."""
     console = stderr_console()

@@ -21,18 +21,19 @@ def test_a_missing_library_says_how_to_install_it() -> None:
 def test_a_users_function_is_found_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "users_own_net.py").write_text("def make():\n    return 42\n")
     before = list(sys.path)
-    assert loading.load_user("users_own_net:make", where="model.source", folder=tmp_path)() == 42
+    assert loading.load_user(f"{tmp_path}/users_own_net.py:make", where="model.source")() == 42
     assert sys.path == before
     with pytest.raises(RecipeError, match="has no 'other'"):
-        loading.load_user("users_own_net:other", where="model.source", folder=tmp_path)
+        loading.load_user(f"{tmp_path}/users_own_net.py:other", where="model.source")
 
 
-def test_a_missing_module_names_the_places_looked_in(tmp_path: Path) -> None:
+def test_a_missing_module_names_the_places_looked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=f"no Python module 'nowhere_net'.*{tmp_path}"):
-        loading.load_user("nowhere_net:make", where="model.source", folder=tmp_path)
+        loading.load_user("nowhere_net:make", where="model.source")
 
 
 def test_a_users_module_that_lacks_a_library_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "needs_more.py").write_text("import no_such_library\n")
     with pytest.raises(MissingDependency, match="no_such_library"):
-        loading.load_user("needs_more:make", where="model.source", folder=tmp_path)
+        loading.load_user(f"{tmp_path}/needs_more.py:make", where="model.source")

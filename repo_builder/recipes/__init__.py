@@ -107,9 +107,15 @@ def _item(node: Any, part: str, dotted: str) -> Any:  # noqa: ANN401 - any TOML 
 
 
 def _anchor(document: dict[str, Any], folder: Path) -> None:
-    """Make the document's relative paths absolute."""
-    for table, key in (("model", "source"), ("model", "checkpoint"), ("data", "source")):
+    """Make the document's relative paths absolute, also that of a ``module:function`` whose file is in the folder."""
+    for table, key in (("model", "source"), ("model", "checkpoint"), ("data", "source"), ("measure", "metric")):
         section = document.get(table)
         value = section.get(key) if isinstance(section, dict) else None
-        if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
-            section[key] = str(folder / value)  # type: ignore[index]
+        if not isinstance(section, dict) or not isinstance(value, str) or Path(value).is_absolute():
+            continue
+        module, colon, attribute = value.rpartition(":")
+        source = folder.joinpath(*module.split(".")).with_suffix(".py") if colon else None
+        if (folder / value).exists():
+            section[key] = str(folder / value)
+        elif source is not None and "." not in module and source.is_file():
+            section[key] = f"{source}:{attribute}"

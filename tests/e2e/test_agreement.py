@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from repo_builder import datasets, exporting, recipes
+from repo_builder import datasets, recipes
 from repo_builder.compile.cpu_layout import to_cpu_layout
 from repo_builder.compile.onnxruntime import OnnxRuntimeRunner
 from repo_builder.measure import accuracy
+from repo_builder.pipeline import exporting
 from repo_builder.quantize import BACKENDS
 from repo_builder.recipe import InputQuantizer, WeightQuantizer
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repo_builder import scoring
 from repo_builder.datasets import Samples
+from repo_builder.pipeline import scoring
 from repo_builder.recipe import parse
 
 TENSOR = [{"name": "x", "dtype": "fp32", "shape": [2]}]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_builder import keys
+from repo_builder.pipeline import keys
 from repo_builder.recipe import Recipe, parse
 
 

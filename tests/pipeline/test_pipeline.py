@@ -160,7 +160,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from repo_builder.export.torch_onnx import export
     from repo_builder.tensors import DType, TensorSpec
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir("/")  # everything is found from the recipe's folder
     (tmp_path / "users_net.py").write_text(
         textwrap.dedent("""
         from torch import nn
@@ -196,7 +196,7 @@ def test_a_users_own_model_and_data_go_the_same_way(project: Path, kind: str) ->
         "onnx": {"source": "mine.onnx", "checkpoint": "", "last": "*3*"},
     }[kind]
     recipe.write_text(RECIPE.format(**values))
-    result = pipeline.build(options(project, recipe="mine.toml"))
+    result = pipeline.build(options(project, recipe=str(recipe)))
     by_form = {item.form: item for item in result.engine.accuracy}
     assert by_form["fp32"].top1 is not None
     assert by_form["fp32"].top1 > 0.95

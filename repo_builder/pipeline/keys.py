@@ -10,7 +10,7 @@ from pathlib import Path
 from repo_builder import environment, files
 from repo_builder.recipe import Recipe
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @functools.cache
@@ -29,20 +29,28 @@ def user_code(recipe: Recipe) -> dict[str, str]:
     """Return the sha256 of the files behind the recipe's ``module:function`` values."""
     found: dict[str, str] = {}
     for value in (recipe.model.source, recipe.data.source):
-        module = value.partition(":")[0]
-        if ":" not in value or not all(part.isidentifier() for part in module.split(".")):
+        module = value.rpartition(":")[0]
+        if module.endswith(".py"):
+            origin: Path | None = Path(module)
+        elif module and all(part.isidentifier() for part in module.split(".")):
+            origin = _origin(module)
+        else:
             continue
-        near = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
-        if near.is_file():
-            found[value] = files.sha256_of(near)
-            continue
-        try:
-            spec = importlib.util.find_spec(module)
-        except ImportError:
-            continue
-        if spec is not None and spec.origin and Path(spec.origin).is_file():
-            found[value] = files.sha256_of(Path(spec.origin))
+        if origin is not None and origin.is_file():
+            found[value] = files.sha256_of(origin)
     return found
+
+
+def _origin(module: str) -> Path | None:
+    """Return the file of a module, in the current folder or among the installed packages."""
+    near = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
+    if near.is_file():
+        return near
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
 
 
 def versions(*libraries: str) -> dict[str, str | None]:

@@ -1,0 +1,75 @@
+"""The order of the stages, and nothing else: each is skipped where its inputs' hash has not changed.
+
+    recipe → model + data → quantize + calibrate → export → OnnxArtifact  (build/<name>/onnx)
+                                        compile → EngineArtifact          (build/<name>/engine)
+                                          place → model repository
+
+Stages never import each other; values are handed on here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from repo_builder import artifacts, datasets, files, progress
+from repo_builder.artifacts import OnnxArtifact
+from repo_builder.datasets import Dataset
+from repo_builder.errors import DataError
+from repo_builder.pipeline import compile_stage, export_stage, place_stage
+from repo_builder.pipeline.options import BuildOptions, BuildResult
+
+__all__ = ["BuildOptions", "BuildResult", "build", "compile_artifact", "load_exported"]
+
+
+def build(options: BuildOptions) -> BuildResult:
+    """Run every stage that is not up to date.
+
+    Raises:
+        RepoBuilderError: The branch tells which stage failed; what was there before is untouched.
+    """
+    skipped: list[str] = []
+    recipe = options.recipe
+    for folder in (options.work, options.repository):
+        files.require_writable(folder)
+    with progress.step("load data") as step:
+        dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
+        step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
+    exported = export_stage.run(options, dataset, skipped)
+    engine = compile_stage.run(exported, options, dataset, skipped)
+    folder = place_stage.run(engine, options, skipped)
+    return BuildResult(exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped))
+
+
+def compile_artifact(folder: Path, options: BuildOptions) -> BuildResult:
+    """Compile what another machine exported, and place it: the artifact's folder is all that is needed.
+
+    Args:
+        folder: ``build/<name>``, which holds ``onnx``.
+        options: As for ``build``; ``recipe`` is the artifact's own, with settings applied.
+
+    Raises:
+        RepoBuilderError: As ``build``.
+    """
+    skipped: list[str] = ["export"]
+    exported = dataclasses.replace(artifacts.read(OnnxArtifact, folder / "onnx"), recipe=options.recipe)
+    recipe = options.recipe
+    dataset: Dataset | None = None
+    try:
+        dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
+    except DataError as error:
+        progress.skipped(
+            "score", f"the held-out data is not here ({error.message}); give --data-dir to score the engine"
+        )
+    engine = compile_stage.run(exported, options, dataset, skipped)
+    placed = place_stage.run(engine, options, skipped)
+    return BuildResult(exported=exported, engine=engine, model_folder=placed, skipped=tuple(skipped))
+
+
+def load_exported(folder: Path) -> OnnxArtifact:
+    """Read ``build/<name>/onnx``.
+
+    Raises:
+        RepositoryError: There is none, or it is damaged.
+    """
+    return artifacts.read(OnnxArtifact, folder / "onnx")
