@@ -81,6 +81,13 @@ def _on_queue(result: LevelResult, facts: Facts) -> str:
     flying = result.level.batch_size * result.level.concurrency
     ran = inside.inferences / max(1, inside.executions)
     waits = f"requests wait {inside.queue_us:.0f} µs for {inside.compute_infer_us:.0f} µs of compute"
+    if flying == result.level.batch_size:
+        if model.max_queue_delay_us:
+            return (
+                f"{waits} though nothing else is in flight: lower repository.max_queue_delay_us "
+                f"(now {model.max_queue_delay_us} µs), which waits for company"
+            )
+        return f"{waits} though nothing else is in flight: that is the scheduler's own time"
     if model.max_batch_size > result.level.batch_size and not model.dynamic_batching:
         return f"{waits}, and run in batches of {ran:.1f}: turn on dynamic batching (dynamic_batching in config.pbtxt)"
     if 2 * model.max_queue_delay_us > inside.queue_us and ran < 1.5 * result.level.batch_size:
