@@ -48,6 +48,8 @@ def calibrate(model: onnx.ModelProto, int8: Mapping[str, LayerPlan], batches: Se
         QuantizeError: The model does not run, or a range cannot be found.
     """
     nodes = [node for node in model.graph.node if node.name in int8]
+    graph = Graph(model)
+    weights = {node.name: _weight_range(graph, node, int8[node.name]) for node in nodes}
     finders = {}
     for node in nodes:
         spec = int8[node.name].int8_rule.input
@@ -58,11 +60,10 @@ def calibrate(model: onnx.ModelProto, int8: Mapping[str, LayerPlan], batches: Se
         values = observed.run(batch)
         for (_, tensor), finder in finders.items():
             finder.observe(values[tensor])
-    graph = Graph(model)
     return {
         node.name: Ranges(
             inputs=tuple(finders[node.name, tensor].amax().reshape(()) for tensor in _activations(node)),
-            weight=_weight_range(graph, node, int8[node.name]),
+            weight=weights[node.name],
         )
         for node in nodes
     }

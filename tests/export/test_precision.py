@@ -1,0 +1,220 @@
+"""fp16 regions: what becomes half precision, where Casts stand, and that it still computes the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+nn = torch.nn
+
+from repo_builder.errors import ExportError  # noqa: E402
+from repo_builder.export import qdq  # noqa: E402
+from repo_builder.export.precision import to_fp16_regions  # noqa: E402
+from repo_builder.graphs import Graph  # noqa: E402
+from repo_builder.recipe import LayerRule  # noqa: E402
+
+VGG_LAYERS = [f"feature_layers.{n}" for n in (0, 3, 7, 10)] + ["classifier.0", "classifier.2", "last_layer"]
+
+
+def types(model: onnx.ModelProto) -> dict[str, int]:
+    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    return {item.name: item.type.tensor_type.elem_type for item in values} | {
+        item.name: item.data_type for item in model.graph.initializer
+    }
+
+
+def holds_everywhere(model: onnx.ModelProto) -> None:
+    """What must be true of every graph with fp16 regions."""
+    onnx.checker.check_model(model, full_check=True)
+    assert qdq.lint(model, newest_opset=17) == ()
+    kinds, graph = types(model), Graph(model)
+    assert all(kinds[item.name] == TensorProto.FLOAT for item in (*model.graph.input, *model.graph.output))
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert kinds[node.input[1]] == TensorProto.FLOAT
+        if node.op_type == "DequantizeLinear":
+            assert all(reader.op_type != "Cast" for reader in graph.consumers[node.output[0]])
+        if node.op_type == "Cast":
+            maker = graph.producers.get(node.input[0])
+            assert maker is None or maker.op_type != "Cast", "no tensor is cast twice in a row"
+            assert node.input[0] not in graph.constants, "constants are stored in the type they are read in"
+
+
+def half_nodes(model: onnx.ModelProto) -> set[str]:
+    kinds = types(model)
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type != "Cast" and kinds[node.output[0]] == TensorProto.FLOAT16
+    }
+
+
+@pytest.fixture
+def mixed(vgg, quantize, export) -> Any:
+    """Build a VGG with a precision for each layer; return the module, the model and the samples."""
+
+    def build(precisions: list[str]) -> tuple[Any, onnx.ModelProto, np.ndarray]:
+        module, calibration, samples = vgg
+        rules = [
+            LayerRule(name=name, precision=precision) for name, precision in zip(VGG_LAYERS, precisions, strict=True)
+        ]
+        made = quantize(module, calibration, *rules, backend="pytorch-quantization")
+        return made.module, to_fp16_regions(export(made.module, (3, 16, 16)), made.fp16_layers), samples
+
+    return build
+
+
+def test_a_mix_of_three_precisions(mixed, run) -> None:
+    asked = ["int8", "fp16", "fp16", "int8", "fp32", "fp16", "fp16"]
+    module, model, samples = mixed(asked)
+    holds_everywhere(model)
+    assert qdq.layer_precisions(model) == dict(zip(VGG_LAYERS, asked, strict=True))
+    assert sorted(half_nodes(model)) == sorted(
+        [
+            *("feature_layers.3", "/feature_layers/feature_layers.5/Relu", "feature_layers.6"),
+            *("feature_layers.7", "/feature_layers/feature_layers.9/Relu"),
+            *("classifier.2", "/classifier/classifier.3/Relu", "last_layer"),
+        ]
+    )
+    assert sum(node.op_type == "Cast" for node in model.graph.node) == 4, "into and out of each of the two regions"
+    stored = {item.name: item.data_type for item in model.graph.initializer}
+    assert stored["feature_layers.3.weight"] == stored["last_layer.bias"] == TensorProto.FLOAT16
+    assert stored["feature_layers.0.weight"] == stored["classifier.0.weight"] == TensorProto.FLOAT
+    with torch.no_grad():
+        expected = module(torch.from_numpy(samples)).numpy()
+    for optimize in (False, True):
+        got = run(model, x=samples, optimize=optimize)["y"]
+        assert got.dtype == np.float32
+        assert (got.argmax(1) == expected.argmax(1)).mean() > 0.99
+
+
+@settings(
+    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(asked=st.lists(st.sampled_from(["int8", "fp16", "fp32"]), min_size=7, max_size=7))
+def test_any_mix_is_a_valid_graph_with_the_precisions_asked_for(mixed, run, asked: list[str]) -> None:
+    if "fp16" not in asked:
+        asked[0] = "fp16"
+    _, model, samples = mixed(asked)
+    holds_everywhere(model)
+    assert qdq.layer_precisions(model) == dict(zip(VGG_LAYERS, asked, strict=True))
+    assert np.isfinite(run(model, x=samples[:4])["y"]).all()
+
+
+class Residual(nn.Module):
+    """A sum of an fp16 branch and of the fp32 input; a softmax; two outputs, one of them used again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.c = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Any) -> Any:
+        y = torch.relu(self.a(x))
+        return torch.softmax(self.c(self.b(y) + y), -1) + y.shape[1]
+
+
+@pytest.mark.parametrize("layers", [{"a"}, {"b"}, {"c"}, {"a", "b"}, {"a", "b", "c"}])
+@pytest.mark.parametrize("shape", [(6,), (3, 6)])
+def test_regions_meet_at_sums_and_end_at_softmax(export, run, layers: set[str], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    module = Residual().eval()
+    model = to_fp16_regions(export(module, shape), frozenset(layers))
+    holds_everywhere(model)
+    assert {name for name, kind in qdq.layer_precisions(model).items() if kind == "fp16"} == layers
+    half = {node.op_type for node in model.graph.node if node.name in half_nodes(model)}
+    assert "Softmax" not in half
+    x = np.random.default_rng(0).standard_normal((7, *shape)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+    for optimize in (False, True):
+        np.testing.assert_allclose(run(model, x=x, optimize=optimize)["y"], expected, atol=5e-3)
+
+
+def test_the_model_that_is_given_is_not_changed(export) -> None:
+    model = export(Residual(), (6,))
+    before = model.SerializeToString(deterministic=True)
+    to_fp16_regions(model, frozenset({"a"}))
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_an_output_in_fp16_is_cast_and_its_other_readers_are_served(run) -> None:
+    weight = numpy_helper.from_array(np.eye(3, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="first"),
+        helper.make_node("MatMul", ["y", "w"], ["z"], name="second"),
+        helper.make_node("Exp", ["y"], ["e"], name="exp"),
+    ]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xyze"]
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = np.array([[0.1, 0.2, 1.0]], np.float32)
+    for layers in ({"first"}, {"second"}, {"first", "second"}):
+        made = to_fp16_regions(model, frozenset(layers))
+        holds_everywhere(made)
+        assert [item.name for item in made.graph.output] == ["y", "z", "e"]
+        found = run(made, x=x)
+        np.testing.assert_allclose(found["z"], x, rtol=1e-3)  # ONNX Runtime may drop a Cast there and back
+        np.testing.assert_allclose(found["y"], x, rtol=1e-3)
+        np.testing.assert_allclose(found["e"], np.exp(x), rtol=1e-3)
+    kept = {item.name: item.data_type for item in to_fp16_regions(model, frozenset({"first"})).graph.initializer}
+    assert kept == {"w": TensorProto.FLOAT, "w_fp16": TensorProto.FLOAT16}, "a shared weight is kept in both types"
+
+
+def test_pooling_that_was_asked_for_becomes_fp16(export) -> None:
+    model = export(nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(3, 4, 3)), (3, 8, 8))
+    assert half_nodes(to_fp16_regions(model, frozenset({"0"}))) == {"0"}
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_a_weight_that_fp16_cannot_hold_names_its_layer(export) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with torch.no_grad():
+        module[1].weight[0, 0] = 1e5
+    model = export(module, (3,))
+    with pytest.raises(ExportError, match=r"1: '1.weight' holds 1e\+05, more than fp16 can"):
+        to_fp16_regions(model, frozenset({"1"}))
+    to_fp16_regions(model, frozenset({"0"}))
+
+
+def test_a_layer_that_is_not_there(export) -> None:
+    with pytest.raises(ExportError, match="the graph has no layer 'lost'"):
+        to_fp16_regions(export(Residual(), (6,)), frozenset({"a", "lost"}))
+
+
+def test_an_int8_layer_cannot_be_fp16_too(mixed) -> None:
+    _, model, _ = mixed(["int8"] * 6 + ["fp16"])
+    with pytest.raises(ExportError, match=r"feature_layers\.0: the layer is quantized"):
+        to_fp16_regions(model, frozenset({"feature_layers.0"}))
+
+
+def test_control_flow_is_refused() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["b"])],
+        "b",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [1])],
+    )
+    node = helper.make_node("If", ["c"], ["y"], name="if", then_branch=branch, else_branch=branch)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    with pytest.raises(ExportError, match="if: fp16 layers are not supported in a graph with control flow"):
+        to_fp16_regions(helper.make_model(graph), frozenset({"a"}))
