@@ -14,7 +14,7 @@ STAMP  := $(VENV)/.installed-$(MINOR)
 demo: install
 	$(RB) build vgg
 	$(RB) serve --runtime embedded --detach
-	status=0; $(RB) perf vgg --report build/vgg/report.html || status=$$?; $(RB) serve --stop; exit $$status
+	status=0; $(RB) perf vgg --window-ms 400 --max-windows 6 --report build/vgg/report.html || status=$$?; $(RB) serve --stop; exit $$status
 
 test: install
 	$(BIN)/python -m pytest -q
