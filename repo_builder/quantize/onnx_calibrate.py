@@ -15,25 +15,34 @@ from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.calibrators import Calibrator
 from repo_builder.quantize.onnx_insert import channel_axis, insert, weight_of
 from repo_builder.quantize.onnx_prepare import first_line
-from repo_builder.quantize.table import decibels
+from repo_builder.quantize.table import decibels, split
 from repo_builder.tensors import Array
 
 Batch = Mapping[str, Array]
 
 
 def input_names(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the names of the inputs that a caller has to give."""
-    stored = {item.name for item in model.graph.initializer}
-    return tuple(item.name for item in model.graph.input if item.name not in stored)
+    """Return the names of the inputs."""
+    return tuple(item.name for item in model.graph.input)
 
 
-def batch_size(model: onnx.ModelProto, wanted: int) -> int:
-    """Return the batch size that a model is fixed to, or the one that is wanted."""
-    for item in model.graph.input:
-        dimensions = item.type.tensor_type.shape.dim
-        if item.name in input_names(model) and dimensions and dimensions[0].dim_value > 0:
-            return int(dimensions[0].dim_value)
-    return wanted
+def batches_for(model: onnx.ModelProto, calibration: Batch, wanted: int) -> list[dict[str, Array]]:
+    """Return calibration data as batches: of the size that the model is fixed to, else of at most the wanted one.
+
+    Raises:
+        QuantizeError: An input is missing, or there are too few samples.
+    """
+    names = input_names(model)
+    firsts = [item.type.tensor_type.shape.dim[:1] for item in model.graph.input]
+    fixed = next((int(first[0].dim_value) for first in firsts if first and first[0].dim_value > 0), None)
+    batches = split(calibration, names, fixed or wanted)
+    whole = [batch for batch in batches if fixed is None or len(batch[names[0]]) == fixed]
+    if not whole:
+        raise QuantizeError(
+            f"the model takes batches of {fixed}, and there are {len(batches[0][names[0]])} calibration samples",
+            hint="raise data.calibration, or export the model with a dynamic batch",
+        )
+    return whole
 
 
 def calibrate(model: onnx.ModelProto, int8: Mapping[str, LayerPlan], batches: Sequence[Batch]) -> dict[str, Ranges]:

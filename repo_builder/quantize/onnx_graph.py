@@ -16,10 +16,10 @@ import onnx
 from repo_builder.artifacts import LayerRecord
 from repo_builder.graphs import Graph
 from repo_builder.quantize import plan
-from repo_builder.quantize.onnx_calibrate import batch_size, calibrate, input_names, signal_to_noise
+from repo_builder.quantize.onnx_calibrate import batches_for, calibrate, signal_to_noise
 from repo_builder.quantize.onnx_insert import checked, insert
 from repo_builder.quantize.onnx_prepare import prepare
-from repo_builder.quantize.table import check_inputs, record, split
+from repo_builder.quantize.table import check_inputs, record
 from repo_builder.recipe import QuantizeSpec
 from repo_builder.tensors import Array
 
@@ -56,7 +56,7 @@ def quantize_onnx(model: onnx.ModelProto, spec: QuantizeSpec, calibration: Mappi
         QuantizeError: The model cannot be converted or run, or a layer cannot be quantized as asked.
     """
     prepared = prepare(model)
-    batches = split(calibration, input_names(prepared), batch_size(prepared, spec.batch_size))
+    batches = batches_for(prepared, calibration, spec.batch_size)
     plans = plan(list(find_layers(prepared)), spec)
     int8 = {item.name: item for item in plans if item.precision == "int8"}
     ranges = calibrate(prepared, int8, batches) if int8 else {}

@@ -23,9 +23,10 @@ _OPSET = 13  # the first with per-channel QuantizeLinear
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy that can be quantized.
 
-    Opsets before 13 are converted to 13. Nodes without a name of their own are named ``Conv_3`` after operator and
-    place. Constant nodes become initializers, and so does what moves of them alone compute, as a transposed weight.
-    BatchNormalization is folded into a Conv, ConvTranspose or Gemm that feeds nothing else.
+    Opsets before 13 are converted to 13. Initializers are no inputs. Nodes without a name of their own are named
+    ``Conv_3`` after operator and place. Constant nodes become initializers, and so does what moves and casts of them
+    alone compute, as a transposed weight. BatchNormalization is folded into a Conv, ConvTranspose or Gemm that feeds
+    nothing else.
 
     Raises:
         QuantizeError: The model is quantized already, or too old and not convertible.
@@ -34,6 +35,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         raise QuantizeError("the model is quantized already: it has QuantizeLinear nodes", hint="bring the fp32 model")
     result = onnx.ModelProto()
     result.CopyFrom(model if opset(model) >= _OPSET else _newer(model))
+    _close_inputs(result)
     _name_nodes(result)
     _plain_constants(result)
     fold_batch_norm(result)
@@ -51,6 +53,15 @@ def _newer(model: onnx.ModelProto) -> onnx.ModelProto:
             f"the model has opset {opset(model)}, and converting it to {_OPSET} fails: {first_line(error)}",
             hint=f"export the model again with opset {_OPSET} or later",
         ) from error
+
+
+def _close_inputs(model: onnx.ModelProto) -> None:
+    """Take initializers off the list of inputs, where files before IR version 4 had to name them."""
+    stored = {item.name for item in model.graph.initializer}
+    kept = [item for item in model.graph.input if item.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, 4)
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
@@ -71,7 +82,7 @@ def _plain_constants(model: onnx.ModelProto) -> None:
             value = _only(
                 ReferenceEvaluator(_single(node, opset(model))), {}
             )  # any of its forms: value, value_float, value_ints, ...
-        elif node.op_type in MOVES and node.input and all(name in known for name in node.input):
+        elif node.op_type in MOVES | {"Cast"} and node.input and all(name in known for name in node.input):
             feeds = {name: numpy_helper.to_array(known[name]) for name in node.input}
             value = _only(ReferenceEvaluator(_single(node, opset(model))), feeds)
         else:

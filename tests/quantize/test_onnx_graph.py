@@ -157,7 +157,9 @@ def test_batch_norm_stays_where_something_else_reads_the_layer(randomize) -> Non
 # --- linear layers in every form ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["MatMul", "Gemm", "Gemm transB", "MatMul of Transpose", "MatMul of Constant"])
+@pytest.mark.parametrize(
+    "form", ["MatMul", "Gemm", "Gemm transB", "MatMul of Transpose", "MatMul of Constant", "MatMul of Cast"]
+)
 def test_linear_layers_are_stored_outputs_first(matrix, rows, form: str) -> None:
     stored = {"w": matrix}
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")
@@ -172,6 +174,11 @@ def test_linear_layers_are_stored_outputs_first(matrix, rows, form: str) -> None
     if form == "MatMul of Constant":
         before = [helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(matrix))]
         stored = {}
+    if form == "MatMul of Cast":
+        before = [helper.make_node("Cast", ["w"], ["wf"], name="cast", to=TensorProto.FLOAT)]
+        stored = {"w": matrix.astype(np.float16)}
+        matrix = matrix.astype(np.float16).astype(np.float32)
+        node.input[1] = "wf"
     model = graph_of([*before, node], stored, ["n", 6])
     made = quantize_onnx(model, spec(), {"x": rows})
     assert [(row.name, row.type) for row in made.layers] == [("fc", "Linear")]
@@ -279,10 +286,40 @@ def test_an_opset_that_cannot_be_converted_is_one_sentence(rows) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_batch_size_that_is_fixed_in_the_model_is_kept(matrix, rows) -> None:
-    model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")], {"w": matrix}, [1, 6])
+@pytest.mark.parametrize("fixed", [1, 5])
+def test_a_batch_size_that_is_fixed_in_the_model_is_kept(matrix, rows, fixed: int) -> None:
+    model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")], {"w": matrix}, [fixed, 6])
     made = quantize_onnx(model, spec(), {"x": rows})
-    assert made.layers[0].input_amax == np.abs(rows).max()
+    whole = rows[: len(rows) // fixed * fixed]
+    assert made.layers[0].input_amax == np.abs(whole).max()
+    with pytest.raises(QuantizeError, match="takes batches of 64, and there are 32 calibration samples"):
+        quantize_onnx(
+            graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")], {"w": matrix}, [64, 6]),
+            spec(),
+            {"x": rows},
+        )
+
+
+def test_initializers_that_are_listed_as_inputs_are_not_asked_for(matrix, rows) -> None:
+    model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")], {"w": matrix}, ["n", 6])
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [6, 4]))
+    model.ir_version = 3
+    made = quantize_onnx(model, spec(), {"x": rows})
+    assert [item.name for item in made.model.graph.input] == ["x"]
+    np.testing.assert_allclose(run(made.model, rows), rows @ matrix, atol=0.2)
+
+
+def test_operators_of_other_domains_are_left_alone(rows) -> None:
+    nodes = [
+        helper.make_node("FusedMatMul", ["x", "w"], ["h"], name="other", domain="com.microsoft"),
+        helper.make_node("MatMul", ["h", "w"], ["y"], name="fc"),
+    ]
+    model = graph_of(nodes, {"w": np.eye(6, dtype=np.float32)}, ["n", 6])
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 6]))
+    made = quantize_onnx(model, spec(), {"x": rows})
+    assert [row.name for row in made.layers] == ["fc"]
+    np.testing.assert_allclose(run(made.model, rows), rows, atol=0.05)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------
