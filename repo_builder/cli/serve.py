@@ -90,6 +90,7 @@ def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) ->
 def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None:
     """Wait for the end of a server; Ctrl-C and SIGTERM stop it, and are a clean end."""
     from repo_builder.progress import stderr_console
+    from repo_builder.serve.health import how_ended
 
     def interrupt(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -105,9 +106,9 @@ def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None
     except KeyboardInterrupt:
         server.stop()
         if server.exit_code:
-            raise ServeError(f"Triton ended with exit code {server.exit_code} when it was stopped") from None
+            raise ServeError(f"Triton ended {how_ended(server.exit_code)} when it was stopped") from None
         return
-    raise ServeError(f"Triton ended by itself with exit code {code}", hint="its last lines above say why")
+    raise ServeError(f"Triton ended unasked {how_ended(code)}", hint="its last lines above say why")
 
 
 def _print_command(repository: Path, options: tuple[str, ...], given: dict[str, Any]) -> None:

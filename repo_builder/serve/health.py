@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def loading_models(log: Sequence[str]) -> list[str]:
     begun = [match[1] for line in log if (match := re.search(r"loading: ([^:\"]+):\d+", line))]
     done = {match[1] for line in log if (match := re.search(r"successfully loaded '([^']+)'", line))}
     return [name for name in dict.fromkeys(begun) if name not in done]
+
+
+def how_ended(exit_code: int | None) -> str:
+    """Return ``with exit code 1`` or ``by SIGSEGV``."""
+    try:
+        return f"by {signal.Signals(-(exit_code or 0)).name}"
+    except ValueError:
+        return f"with exit code {exit_code}"
 
 
 def _one_line(reason: str) -> str:

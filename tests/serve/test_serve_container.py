@@ -184,15 +184,15 @@ def test_a_container_is_pulled_once_run_stopped_and_removed(
     log = tmp_path / "log"
     with start(small, runtime="auto", image="mine:1", log=log, http_port=0, grpc_port=0, metrics_port=0) as server:
         assert server.runtime == "container"
-        assert server.exit_code is None
+        while "serving" not in server.tail():
+            assert server.exit_code is None
     assert server.exit_code == -15
     calls = engine.noted()
     assert [call.split()[0] for call in calls] == ["version", "image", "pull", "run", "rm"]
     assert "mine:1 tritonserver --model-repository=/models" in calls[3]
     name = calls[3].split("--name ")[1].split()[0]
     assert calls[4] == f"rm --force {name}"
-    with start(small, runtime="container", image="mine:1", log=log, http_port=0, grpc_port=0, metrics_port=0):
-        pass
+    start(small, runtime="container", image="mine:1", log=log, http_port=0, grpc_port=0, metrics_port=0).stop()
     assert sum(call.startswith("pull") for call in engine.noted()) == 1
 
 

@@ -70,6 +70,12 @@ def test_other_ends_are_told_by_their_last_words(lines: list[str], message: str,
     assert hint in error.hint
 
 
+def test_a_signal_is_named() -> None:
+    assert health.how_ended(-11) == "by SIGSEGV"
+    assert health.how_ended(0) == "with exit code 0"
+    assert health.how_ended(3) == "with exit code 3"
+
+
 def test_what_is_overdue_is_what_is_still_loading() -> None:
     assert health.loading_models([LOADING, LOADED, LOADING.replace("tiny", "big")]) == ["big"]
     assert "(still loading tiny)" in health.overdue(3, "h:1", [LOADING]).message

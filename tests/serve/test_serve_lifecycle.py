@@ -104,7 +104,7 @@ def test_a_server_that_dies_is_told_and_leaves_no_children(cli: Callable[..., Cl
     os.kill(told["pid"], signal.SIGKILL)
     code, errors = command.end()
     assert code == 10
-    assert "error: Triton ended by itself with exit code -9" in errors
+    assert "error: Triton ended unasked by SIGKILL" in errors
     assert gone(told["pid"], 1)
 
 

@@ -10,7 +10,7 @@ dynamic batcher brings together are copied once, into a buffer that is kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,8 +34,8 @@ class Request(Protocol):
     def inputs(self) -> Sequence[Any]:
         """Return the input tensors."""
 
-    def requested_output_names(self) -> list[str]:
-        """Return the outputs that the client wants."""
+    def requested_output_names(self) -> Collection[str]:
+        """Return the outputs that the client wants, in no order."""
 
 
 class TritonPythonModel:
@@ -120,7 +120,7 @@ class TritonPythonModel:
         return [self._alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
 
     def _alone(self, request: Request, feed: Feed) -> Response:
-        names = request.requested_output_names()
+        names = list(request.requested_output_names())
         try:
             return success(names, self._session.run(names, feed, self._run_options))
         except Exception as error:  # whatever it is, it concerns this request only
@@ -157,7 +157,7 @@ def scatter(requests: Sequence[Request], sizes: Sequence[int], results: Mapping[
     """Give each request its rows of the results."""
     answers, start = [], 0
     for request, size in zip(requests, sizes, strict=True):
-        names = request.requested_output_names()
+        names = list(request.requested_output_names())
         answers.append(success(names, [results[name][start : start + size] for name in names]))
         start += size
     return answers
