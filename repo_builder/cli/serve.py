@@ -76,7 +76,14 @@ def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) ->
     runtime, why = serve.choose_runtime(given["runtime"], image=given["image"])
     console.print(f"runtime: {runtime} ({why})", markup=False)
     wanted = {key: given[key] for key in ("host", "http_port", "grpc_port", "metrics_port", "models", "image")}
-    server = serve.start(repository, runtime=runtime, options=options, detach=given["detach"], **wanted)
+    server = serve.start(
+        repository,
+        runtime=runtime,
+        options=options,
+        detach=given["detach"],
+        preflight=lambda folder: _preflight(folder, given["models"], container=runtime == "container"),
+        **wanted,
+    )
     if given["detach"]:
         with step("start triton") as current:
             server.wait_ready(given["timeout"])
@@ -85,6 +92,21 @@ def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) ->
         return
     with server:
         _foreground(server, repository, given)
+
+
+def _preflight(repository: Path, models: tuple[str, ...], *, container: bool) -> None:
+    """Refuse plans that cannot be served on this machine."""
+    folders = {path.parents[1] for path in repository.glob("*/*/*.plan")}
+    chosen = sorted(folder for folder in folders if not models or folder.name in models)
+    if not chosen:
+        return
+    from repo_builder.compile.trt_preflight import preflight
+
+    problems = [problem for folder in chosen for problem in preflight(folder, container=container)]
+    for problem in problems[1:]:
+        click.echo(f"also: {problem}", err=True)
+    if problems:
+        raise ServeError(problems[0].message, where=str(problems[0].path), hint=problems[0].hint)
 
 
 def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None:

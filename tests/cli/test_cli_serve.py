@@ -92,6 +92,22 @@ def test_a_port_in_use_is_named_with_its_option(repository: Path, capsys: pytest
     assert f"error: --http-port: port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
 
 
+def test_a_plan_for_another_gpu_is_refused_before_triton_starts(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = repository / "vgg" / "1"
+    (version / "model.plan").write_bytes(b"plan")
+    details = {"tensorrt_version": "8.5.3.1", "compute_capability": "1.0", "gpu": "GeForce 8800"}
+    (version / "manifest.json").write_text(json.dumps({"details": details}))
+    assert run(["serve", str(repository), "--runtime", "container"]) == 10
+    captured = capsys.readouterr()
+    assert f"error: {version / 'model.plan'}: " in captured.err
+    assert "docker" not in captured.err
+    # another model of the repository may be served all the same; here it is not even there
+    assert run(["serve", str(repository), "--runtime", "container", "--model", "other"]) == 10
+    assert "there is no model 'other'" in capsys.readouterr().err
+
+
 def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "--help"]) == 0
     shown = capsys.readouterr().out
