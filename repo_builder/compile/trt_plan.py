@@ -119,9 +119,8 @@ class Session:
         self.context = plan.engine.create_execution_context()
         if self.context is None:
             raise CompileError(f"TensorRT makes no execution context: {plan.log.last_words()}")
-        if profile:
-            self.context.set_optimization_profile_async(profile, self.stream.handle)
-            self.stream.synchronize()
+        self.context.set_optimization_profile_async(profile, self.stream.handle)
+        self.stream.synchronize()
         largest = self.set_shapes({name: shape.max for name, shape in self.profile.items()})
         self.buffers: dict[str, device.DeviceBuffer] = {}
         for item in plan.tensors:

@@ -1,13 +1,17 @@
 """One engine instance: a stream, buffers on both sides, an execution context a profile, and CUDA graphs.
 
 A batch is gathered once. Small inputs are copied into page-locked staging and go to the GPU in one piece; large ones go
-there straight from where Triton put them, each as soon as it is enqueued, so that the next is prepared meanwhile.
-Inputs on the GPU are copied there. Instances are processes of their own, so the copies of one instance's batch overlap
-the arithmetic of another's.
+there straight from where Triton put them, so that the next is prepared while one travels. Inputs on the GPU are copied
+there. Instances are processes of their own, so the copies of one's batch overlap the arithmetic of another's.
+
+A CUDA graph is captured for each batch size of the warm-up. A batch of another size runs in the graph of the next
+larger one, with rows that are left over from earlier batches: setting shapes and launching kernels one by one costs
+more than those.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,24 +23,28 @@ from repo_builder.device import ON_DEVICE, TO_DEVICE, TO_HOST, DeviceBuffer, Pin
 from repo_builder.serve.backends.tensorrt.memory import LockedPages
 from repo_builder.tensors import Array, DType
 
-Shapes = tuple[tuple[int, ...], ...]  # full shapes, one an input, in the engine's order
+Shapes = tuple[tuple[int, ...], ...]  # full shapes, one an input or output, in the engine's order
 
-# From this size on, one copy of the GPU's own beats a copy into staging by the CPU.
-_DIRECT_BYTES = 64 << 10
+# From this size on, a copy of the GPU's own for each request beats one copy of all after a gathering by the CPU.
+DIRECT_BYTES = 64 << 10
+# A batch runs in a graph of at most this many times its size.
+_PADDING = 4
 
 
 class Piece(NamedTuple):
     """One request's share of one input.
 
     Attributes:
-        array: The values, where they are in host memory.
-        address: Where they are on the GPU, if ``array`` is None.
+        array: The values, where they are gathered by the CPU.
+        address: Where they are, otherwise.
         size: Bytes.
+        on_gpu: Whether the address is on the GPU.
     """
 
     array: Array | None
     address: int
     size: int
+    on_gpu: bool
 
 
 class Tensor:
@@ -65,60 +73,56 @@ class Tensor:
 
 
 class Lane:
-    """An execution context bound to the instance's buffers.
+    """An execution context of one profile, bound to the instance's buffers, and the graphs captured in it.
 
     Args:
         engine: The engine.
-        profile: Its optimization profile.
+        profile: Its optimization profile; before TensorRT 8.6 only one context may use each.
         stream: The instance's stream.
     """
 
-    def __init__(self, engine: Engine, profile: int, stream: Stream) -> None:
-        self._inputs, self._outputs, self._stream = engine.inputs, engine.outputs, stream
-        self._context = engine.cuda_engine.create_execution_context()
+    def __init__(self, engine: Any, profile: int, stream: Stream) -> None:  # noqa: ANN401 - tensorrt.ICudaEngine
+        self._context = engine.create_execution_context()
         if self._context is None:
             raise RuntimeError("TensorRT makes no execution context: the GPU's memory may be full")
-        if profile:
-            self._context.set_optimization_profile_async(profile, stream.handle)
-            stream.synchronize()
-        for item in (*engine.inputs, *engine.outputs):
-            self._context.set_tensor_address(item.name, item.device.handle)
+        self._context.set_optimization_profile_async(profile, stream.handle)
+        stream.synchronize()
+        self._stream = stream
         self._shapes: Shapes = ()
         self._results: Shapes = ()
-        self._graph: Any = None
+        self.graphs: dict[Shapes, tuple[Any, Shapes]] = {}  # inputs' shapes → graph, outputs' shapes
 
-    def set(self, shapes: Shapes) -> Shapes:
-        """Set the inputs' shapes and return the outputs'."""
+    def bind(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Tell the context where the buffers are."""
+        for item in (*inputs, *outputs):
+            self._context.set_tensor_address(item.name, item.device.handle)
+
+    def set(self, names: tuple[Sequence[str], Sequence[str]], shapes: Shapes) -> Shapes:
+        """Set the inputs' shapes and return the outputs'; ``names`` are those of inputs and outputs."""
         if shapes != self._shapes:
-            for item, shape in zip(self._inputs, shapes, strict=True):
-                if not self._context.set_input_shape(item.name, shape):
-                    raise ValueError(f"the engine does not take {item.name} of shape {list(shape)}")
+            for name, shape in zip(names[0], shapes, strict=True):
+                if not self._context.set_input_shape(name, shape):
+                    raise ValueError(f"the engine does not take {name} of shape {list(shape)}")
             self._shapes = shapes
-            self._results = tuple(tuple(self._context.get_tensor_shape(item.name)) for item in self._outputs)
+            self._results = tuple(tuple(self._context.get_tensor_shape(name)) for name in names[1])
         return self._results
 
-    def enqueue(self) -> None:
-        """Put a run into the stream: the graph's, where one was captured for the shapes."""
-        if self._graph is not None:
-            check(cudart.cudaGraphLaunch(self._graph, self._stream.handle))
-        elif not self._context.execute_async_v3(self._stream.handle):
+    def run(self) -> None:
+        """Put a run with the shapes set last into the stream."""
+        if not self._context.execute_async_v3(self._stream.handle):
             raise RuntimeError("TensorRT does not run the engine")
 
-    def capture(self, shapes: Shapes) -> None:
-        """Record the run for these shapes as a CUDA graph, after one plain run, which TensorRT needs first."""
-        self.set(shapes)
-        self.enqueue()
+    def capture(self, shapes: Shapes, results: Shapes) -> None:
+        """Record the run for the shapes set last as a CUDA graph, after one plain run, which TensorRT needs first."""
+        self.run()
         self._stream.synchronize()
-        check(
-            cudart.cudaStreamBeginCapture(
-                self._stream.handle, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-            )
-        )
-        ran = self._context.execute_async_v3(self._stream.handle)
-        graph = check(cudart.cudaStreamEndCapture(self._stream.handle))
-        if not ran:
-            raise RuntimeError("TensorRT does not run the engine inside a graph")
-        self._graph = check(cudart.cudaGraphInstantiate(graph, 0))
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(cudart.cudaStreamBeginCapture(self._stream.handle, mode))
+        try:
+            self.run()
+        finally:
+            graph = check(cudart.cudaStreamEndCapture(self._stream.handle))
+        self.graphs[shapes] = check(cudart.cudaGraphInstantiate(graph, 0)), results
         check(cudart.cudaGraphDestroy(graph))
 
 
@@ -129,61 +133,55 @@ class Engine:
         plan: The plan file.
         gpu: The GPU's number.
         profiles: The optimization profiles to use.
+        batches: Whether the first dimension of every tensor counts samples.
 
     Raises:
         RuntimeError: The plan is not for this TensorRT and GPU.
     """
 
-    def __init__(self, plan: Path, *, gpu: int, profiles: Sequence[int]) -> None:
+    def __init__(self, plan: Path, *, gpu: int, profiles: Sequence[int], batches: bool) -> None:
         check(cudart.cudaSetDevice(gpu))
-        self._log = trt.Logger(trt.Logger.ERROR)
-        runtime = trt.Runtime(self._log)
-        self.cuda_engine = runtime.deserialize_cuda_engine(plan.read_bytes())
-        if self.cuda_engine is None:
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+        if engine is None:
             raise RuntimeError(
                 f"TensorRT {trt.__version__} cannot load {plan} (its reason stands above in the log); "
                 "build it on this machine with repo-builder compile"
             )
+        self._engine, self._batches = engine, batches
         self._stream = Stream()
         self._locked = LockedPages()
-        engine = self.cuda_engine
         names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
         taken = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        given = [name for name in names if name not in taken]
+        self._names = (taken, given)
         self._limits = {
             place: tuple(tuple(map(tuple, engine.get_tensor_profile_shape(name, place)[::2])) for name in taken)
             for place in profiles
         }
-        largest = tuple(
-            tuple(np.max([limit[k][1] for limit in self._limits.values()], axis=0)) for k in range(len(taken))
-        )
-        self.inputs = [self._tensor(name, shape) for name, shape in zip(taken, largest, strict=True)]
-        self.outputs: list[Tensor] = []
-        self.outputs = self._measure_outputs([name for name in names if name not in taken])
-        self._lanes = {place: Lane(self, place, self._stream) for place in profiles}
-        self._graphs: dict[Shapes, Lane] = {}
+        self._lanes = {place: Lane(engine, place, self._stream) for place in profiles}
+        largest = [self._largest(place) for place in profiles]
+        sizes = [[int(np.prod(shape)) for shape in shapes] for shapes in largest]
+        tensors = [
+            self._tensor(name, max(counts))
+            for name, counts in zip(taken + given, zip(*sizes, strict=True), strict=True)
+        ]
+        self.inputs, self.outputs = tensors[: len(taken)], tensors[len(taken) :]
+        for lane in self._lanes.values():
+            lane.bind(self.inputs, self.outputs)
 
-    def _tensor(self, name: str, shape: Sequence[int]) -> Tensor:
-        dtype = DType.of(self.cuda_engine.get_tensor_dtype(name).name).numpy
-        return Tensor(name, dtype, int(np.prod(shape)) * dtype.itemsize)
+    def _largest(self, profile: int) -> Shapes:
+        """Return the largest shapes of all tensors in a profile."""
+        inputs = tuple(high for _, high in self._limits[profile])
+        outputs = self._lanes[profile].set(self._names, inputs)
+        for name, shape in zip(self._names[1], outputs, strict=True):
+            if any(size < 0 for size in shape):
+                raise RuntimeError(f"the size of the output '{name}' depends on data, which this backend cannot serve")
+        return inputs + outputs
 
-    def _measure_outputs(self, names: Sequence[str]) -> list[Tensor]:
-        """Make the outputs' buffers as large as any profile's largest batch makes them."""
-        sizes: dict[str, tuple[int, ...]] = {}
-        for place, limits in self._limits.items():
-            context = self.cuda_engine.create_execution_context()
-            if place:
-                context.set_optimization_profile_async(place, self._stream.handle)
-                self._stream.synchronize()
-            for item, (_, high) in zip(self.inputs, limits, strict=True):
-                context.set_input_shape(item.name, high)
-            for name in names:
-                shape = tuple(context.get_tensor_shape(name))
-                if any(size < 0 for size in shape):
-                    raise RuntimeError(
-                        f"the size of the output '{name}' depends on data, which this backend cannot serve"
-                    )
-                sizes[name] = max(sizes.get(name, ()), shape, key=lambda item: int(np.prod(item)) if item else 0)
-        return [self._tensor(name, sizes[name]) for name in names]
+    def _tensor(self, name: str, count: int) -> Tensor:
+        dtype = DType.of(self._engine.get_tensor_dtype(name).name).numpy
+        return Tensor(name, dtype, count * dtype.itemsize)
 
     def profile_for(self, shapes: Shapes) -> int | None:
         """Return the first profile that covers the inputs' shapes, None where none does."""
@@ -193,15 +191,21 @@ class Engine:
                 return place
         return None
 
-    def capture(self, shapes: Shapes) -> bool:
-        """Record a CUDA graph for these shapes, in a context of its own; return whether there is one now."""
+    def capture(self, shapes: Shapes) -> None:
+        """Record a CUDA graph for these shapes.
+
+        Raises:
+            ValueError: No profile covers them.
+            RuntimeError: The engine cannot be captured.
+        """
+        lane = self._lanes[self._profile(shapes)]
+        lane.capture(shapes, lane.set(self._names, shapes))
+
+    def _profile(self, shapes: Shapes) -> int:
         profile = self.profile_for(shapes)
-        if profile is None or shapes in self._graphs:
-            return profile is not None
-        lane = Lane(self, profile, self._stream)
-        lane.capture(shapes)
-        self._graphs[shapes] = lane
-        return True
+        if profile is None:
+            raise ValueError(f"no optimization profile of the engine covers {[list(shape) for shape in shapes]}")
+        return profile
 
     def start(self, shapes: Shapes, requests: Sequence[Sequence[Piece]]) -> Shapes:
         """Enqueue a batch: copies to the GPU and the run. Return the outputs' shapes.
@@ -213,17 +217,32 @@ class Engine:
         Raises:
             ValueError: No profile covers the shapes.
         """
-        lane = self._graphs.get(shapes)
-        if lane is None:
-            profile = self.profile_for(shapes)
-            if profile is None:
-                raise ValueError(f"no optimization profile of the engine covers {[list(shape) for shape in shapes]}")
-            lane = self._lanes[profile]
-        results = lane.set(shapes)
+        lane = self._lanes[self._profile(shapes)]
+        found = self._graph(lane, shapes)
+        results = lane.set(self._names, shapes) if found is None else found[1]
         for place, tensor in enumerate(self.inputs):
             self._gather(tensor, shapes[place], [pieces[place] for pieces in requests])
-        lane.enqueue()
-        return results
+        if found is None:
+            lane.run()
+            return results
+        check(cudart.cudaGraphLaunch(found[0], self._stream.handle))
+        return tuple((shapes[0][0], *shape[1:]) for shape in results) if self._batches else results
+
+    def _graph(self, lane: Lane, shapes: Shapes) -> tuple[Any, Shapes] | None:
+        """Return the graph of these shapes, or of the next larger batch of them; None where there is none."""
+        found = lane.graphs.get(shapes)
+        if found is not None or not self._batches:
+            return found
+        count, tails = shapes[0][0], [shape[1:] for shape in shapes]
+        larger = (
+            item
+            for item in lane.graphs
+            if count < item[0][0] <= _PADDING * count and [shape[1:] for shape in item] == tails
+        )
+        chosen = min(larger, default=None)
+        if chosen is not None:
+            lane.graphs[shapes] = lane.graphs[chosen]
+        return lane.graphs.get(shapes)
 
     def finish(self, shapes: Shapes, on_host: Sequence[bool]) -> list[Array]:
         """Wait for the batch and return its outputs in page-locked memory that the next batch overwrites.
@@ -242,21 +261,19 @@ class Engine:
     def _gather(self, tensor: Tensor, shape: tuple[int, ...], pieces: Sequence[Piece]) -> None:
         """Copy the requests' pieces of one input, side by side, to the GPU."""
         arrays = [piece.array for piece in pieces if piece.array is not None]
-        if len(arrays) == len(pieces) and shape and sum(piece.size for piece in pieces) < _DIRECT_BYTES * len(pieces):
+        if len(arrays) == len(pieces) and shape:
             whole = tensor.view(shape)
             np.concatenate(arrays, out=whole)
             self._copy(tensor.device.handle, tensor.host.handle, whole.nbytes, TO_DEVICE)
             return
         offset = 0
-        for piece in pieces:
-            source, kind = piece.address, ON_DEVICE
-            if piece.array is not None:
-                source, kind = piece.array.ctypes.data, TO_DEVICE
-                if not self._locked.holds(source, piece.size):
-                    tensor.host.bytes[offset : offset + piece.size] = piece.array.reshape(-1).view(np.uint8)
-                    source = tensor.host.handle + offset
-            self._copy(tensor.device.handle + offset, source, piece.size, kind)
-            offset += piece.size
+        for array, address, size, on_gpu in pieces:
+            source = address
+            if array is not None or not (on_gpu or self._locked.hold(address, size)):
+                source = tensor.host.handle + offset
+                ctypes.memmove(source, address if array is None else array.ctypes.data, size)
+            self._copy(tensor.device.handle + offset, source, size, ON_DEVICE if on_gpu else TO_DEVICE)
+            offset += size
 
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:  # noqa: ANN401 - cudaMemcpyKind
         check(cudart.cudaMemcpyAsync(target, source, size, kind, self._stream.handle))

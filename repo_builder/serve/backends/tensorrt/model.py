@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from repo_builder.serve.backends.tensorrt.engine import Engine, Piece, Shapes
-from repo_builder.serve.backends.tensorrt.memory import Exported, read_capsule
+from repo_builder.serve.backends.tensorrt.engine import DIRECT_BYTES, Engine, Piece, Shapes
+from repo_builder.serve.backends.tensorrt.memory import Exported, address_of, read_capsule
 from repo_builder.tensors import Array
 
 # From this size on, an output that may stay on the GPU does; below it, the further exchange with Triton costs more.
@@ -50,18 +50,12 @@ class TritonPythonModel:
                 folder / (config.get("default_model_filename") or "model.plan"),
                 gpu=self._gpu,
                 profiles=_profiles(config, args.get("model_instance_name", "")),
+                batches=self._batches,
             )
         except (OSError, RuntimeError, KeyError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         for shapes in _warmup_shapes(config, [item.name for item in self._engine.inputs]):
-            try:
-                captured = self._engine.capture(shapes)
-            except RuntimeError as error:
-                captured, reason = False, str(error)
-            else:
-                reason = "no profile covers it"
-            if not captured:
-                pb_utils.Logger.log_warn(f"{args['model_name']}: no CUDA graph for {shapes}: {reason}")
+            self._capture(shapes, args["model_name"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run the requests of one dynamic batch; one that cannot be run fails alone."""
@@ -102,6 +96,12 @@ class TritonPythonModel:
             f"microseconds a batch: {times}"
         )
 
+    def _capture(self, shapes: Shapes, model: str) -> None:
+        try:
+            self._engine.capture(shapes)
+        except (RuntimeError, ValueError) as error:
+            pb_utils.Logger.log_warn(f"{model}: no CUDA graph for {shapes}: {error}")
+
     def _read(self, request: Any) -> tuple[list[Piece], Shapes]:  # noqa: ANN401 - pb_utils.InferenceRequest
         """Find a request's inputs; nothing is copied.
 
@@ -116,15 +116,17 @@ class TritonPythonModel:
                 raise _RefusedError(f"the input '{item.name}' is missing")
             if tensor.is_cpu():
                 array = tensor.as_numpy()
-                shape, dtype = array.shape, array.dtype
-                pieces.append(Piece(array, 0, array.nbytes))
+                shape, dtype, size = array.shape, array.dtype, array.nbytes
+                direct = size >= DIRECT_BYTES
+                address = address_of(tensor.to_dlpack()) if direct else 0
+                pieces.append(Piece(None if direct else array, address, size, False))
             else:
                 address, shape, dtype = read_capsule(tensor.to_dlpack())
-                pieces.append(Piece(None, address, int(np.prod(shape)) * dtype.itemsize))
+                pieces.append(Piece(None, address, int(np.prod(shape)) * dtype.itemsize, True))
             if dtype != item.dtype:
                 raise _RefusedError(f"the input '{item.name}' is {dtype}, the engine takes {item.dtype}")
             shapes.append(shape)
-        if self._batches and len({shape[:1] for shape in shapes}) != 1:
+        if self._batches and len(shapes) > 1 and len({shape[:1] for shape in shapes}) != 1:
             raise _RefusedError(f"the inputs differ in batch size: {[list(shape) for shape in shapes]}")
         whole = tuple(shapes)
         if self._engine.profile_for(whole) is None and not self._batches:
@@ -157,7 +159,7 @@ class TritonPythonModel:
         mine = [pieces[place] for place in places]
         results = self._engine.start(whole, mine)
         before = self._count("start", before)
-        came_on_gpu = alone and all(piece.array is None for request in mine for piece in request)
+        came_on_gpu = alone and all(piece.on_gpu for request in mine for piece in request)
         sizes = (
             int(np.prod(shape)) * item.dtype.itemsize for shape, item in zip(results, self._engine.outputs, strict=True)
         )
