@@ -136,3 +136,8 @@ def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
         return "there are none"
     shown = ", ".join(names[:12])
     return f"there are: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error that says anything, else the error's type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

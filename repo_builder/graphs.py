@@ -78,6 +78,14 @@ def opset(model: onnx.ModelProto) -> int:
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
 
 
+def drop_unused(model: onnx.ModelProto) -> None:
+    """Remove initializers that no node of the main graph reads, in place."""
+    used = {name for node in model.graph.node for name in node.input} | {item.name for item in model.graph.output}
+    kept = [item for item in model.graph.initializer if item.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
 def layer_of(node: onnx.NodeProto) -> str | None:
     """Return the name of the layer that a node computes; None for a node that computes none."""
     if node.op_type not in LAYER_OPS | WEIGHTLESS_OPS:

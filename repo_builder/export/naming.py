@@ -27,12 +27,12 @@ def tidy(model: onnx.ModelProto, *, marker_domain: str) -> onnx.ModelProto:
         The graph with the shapes that ONNX infers.
     """
     graph = Graph(model)
-    layers: dict[int, str] = {}
+    layers: dict[str, str] = {}  # first output of a node → the layer that it computes
     for node in model.graph.node:
         if node.domain == marker_domain:
             made = _made_by(graph, node.input[0])
             if made is not None:
-                layers.setdefault(id(made), node.attribute[0].s.decode())
+                layers.setdefault(made.output[0], node.attribute[0].s.decode())
     _name_layers(model, layers)
     _bypass(model, [node for node in model.graph.node if node.domain == marker_domain])
     _own_constants(model)
@@ -58,10 +58,10 @@ def _made_by(graph: Graph, tensor: str) -> onnx.NodeProto | None:
     return node if node is not None and node.op_type in LAYER_OPS | WEIGHTLESS_OPS else None
 
 
-def _name_layers(model: onnx.ModelProto, layers: dict[int, str]) -> None:
+def _name_layers(model: onnx.ModelProto, layers: dict[str, str]) -> None:
     runs: Counter[str] = Counter()
     for node in model.graph.node:
-        layer = layers.get(id(node))
+        layer = layers.get(node.output[0])
         if layer is not None:
             runs[layer] += 1
             node.name = layer if runs[layer] == 1 else f"{layer}#{runs[layer]}"

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from repo_builder.errors import ExportError
-from repo_builder.graphs import LAYER_OPS, MOVES, Graph, layer_of
+from repo_builder.errors import ExportError, first_line
+from repo_builder.graphs import LAYER_OPS, MOVES, Graph, drop_unused, layer_of
 
 _LARGEST = float(np.finfo(np.float16).max)
 # What may follow its input into fp16: it moves, compares or scales values, or squashes them, and sums no long rows.
@@ -42,16 +42,16 @@ def to_fp16_regions(model: onnx.ModelProto, fp16_layers: frozenset[str]) -> onnx
     graph = Graph(result)
     floats = _float_tensors(result)
     half = _half_nodes(result, graph, floats, fp16_layers)
-    halved = {name for node in result.graph.node if id(node) in half for name in node.output if name in floats}
+    halved = {name for node in result.graph.node if _key(node) in half for name in node.output if name in floats}
     nodes = _Rewriter(result, graph, floats, half, halved).run()
     del result.graph.node[:], result.graph.value_info[:]
     result.graph.node.extend(nodes)
-    _drop_unused(result)
+    drop_unused(result)
     try:
         result = onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
         onnx.checker.check_model(result, full_check=True)
     except Exception as error:  # onnx's errors share no base class
-        raise ExportError(f"fp16 regions make an invalid graph: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"fp16 regions make an invalid graph: {first_line(error)}") from error
     return result
 
 
@@ -59,7 +59,7 @@ class _Rewriter:
     """Rebuilds the node list with Casts at the borders."""
 
     def __init__(
-        self, model: onnx.ModelProto, graph: Graph, floats: set[str], half: set[int], halved: set[str]
+        self, model: onnx.ModelProto, graph: Graph, floats: set[str], half: set[str], halved: set[str]
     ) -> None:
         self.model, self.graph, self.floats, self.half, self.halved = model, graph, floats, half, halved
         self.outputs = {item.name for item in model.graph.output}
@@ -71,7 +71,7 @@ class _Rewriter:
         for old in self.model.graph.node:
             node = onnx.NodeProto()
             node.CopyFrom(old)
-            half = id(old) in self.half
+            half = _key(old) in self.half
             for place, name in enumerate(old.input):
                 if name in self.floats and old.op_type not in _BLIND:
                     node.input[place] = self._as_half(name, old) if half else self._as_float(name)
@@ -95,7 +95,7 @@ class _Rewriter:
         target = f"{name}_fp16"
         if name not in self.graph.constants:
             return self._cast(name, target, TensorProto.FLOAT16)
-        if all(id(node) in self.half for node in self.graph.consumers[name]):
+        if all(_key(node) in self.half for node in self.graph.consumers[name]):
             target = name  # nobody else needs it in fp32, and its name is the layer's
         if target not in self.made:
             self.made.add(target)
@@ -125,9 +125,14 @@ class _Rewriter:
         stored.CopyFrom(numpy_helper.from_array(value.astype(np.float16), target))
 
 
-def _half_nodes(model: onnx.ModelProto, graph: Graph, floats: set[str], layers: frozenset[str]) -> set[int]:
-    """Return ids of the nodes that compute in fp16."""
-    half: set[int] = set()
+def _key(node: onnx.NodeProto) -> str:
+    """Return what tells a node from all others: its first output."""
+    return node.output[0] if node.output else ""
+
+
+def _half_nodes(model: onnx.ModelProto, graph: Graph, floats: set[str], layers: frozenset[str]) -> set[str]:
+    """Return the keys of the nodes that compute in fp16."""
+    half: set[str] = set()
     found = set()
     for node in model.graph.node:
         layer = layer_of(node)
@@ -136,18 +141,18 @@ def _half_nodes(model: onnx.ModelProto, graph: Graph, floats: set[str], layers: 
             if node.op_type in LAYER_OPS and any(graph.dequantized(name) for name in node.input[:2]):
                 raise ExportError("the layer is quantized and cannot be fp16 too", where=layer)
             found.add(layer)
-            half.add(id(node))
+            half.add(_key(node))
         elif node.op_type in _FOLLOWERS and data and graph.weight(node) is None:
             makers = [graph.producers.get(name) for name in data]
-            if all(maker is not None and id(maker) in half for maker in makers):
-                half.add(id(node))
+            if all(maker is not None and _key(maker) in half for maker in makers):
+                half.add(_key(node))
     if layers - found:
         raise ExportError(f"the graph has no layer '{min(layers - found)}' to make fp16")
     for node in reversed(model.graph.node):  # what prepares a weight, as a Transpose of it
         fixed = node.op_type in MOVES and all(name in graph.constants for name in node.input)
         readers = [reader for name in node.output for reader in graph.consumers[name]]
-        if fixed and readers and all(id(reader) in half for reader in readers):
-            half.add(id(node))
+        if fixed and readers and all(_key(reader) in half for reader in readers):
+            half.add(_key(node))
     return half
 
 
@@ -171,10 +176,3 @@ def _lift_constants(model: onnx.ModelProto) -> None:
                 stored.name = node.output[0]
                 model.graph.node.remove(node)
                 break
-
-
-def _drop_unused(model: onnx.ModelProto) -> None:
-    used = {name for node in model.graph.node for name in node.input} | {item.name for item in model.graph.output}
-    kept = [item for item in model.graph.initializer if item.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)

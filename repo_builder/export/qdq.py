@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from repo_builder.artifacts import LayerRecord
-from repo_builder.errors import ExportError
+from repo_builder.errors import ExportError, first_line
 from repo_builder.graphs import DQ, LAYER_OPS, Graph, Q, layer_of, opset
 
 __all__ = ["Finding", "check", "layer_of", "layer_precisions", "lint"]
@@ -72,7 +72,7 @@ def check(path: Path, *, layers: Sequence[LayerRecord] = (), newest_opset: int |
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(path)
     except Exception as error:  # onnx's and protobuf's errors share no base class
-        raise ExportError(f"is not valid ONNX: {str(error).strip().splitlines()[0]}", where=str(path)) from error
+        raise ExportError(f"is not valid ONNX: {first_line(error)}", where=str(path)) from error
     findings = [*lint(model, newest_opset=newest_opset), *_other_precisions(model, layers)]
     if findings:
         listed = "; ".join(map(str, findings[:5])) + (f"; and {len(findings) - 5} more" if len(findings) > 5 else "")

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from repo_builder import files
-from repo_builder.errors import ExportError
+from repo_builder.errors import ExportError, first_line
 from repo_builder.export.naming import tidy
 from repo_builder.tensors import DType, TensorSpec
 
@@ -83,14 +83,14 @@ def export(
             )
         except Exception as error:  # the exporter raises what it likes
             raise ExportError(
-                f"torch cannot export the network to ONNX opset {opset}: {_first_line(error)}", where=str(path)
+                f"torch cannot export the network to ONNX opset {opset}: {first_line(error)}", where=str(path)
             ) from error
         model = onnx.load(raw)
     try:
         model = tidy(model, marker_domain=_DOMAIN)
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx raises errors of two kinds that share no base class
-        raise ExportError(f"the exported graph is not valid ONNX: {_first_line(error)}", where=str(path)) from error
+        raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}", where=str(path)) from error
     files.write_bytes(path, model.SerializeToString(deterministic=True))
 
 
@@ -113,7 +113,7 @@ def _check_outputs(module: nn.Module, samples: tuple[torch.Tensor, ...], outputs
     except Exception as error:  # whatever a user's forward raises
         shapes = ", ".join(str(list(item.shape)) for item in samples)
         raise ExportError(
-            f"the network does not run on inputs of shape {shapes}: {_first_line(error)}",
+            f"the network does not run on inputs of shape {shapes}: {first_line(error)}",
             where="model.inputs",
             hint="check the shapes in [[model.inputs]]; the first dimension here is the batch",
         ) from error
@@ -148,7 +148,3 @@ def _marked(module: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -32,7 +32,6 @@ class Histogram:
         counts: int64 (channels, BINS); bin j holds values in [j, j + 1) × 2**exponent / BINS, zeros left out.
         exponents: int64 (channels,); the range is 2**exponent, the smallest power of two above every value seen.
         zeros: int64 (channels,); exact zeros.
-        amax: float32 (channels,); the largest absolute value.
 
     Args:
         channels: Number of histograms, 1 for a per-tensor range.
@@ -42,7 +41,6 @@ class Histogram:
         self.counts = np.zeros((channels, BINS), np.int64)
         self.exponents = np.full(channels, _LOWEST_EXPONENT, np.int64)
         self.zeros = np.zeros(channels, np.int64)
-        self.amax = np.zeros(channels, np.float32)
 
     @property
     def widths(self) -> Array:
@@ -51,10 +49,9 @@ class Histogram:
 
     def add(self, magnitudes: Array) -> None:
         """Count absolute values, float32 (channels, n)."""
-        channels = len(self.amax)
+        channels = len(self.counts)
         largest = magnitudes.max(axis=1)
-        self.amax = np.maximum(self.amax, largest)
-        self._grow(np.maximum(np.frexp(largest)[1], _LOWEST_EXPONENT))
+        self._grow(np.where(largest > 0, np.frexp(largest)[1], _LOWEST_EXPONENT))
         scales = np.ldexp(np.float32(BINS), -self.exponents)[:, None]  # powers of two, so the product is exact
         places = (magnitudes * scales).astype(np.int32)
         places += (np.arange(channels, dtype=np.int32) * BINS)[:, None]
@@ -90,7 +87,7 @@ class Calibrator:
         self.name = name
         self.percentile = percentile
         self.where = where
-        self._amax = np.zeros(channels, np.float32)
+        self._largest = np.zeros(channels, np.float32)
         self._histogram = None if name == "max" else Histogram(channels)
         self._seen = False
 
@@ -100,14 +97,14 @@ class Calibrator:
         Raises:
             QuantizeError: A value is NaN or infinite.
         """
-        rows = np.abs(np.asarray(values, np.float32)).reshape(len(self._amax), -1)
+        rows = np.abs(np.asarray(values, np.float32)).reshape(len(self._largest), -1)
         if rows.size == 0:
             return
         largest = rows.max(axis=1)
         if not np.isfinite(largest).all():
             raise QuantizeError("the values to calibrate on hold NaN or infinity", where=self.where)
         self._seen = True
-        self._amax = np.maximum(self._amax, largest)
+        self._largest = np.maximum(self._largest, largest)
         if self._histogram is not None:
             self._histogram.add(rows)
 
@@ -121,15 +118,15 @@ class Calibrator:
             raise QuantizeError("no value reached the calibrator", where=self.where)
         histogram = self._histogram
         if histogram is None:
-            return self._amax
+            return self._largest
         if self.name == "percentile":
             if self.percentile is None:
                 raise ValueError("the percentile calibrator needs a percentile")
             edges = percentile_edges(histogram, self.percentile)
         else:
             edges = {"mse": mse_edges, "entropy": entropy_edges}[self.name](histogram.counts)
-        found = np.minimum(edges * histogram.widths, histogram.amax).astype(np.float32)
-        if (found[histogram.amax > 0] == 0).any():
+        found = np.minimum(edges * histogram.widths, self._largest).astype(np.float32)
+        if (found[self._largest > 0] == 0).any():
             raise QuantizeError(
                 f"at percentile {self.percentile} the range is 0",
                 where=self.where,
@@ -141,7 +138,7 @@ class Calibrator:
 def percentile_edges(histogram: Histogram, percentile: float) -> Array:
     """Return for each channel the first bin edge at or above ``percentile`` percent of all values, zeros included.
 
-    The edge keeps at least that share of the values and lies less than one bin above the exact percentile.
+    The edge keeps at least that share of the values and lies at most one bin above the exact percentile.
 
     Returns:
         Edges in bins, int64 (channels,); 0 where that many values are zeros.
@@ -179,7 +176,8 @@ def entropy_edges(counts: Array) -> Array:
     P is the first i bins with everything above added to the last of them; Q is the first i bins in 128 levels, each
     level's count spread evenly over those of its bins that are not empty; the i with the least KL(P‖Q) wins. Bin j
     belongs to level ⌊128·j / i⌋. Where Q is empty and P is not (clipped values, and an empty last bin) the divergence
-    is infinite. With cumulative sums each candidate costs 128 steps, whatever its number of bins.
+    is infinite. Between 1024 and 2048 bins are in use here, 2048 in the publication. With cumulative sums a candidate
+    costs 128 steps, whatever its number of bins.
 
     Args:
         counts: int64 (channels, BINS).

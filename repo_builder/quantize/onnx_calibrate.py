@@ -9,12 +9,11 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from repo_builder.errors import QuantizeError
+from repo_builder.errors import QuantizeError, first_line
 from repo_builder.graphs import Graph
 from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.calibrators import Calibrator
 from repo_builder.quantize.onnx_insert import channel_axis, insert, weight_of
-from repo_builder.quantize.onnx_prepare import first_line
 from repo_builder.quantize.table import decibels, split
 from repo_builder.tensors import Array
 
@@ -141,7 +140,7 @@ def _weight_range(graph: Graph, node: onnx.NodeProto, planned: LayerPlan) -> Arr
     rows = np.moveaxis(weight, channel_axis(node), 0) if spec.per_channel else weight[None]
     finder = Calibrator(spec.calibrator, spec.percentile, channels=len(rows), where=node.name)
     finder.observe(rows)
-    return finder.amax() if spec.per_channel else finder.amax().reshape(())
+    return finder.amax() if len(rows) > 1 else finder.amax().reshape(())
 
 
 def _quantized_layer(model: onnx.ModelProto, node: onnx.NodeProto, ranges: Mapping[str, Ranges]) -> onnx.ModelProto:

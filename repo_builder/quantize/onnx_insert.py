@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from repo_builder.errors import QuantizeError
-from repo_builder.graphs import DQ, Graph, Q
+from repo_builder.errors import QuantizeError, first_line
+from repo_builder.graphs import DQ, Graph, Q, drop_unused
 from repo_builder.quantize import Ranges
 from repo_builder.quantize.calibrators import LARGEST, MIN_AMAX
-from repo_builder.quantize.onnx_prepare import drop_unused, first_line
 from repo_builder.tensors import Array
 
 

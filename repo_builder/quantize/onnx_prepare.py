@@ -13,8 +13,8 @@ import onnx
 from onnx import helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
-from repo_builder.errors import QuantizeError
-from repo_builder.graphs import DQ, LAYER_OPS, MOVES, Graph, Q, opset
+from repo_builder.errors import QuantizeError, first_line
+from repo_builder.graphs import DQ, LAYER_OPS, MOVES, Graph, Q, drop_unused, opset
 from repo_builder.tensors import Array
 
 _OPSET = 13  # the first with per-channel QuantizeLinear
@@ -156,16 +156,3 @@ def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
         if attribute.name == name:
             return float(helper.get_attribute_value(attribute))
     return default
-
-
-def drop_unused(model: onnx.ModelProto) -> None:
-    """Remove initializers that no node reads."""
-    used = {name for node in model.graph.node for name in node.input} | {item.name for item in model.graph.output}
-    kept = [item for item in model.graph.initializer if item.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error that says anything."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from repo_builder.errors import QuantizeError
+from repo_builder.errors import QuantizeError, RepoBuilderError, first_line
 from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.calibrators import Calibrator
 from repo_builder.recipe import InputQuantizer, WeightQuantizer
@@ -59,8 +59,22 @@ class PluggedCalibrator:
 
 
 def run(module: nn.Module, batch: Mapping[str, Array]) -> Any:  # noqa: ANN401 - whatever the module returns
-    """Run a module on one batch; values are passed in the batch's order."""
-    return module(*(torch.from_numpy(np.ascontiguousarray(value)) for value in batch.values()))
+    """Run a module on one batch; values are passed in the batch's order.
+
+    Raises:
+        QuantizeError: It does not run.
+    """
+    tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in batch.values()]
+    try:
+        return module(*tensors)
+    except RepoBuilderError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        shapes = ", ".join(str(list(item.shape)) for item in tensors)
+        raise QuantizeError(
+            f"the network does not run on calibration data of shape {shapes}: {first_line(error)}",
+            hint="check [model.inputs] and the data; the first dimension here is the batch",
+        ) from error
 
 
 def ranges_of(planned: LayerPlan, inputs: Sequence[torch.Tensor | None], weight: torch.Tensor | None) -> Ranges:

@@ -14,7 +14,7 @@ from repo_builder.errors import QuantizeError
 from repo_builder.quantize.calibrators import BINS, Calibrator, Histogram, entropy_edges, mse_edges, percentile_edges
 
 NAMES = ("max", "percentile", "mse", "entropy")
-floats = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
+floats = st.floats(-1e4, 1e4, width=32, allow_subnormal=False) | st.sampled_from([0.0, 1e-3, 2e-5])
 arrays = nps.arrays(np.float32, st.integers(1, 200), elements=floats)
 
 
@@ -45,7 +45,7 @@ def test_a_histogram_knows_neither_order_nor_batches(values: np.ndarray, seed: i
     for part in np.split(shuffled, sorted(min(cut, len(values)) for cut in cuts)):
         if len(part):
             parts.add(part[None])
-    for key in ("counts", "exponents", "zeros", "amax"):
+    for key in ("counts", "exponents", "zeros"):
         np.testing.assert_array_equal(getattr(whole, key), getattr(parts, key))
 
 
@@ -59,6 +59,16 @@ def test_a_histogram_counts_every_value_once_in_its_bin(values: np.ndarray) -> N
     np.testing.assert_array_equal(histogram.counts[0], expected)
     if values.any():
         assert BINS // 2 <= np.flatnonzero(histogram.counts[0])[-1] < BINS  # at least half of the bins are in use
+
+
+def test_a_batch_of_zeros_does_not_widen_the_range() -> None:
+    values = np.random.default_rng(0).uniform(0, 1e-3, 1000).astype(np.float32)
+    early, late = Histogram(), Histogram()
+    early.add(np.zeros((1, 50), np.float32))
+    early.add(values[None])
+    late.add(np.append(values, np.zeros(50, np.float32))[None])
+    assert early.exponents[0] == late.exponents[0] == -9
+    np.testing.assert_array_equal(early.counts, late.counts)
 
 
 def test_memory_does_not_grow_with_samples_or_range() -> None:

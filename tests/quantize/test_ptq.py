@@ -279,6 +279,30 @@ def test_missing_empty_and_misnamed_calibration_data(small, images) -> None:
         stage.quantize(small, spec, {"x": images[:0]}, input_names=("x",), seed=0)
 
 
+def test_data_that_the_network_does_not_take_is_one_sentence(small, images, quantize) -> None:
+    with pytest.raises(QuantizeError, match=r"does not run on calibration data of shape \[16, 2, 8, 8\]: ") as raised:
+        quantize(small, images[:, :2])
+    assert "\n" not in str(raised.value)
+
+
+def test_several_inputs_are_passed_in_the_order_of_their_names(both) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 2), nn.Linear(5, 2)
+
+        def forward(self, narrow: Any, wide: Any) -> Any:
+            return self.left(narrow) + self.right(wide)
+
+    rng = np.random.default_rng(0)
+    data = {"wide": rng.standard_normal((9, 5)), "unused": np.ones(9), "narrow": rng.standard_normal((9, 3))}
+    data = {name: value.astype(np.float32) for name, value in data.items()}
+    for backend in both:
+        spec = QuantizeSpec(backend=backend, layers=(LayerRule(precision="int8"),))
+        made = stage.quantize(Two(), spec, data, input_names=("narrow", "wide"), seed=0)
+        assert [row.input_amax for row in made.layers] == [np.abs(data[key]).max() for key in ("narrow", "wide")]
+
+
 def test_an_unknown_back_end_is_named(small, images) -> None:
     spec = QuantizeSpec(backend="modelop", layers=(LayerRule(precision="int8"),))
     with pytest.raises(RecipeError, match=r"quantize\.backend: 'modelop' is no .* did you mean 'modelopt'"):
