@@ -10,7 +10,7 @@ import onnx
 from repo_builder.graphs import DQ, LAYER_OPS, MOVES, WEIGHTLESS_OPS, Graph, Q
 
 _QUANTIZER = re.compile(
-    r"^(?P<layer>.+)\.(?:input_quantizers\.(?P<input>\d+)|parametrizations\.weight\.0)\.(?P<what>\w+)$"
+    r"^(?P<layer>.+)\.(?:input_quantizers\.(?P<input>\d+)|parametrizations\.weight\.\d+)\.(?P<what>\w+)$"
 )
 _ORIGINAL = ".parametrizations.weight.original"
 

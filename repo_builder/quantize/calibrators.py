@@ -21,7 +21,7 @@ BINS = 2048
 _LEVELS = 128  # magnitudes 0..127 that symmetric int8 tells apart
 LARGEST = 127
 _LOWEST_EXPONENT = -100  # keeps BINS / 2**exponent within float32
-_TIE = 1e-9  # losses closer than this (relative to the best) are ties; the widest range wins
+_TIE = 1e-9  # losses this close (relative for mse, absolute for entropy) are ties; the widest range wins
 MIN_AMAX = 2.0**-30  # an all-zero weight channel still needs a scale above 0
 
 

@@ -75,7 +75,7 @@ def test_the_node_of_a_layer_bears_its_qualified_name(export, quantize, run, int
     np.testing.assert_allclose(run(model, x=samples)["y"], expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("version", [13, 15, 17, 20])
+@pytest.mark.parametrize("version", [13, 15, 17, 20, 21])
 def test_the_opset_is_the_one_asked_for(export, quantize, vgg, run, version: int) -> None:
     module, calibration, samples = vgg
     made = quantize(module, calibration)
