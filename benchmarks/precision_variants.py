@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from precision_rows import BATCHES, MODELS
 
 from repo_builder import artifacts, datasets, environment, files, models, progress, quantize, recipes
 from repo_builder.artifacts import OnnxArtifact
@@ -21,8 +22,6 @@ from repo_builder.datasets import Dataset
 from repo_builder.export import precision, qdq, torch_onnx
 from repo_builder.recipe import InputQuantizer, LayerRule, Recipe, RepositorySpec
 
-MODELS = {"vgg7": "vgg-cifar10", "jsc-toy": "jsc-toy", "jsc-s": "jsc-s"}
-BATCHES = (1, 8, 64, 256)
 ENDS = {
     "vgg7": ("feature_layers.0", "last_layer"),
     "jsc-toy": ("layers.2", "layers.8"),
