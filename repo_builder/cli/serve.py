@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +87,7 @@ def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) ->
         **wanted,
     )
     if given["detach"]:
-        with step("start triton") as current:
+        with step("start triton") as current, _log_told(server):
             server.wait_ready(given["timeout"])
             current.note(f"{_urls(server)}, process {server.pid}, log {server.log}")
         _report(server, repository, as_json=given["as_json"])
@@ -107,6 +109,17 @@ def _preflight(repository: Path, models: tuple[str, ...], *, container: bool) ->
         click.echo(f"also: {problem}", err=True)
     if problems:
         raise ServeError(problems[0].message, where=str(problems[0].path), hint=problems[0].hint)
+
+
+@contextmanager
+def _log_told(server: Server) -> Iterator[None]:
+    """Show the last lines of a server's log file when it does not start; Triton's tables are left out."""
+    try:
+        yield
+    except ServeError:
+        lines = [line for line in server.tail() if line and line[0] not in "+|"]
+        click.echo("\n".join(lines[-20:]), err=True)
+        raise
 
 
 def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None:

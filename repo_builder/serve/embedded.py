@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from repo_builder import files
+from repo_builder import environment, files
 from repo_builder.errors import MissingDependency, ServeError
 from repo_builder.serve.folders import cache_folder
 from repo_builder.serve.ports import Endpoints
@@ -21,6 +21,8 @@ from repo_builder.serve.process import Child
 from repo_builder.serve.server import Server
 
 _BACKENDS = Path(__file__).resolve().parent / "backends"
+# what only fails, and says so, where there is no GPU
+_WITHOUT_GPU = ("--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
 _SHARED_MEMORY_BYTES = 16 << 20
 _SEARCH_PATH = "REPO_BUILDER_SYS_PATH"
@@ -101,8 +103,10 @@ def start(
     _check_shared_memory()
     backends = assemble(wheel)
     server = _executable(wheel.server, backends)
-    command = [str(server), *arguments(repository, endpoints, models), f"--backend-directory={backends}", *options]
-    child = Child(command, environment(wheel), log=log, detached=detached)
+    quiet = () if _has_gpu() else _WITHOUT_GPU
+    served = arguments(repository, endpoints, models)
+    command = [str(server), *served, f"--backend-directory={backends}", *quiet, *options]
+    child = Child(command, stub_environment(wheel), log=log, detached=detached)
     return Server(child, endpoints, runtime="embedded", models=tuple(models), log=log)
 
 
@@ -121,7 +125,7 @@ def arguments(repository: Path, endpoints: Endpoints, models: Sequence[str]) -> 
     ]
 
 
-def environment(wheel: Wheel) -> dict[str, str]:
+def stub_environment(wheel: Wheel) -> dict[str, str]:
     """Return the environment in which the stub finds this very Python and what it has installed."""
     values = dict(os.environ)
     programs = [str(Path(sys.executable).parent), str(Path(sys.base_prefix) / "bin")]
@@ -156,6 +160,10 @@ def assemble(wheel: Wheel) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(item, target)
     return folder
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists() or bool(environment.gpus())
 
 
 def _check_shared_memory() -> None:

@@ -117,6 +117,28 @@ def test_a_wrong_request_is_refused_and_the_server_goes_on(
     assert infer("linear", x=np.ones((1, 4), np.float32))["y"].shape == (1, 3)
 
 
+def test_good_requests_among_many_wrong_ones_are_all_answered(infer: Infer) -> None:
+    wrong = [
+        {"x": np.ones((1, 3), np.float32)},
+        {"x": np.ones((1, 4), np.int8)},
+        {"z": np.ones((1, 4), np.float32)},
+        {"x": np.ones((1, 4, 1), np.float32)},
+    ]
+
+    def ask(place: int) -> Any:
+        if place % 2:
+            with pytest.raises(InferenceServerException):
+                infer("linear", **wrong[place // 2 % len(wrong)])
+            return None
+        return infer("linear", x=np.full((1, 4), place, np.float32))["y"]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(400)))
+    unit = infer("linear", x=np.ones((1, 4), np.float32))["y"]
+    for place in range(0, 400, 2):
+        np.testing.assert_allclose(answers[place], unit * place, rtol=1e-5)
+
+
 def test_an_unknown_output_is_refused(infer: Infer) -> None:
     with pytest.raises(InferenceServerException, match="nothing"):
         infer("linear", outputs=("nothing",), x=np.ones((1, 4), np.float32))

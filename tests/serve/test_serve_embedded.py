@@ -49,7 +49,7 @@ def test_a_server_that_lost_its_executable_bit_is_copied(tmp_path: Path) -> None
 def test_the_stub_s_environment_leads_to_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
     monkeypatch.setattr(sys, "path", ["", "/some/folder", *sys.path])
-    values = embedded.environment(embedded.find_wheel())
+    values = embedded.stub_environment(embedded.find_wheel())
     assert values["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     folders = values["LD_LIBRARY_PATH"].split(os.pathsep)
     assert folders[-1] == "/mine"

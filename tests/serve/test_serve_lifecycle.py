@@ -193,10 +193,13 @@ def test_the_command_says_why_a_model_did_not_load(cli: Callable[..., Cli], smal
     (small / "linear" / "1" / "model.onnx").write_bytes(b"\0" * 100)
     code, errors = cli(small, "--runtime", "embedded", "--detach", *FREE_PORTS).end()
     assert code == 10
-    (last,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    last = errors.splitlines()[-1]
+    assert last.startswith("error: ")
     assert "the model 'linear' did not load" in last
     assert "repo-builder validate" in last
     assert str(detached.log_file(small)) in last
+    assert "model_lifecycle.cc" in errors  # the end of the log, which went to a file
+    assert "+---" not in errors
     assert "Traceback" not in errors
     assert serve.running(small) == []
 
