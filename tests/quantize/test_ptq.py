@@ -111,7 +111,7 @@ def test_every_kind_of_layer_takes_int8_in_either_back_end(backend: str, quantiz
 
 def test_the_library_s_own_fake_quantization_says_the_same_within_its_rounding(both, small, images, quantize) -> None:
     """Ours differs from theirs only where theirs lands beside ONNX."""
-    import modelopt.torch.quantization as mtq
+    from repo_builder.quantize.modelopt import mtq
 
     folded = stage.fold(small)
     config = {
