@@ -34,6 +34,10 @@ __all__ = [
     "render",
 ]
 
+# A parameter of Triton's Python backend, which stands in for the native one where Triton is embedded: inputs that
+# arrive on the GPU stay there. The native backend reads past it.
+_ON_GPU = {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
+
 
 def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
     """Return the configuration of what a compile target made.
@@ -68,7 +72,7 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         profiles=tuple(str(place) for place in range(len(profiles))) if len(profiles) > 1 else (),
         keep_versions=asked.keep_versions,
         response_cache=asked.response_cache,
-        parameters=_threads(engine.recipe.compile.onnxruntime) if engine.target == "onnxruntime" else {},
+        parameters=_threads(engine.recipe.compile.onnxruntime) if engine.target == "onnxruntime" else _ON_GPU,
         accelerators=accelerators,
         notes=(f"Written by repo-builder from the recipe '{engine.recipe.name}', and anew by every build of it.",),
     )
