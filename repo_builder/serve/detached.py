@@ -143,16 +143,15 @@ def stop(server: Detached, grace_s: float = 15.0) -> None:
     Raises:
         ServeError: It belongs to another user.
     """
-    try:
-        os.kill(server.pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
-    except PermissionError:
-        raise ServeError(f"process {server.pid} belongs to another user", where=str(server.repository)) from None
-    deadline = time.monotonic() + grace_s
-    while server.alive() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    kill_group(server.pid)
+    if server.alive():
+        try:
+            os.kill(server.pid, signal.SIGTERM)
+        except PermissionError:
+            raise ServeError(f"process {server.pid} belongs to another user", where=str(server.repository)) from None
+        deadline = time.monotonic() + grace_s
+        while server.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        kill_group(server.pid)
     forget(server.repository)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -76,6 +78,7 @@ def start(
         ServeError: The repository or a model is not there, a port is in use, or it is served already.
         MissingDependency: The runtime cannot be used here.
     """
+    _check_platform(detach=detach)
     _check_repository(repository, models)
     if preflight is not None:
         preflight(repository)
@@ -98,6 +101,19 @@ def start(
         )
         server.when_ended(lambda: detached.forget(repository))
     return server
+
+
+def _check_platform(*, detach: bool) -> None:
+    if os.name != "posix":
+        raise ServeError(
+            f"a server can be started and stopped on Linux and macOS, and this is {sys.platform}",
+            hint="use WSL, or run the command that --print-command prints",
+        )
+    if detach and sys.platform != "linux":
+        raise ServeError(
+            f"a detached server can be found again on Linux only, and this is {sys.platform}",
+            hint="run it in the foreground, or add --detach to the command that --print-command prints",
+        )
 
 
 def _check_repository(repository: Path, models: Sequence[str]) -> None:

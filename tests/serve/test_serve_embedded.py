@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections import namedtuple
@@ -14,7 +15,7 @@ import pytest
 
 from repo_builder import serve
 from repo_builder.errors import MissingDependency, ServeError
-from repo_builder.serve import embedded
+from repo_builder.serve import embedded, launch
 
 has_wheel = pytest.mark.skipif(embedded.unavailable() is not None, reason=str(embedded.unavailable()))
 
@@ -70,6 +71,21 @@ def test_other_machines_get_a_clear_word(monkeypatch: pytest.MonkeyPatch, platfo
     monkeypatch.setattr("platform.machine", lambda: machine)
     with pytest.raises(MissingDependency, match=f"Linux x86-64 only, and this is {platform} {machine}.*container"):
         embedded.find_wheel()
+
+
+@pytest.mark.parametrize(
+    ("system", "platform", "detach", "message"),
+    [("nt", "win32", False, "this is win32.*WSL"), ("posix", "darwin", True, "on Linux only, and this is darwin")],
+)
+def test_what_does_not_work_on_other_systems_is_said(
+    monkeypatch: pytest.MonkeyPatch, small: Path, system: str, platform: str, detach: bool, message: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.os, "name", system)
+        patch.setattr(sys, "platform", platform)
+        with pytest.raises(ServeError) as caught:
+            serve.start(small, detach=detach)
+    assert re.search(message, str(caught.value))
 
 
 def test_a_missing_wheel_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
