@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +41,8 @@ def left_running(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[byte
 
     yield run
     for process in started:
-        detached.kill_group(process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
