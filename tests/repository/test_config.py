@@ -198,7 +198,7 @@ def test_several_profiles_are_all_named(make_engine: MakeEngine) -> None:
     assert config.from_engine(one).profiles == ()
     assert config.from_engine(two).profiles == ("0", "1")
     assert config.from_engine(two).instance_kind == "gpu"
-    assert config.from_engine(two).parameters == {}
+    assert config.from_engine(two).parameters == {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
 
 
 def test_dynamic_inputs_are_warmed_up_at_the_size_the_recipe_tunes_for(make_engine: MakeEngine) -> None:
