@@ -18,6 +18,8 @@ from repo_builder.tensors import Array
 # From this size on, an output that may stay on the GPU does; below it, the further exchange with Triton costs more.
 _STAY_BYTES = 64 << 10
 _STAGES = ("read", "start", "finish", "respond")
+# After a pause of this length, what was counted before it is told in the log and counting starts anew.
+_PAUSE_NS = 300_000_000
 
 
 class _RefusedError(ValueError):
@@ -43,7 +45,7 @@ class TritonPythonModel:
         self._gpu = int(args.get("model_instance_device_id") or 0)
         self._batches = int(config["max_batch_size"]) > 0
         self._nanoseconds = dict.fromkeys(_STAGES, 0)
-        self._batch_count = self._request_count = 0
+        self._batch_count = self._request_count = self._ended = 0
         self._exported: list[Exported] = []
         try:
             self._engine = Engine(
@@ -60,6 +62,8 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run the requests of one dynamic batch; one that cannot be run fails alone."""
         before = time.perf_counter_ns()
+        if self._batch_count and before - self._ended > _PAUSE_NS:
+            self._report()
         responses: list[Any] = [None] * len(requests)
         groups: dict[Any, list[int]] = {}  # requests that can share a batch
         pieces: list[list[Piece]] = []
@@ -83,18 +87,26 @@ class TritonPythonModel:
                 for place in places:
                     responses[place] = _failure(str(error), pb_utils.TritonError.INTERNAL)
             before = time.perf_counter_ns()
+        self._ended = before
         self._batch_count += 1
         self._request_count += len(requests)
         return responses
 
     def finalize(self) -> None:
         """Say in Triton's log where the time went."""
-        count = max(self._batch_count, 1)
+        if self._batch_count:
+            self._report()
+
+    def _report(self) -> None:
+        """Log the mean time of each stage since the last report."""
+        count = self._batch_count
         times = ", ".join(f"{name} {self._nanoseconds[name] / count / 1e3:.1f}" for name in _STAGES)
         pb_utils.Logger.log_info(
-            f"tensorrt backend: {self._batch_count} batches of {self._request_count / count:.2f} requests, "
+            f"tensorrt backend: {count} batches of {self._request_count / count:.2f} requests, "
             f"microseconds a batch: {times}"
         )
+        self._nanoseconds = dict.fromkeys(_STAGES, 0)
+        self._batch_count = self._request_count = 0
 
     def _capture(self, shapes: Shapes, model: str) -> None:
         try:
