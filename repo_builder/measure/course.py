@@ -50,6 +50,12 @@ class Pace:
         share = -(-number // MERGED)
         return dataclasses.replace(self, window_s=0.0, window_requests=share, until_stable=False, most_s=3600.0)
 
+    def for_trace(self, seconds: float) -> Pace:
+        """Return the pace of windows of a third of a trace, until all of it is answered."""
+        return dataclasses.replace(
+            self, window_s=max(0.05, seconds / MERGED), window_requests=0, until_stable=False, most_s=3 * seconds + 60
+        )
+
     @property
     def longest_s(self) -> float:
         """The longest that a level can take, for the schedule of an open loop."""
@@ -81,6 +87,7 @@ class Course:
         level: The load.
         pace: How long it is measured.
         workers: Processes that make the load.
+        expected: Requests after whose answers the level is over; None where windows decide.
         begin_ns: When the first window began; 0 until then.
         begin: The server's counters at that moment.
         pieces: The windows.
@@ -91,6 +98,7 @@ class Course:
     level: Level
     pace: Pace
     workers: int
+    expected: int | None = None
     begin_ns: int = 0
     begin: Snapshot | None = None
     pieces: list[Piece] = field(default_factory=list)
@@ -106,6 +114,12 @@ class Course:
     def waiting(self) -> int:
         """How many requests the open window has."""
         return sum(len(part.done_ns) for part in self.pending)
+
+    @property
+    def seen(self) -> int:
+        """How many requests have ended since the first window began."""
+        parts = [*self.pending, *(item.records for item in self.pieces)]
+        return sum(len(part.done_ns) + len(part.failed_ns) for part in parts)
 
     def start(self, begin_ns: int, begin: Snapshot | None, warm_up: Records) -> None:
         """Begin the first window; of the warm-up nothing is kept."""

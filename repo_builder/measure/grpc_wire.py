@@ -127,7 +127,21 @@ class GrpcStreamTransport(GrpcTransport):
         if len(body) >= size:
             message = bytes(body[:size])
             del body[:size]
-            done(stream.slot, now, message, None)
+            error = stream_error(message[5:])
+            done(stream.slot, now, None if error else message, error)
+
+
+def stream_error(message: bytes) -> str | None:
+    """Return the error in a ModelStreamInferResponse: its first field, a string; None where that is empty."""
+    if not message.startswith(b"\x0a"):
+        return None
+    length, shift, position = 0, 0, 1
+    while True:  # a varint
+        length |= (message[position] & 127) << shift
+        position, shift = position + 1, shift + 7
+        if message[position - 1] < 128:
+            break
+    return message[position : position + length].decode("utf-8", "replace") or None
 
 
 def status_text(fields: dict[str, str]) -> str:

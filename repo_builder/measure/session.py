@@ -52,17 +52,21 @@ class Session:
         self._timeout_s = timeout_s
         self._seed = seed
         self._control = open_control(endpoint, timeout_s)
-        about = self._control.server()
-        self.server = ServerInfo(
-            url=str(endpoint),
-            protocol=endpoint.protocol,
-            name=str(about.get("name", "")),
-            version=str(about.get("version", "")),
-        )
-        self.model = describe(self._control, model, version)
-        self._version = version
-        self._statistics = self._has_statistics()
-        self._sampler = _sampler(endpoint, metrics_url, timeout_s)
+        try:
+            about = self._control.server()
+            self.server = ServerInfo(
+                url=str(endpoint),
+                protocol=endpoint.protocol,
+                name=str(about.get("name", "")),
+                version=str(about.get("version", "")),
+            )
+            self.model = describe(self._control, model, version)
+            self._version = version
+            self._statistics = self._has_statistics()
+            self._sampler = _sampler(endpoint, metrics_url, timeout_s)
+        except BaseException:
+            self._control.close()
+            raise
         self._fleet = Fleet(workers)
 
     def __enter__(self) -> Session:
@@ -104,6 +108,8 @@ class Session:
         self._check(level)
         payloads.check_samples(self.model, samples)
         arrivals = self._arrivals(level, pace)
+        if level.mode == "trace" and arrivals is not None:
+            pace = pace.for_trace(arrivals[-1] / 1e9)
         wire = codec(self.endpoint, self.model.name, self._version)
         if level.shared_memory == "none":
             batches = payloads.batches(self.model, samples, level.batch_size)
@@ -122,7 +128,7 @@ class Session:
             model=self.model.name,
             version=self._version,
             payloads=requests,
-            expected=Expected.of(self.model, level.batch_size),
+            expected=Expected.of(self.model, level.batch_size, inline=level.shared_memory == "none"),
             slots=level.concurrency,
             timeout_s=self._timeout_s,
         )

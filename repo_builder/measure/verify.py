@@ -20,16 +20,19 @@ class Expected:
         version: The version that must answer.
         outputs: Outputs, batch left out where there is one.
         batch: Leading dimension of every output; None where there is none.
+        inline: Whether outputs come in the response, and not in shared memory.
     """
 
     version: str
     outputs: tuple[TensorSpec, ...]
     batch: int | None
+    inline: bool = True
 
     @classmethod
-    def of(cls, model: ServedModel, batch: int) -> Expected:
+    def of(cls, model: ServedModel, batch: int, *, inline: bool = True) -> Expected:
         """Return what a model's responses to requests of one batch size look like."""
-        return cls(version=model.version, outputs=model.outputs, batch=batch if model.batch_axis else None)
+        size = batch if model.batch_axis else None
+        return cls(version=model.version, outputs=model.outputs, batch=size, inline=inline)
 
 
 def verify(response: Response, expected: Expected, request: int) -> None:
@@ -64,6 +67,8 @@ def verify(response: Response, expected: Expected, request: int) -> None:
                 hint="the model does not keep what its configuration says",
             )
         values = response.outputs.get(spec.name)
+        if values is None and expected.inline:
+            raise MeasureError(f"the response lacks the values of the output '{spec.name}'", where=response.model)
         if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
             raise MeasureError(
                 f"the output {spec.name} of request {request} holds NaN or infinite values",

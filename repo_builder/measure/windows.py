@@ -8,13 +8,13 @@ from collections.abc import Callable
 from repo_builder.errors import RepoBuilderError
 from repo_builder.measure import merging, server_stats
 from repo_builder.measure.course import MERGED, Course, Pace, stable
-from repo_builder.measure.load import Records
 from repo_builder.measure.merging import Metrics
 from repo_builder.measure.server_stats import Snapshot
 from repo_builder.measure.worker import Fleet, LoadFailed
 from repo_builder.results import Level, LevelResult
 from repo_builder.tensors import Array
 
+_LEAD_NS = 2_000_000
 Probe = Callable[[], Snapshot]
 
 
@@ -54,30 +54,38 @@ def measure(
     Raises:
         LevelStopped: The server failed or the user interrupted; holds what was measured so far.
     """
-    course = Course(level=level, pace=pace, workers=len(fleet))
     replay = level.mode == "trace"
+    expected = len(arrivals_ns) if replay and arrivals_ns is not None else None
+    course = Course(level=level, pace=pace, workers=len(fleet), expected=expected)
     try:
         if replay:
+            # It is replayed once, so that nothing of it can be discarded: warm up with something else.
             _warm_up(fleet, pace)
-        start_ns = time.monotonic_ns() + 2_000_000
-        fleet.start(None if arrivals_ns is None else arrivals_ns + start_ns)
-        _sleep_until(start_ns + (0 if replay else int(pace.warmup_s * 1e9)))
-        begin, begin_ns = _look(probe)
-        course.start(begin_ns, begin, fleet.take())
+            course.begin, course.begin_ns = _look(probe)
+            _start(fleet, arrivals_ns)
+        else:
+            start_ns = _start(fleet, arrivals_ns)
+            _sleep_until(start_ns + int(pace.warmup_s * 1e9))
+            begin, begin_ns = _look(probe)
+            course.start(begin_ns, begin, fleet.take())
         while not _finished(course):
             _fill(fleet, course)
-            _cut(fleet.take, course, probe)
-        if replay:
-            _cut(fleet.stop, course, probe)
-        else:
-            fleet.stop()
+            _cut(fleet, course, probe)
+        fleet.stop()
         return merging.result(course, metrics)
     except (RepoBuilderError, KeyboardInterrupt) as cause:
         raise _stopped(fleet, course, cause, metrics) from cause
 
 
+def _start(fleet: Fleet, arrivals_ns: Array | None) -> int:
+    """Start the load in a moment, which is returned."""
+    start_ns = time.monotonic_ns() + _LEAD_NS
+    fleet.start(None if arrivals_ns is None else arrivals_ns + start_ns)
+    return start_ns
+
+
 def _warm_up(fleet: Fleet, pace: Pace) -> None:
-    """Load the server without recording: a trace is replayed once, so that nothing of it can be discarded."""
+    """Load the server for a while without keeping anything of it."""
     fleet.start(None)
     time.sleep(pace.warmup_s)
     fleet.stop()
@@ -94,17 +102,19 @@ def _fill(fleet: Fleet, course: Course) -> None:
         course.add(fleet.take())
 
 
-def _cut(take: Callable[[], Records], course: Course, probe: Probe | None) -> None:
+def _cut(fleet: Fleet, course: Course, probe: Probe | None) -> None:
     """End the open window: the server's counters first, then what was recorded up to that moment."""
     end, end_ns = _look(probe)
     if course.begin is not None and end is not None:
         server_stats.between(course.begin, end)  # raises where the model was loaded anew
-    course.add(take())
+    course.add(fleet.take())
     course.cut(end_ns, end)
 
 
 def _finished(course: Course) -> bool:
     pace, number = course.pace, len(course.pieces)
+    if course.expected is not None:
+        return course.seen >= course.expected or _out_of_time(course)
     if number < MERGED:
         return number > 0 and _out_of_time(course)
     if not pace.until_stable or number >= pace.most_windows or _out_of_time(course):
@@ -135,7 +145,8 @@ def _stopped(fleet: Fleet, course: Course, cause: BaseException, metrics: Metric
     if course.begin_ns and last_ns > course.since_ns:
         course.cut(last_ns, None)
     reason = cause.message if isinstance(cause, RepoBuilderError) else "interrupted"
-    return LevelStopped(merging.result(course, metrics, stopped=reason), cause)
+    result = merging.result(course, metrics, stopped=reason)
+    return LevelStopped(result, cause.cause if isinstance(cause, LoadFailed) else cause)
 
 
 def _sleep_until(moment_ns: int) -> None:

@@ -6,6 +6,7 @@ ends when that socket closes, so that none outlives the measuring process.
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -57,14 +58,21 @@ class Fleet:
         return len(self._active)
 
     def prepare(self, job: Job) -> None:
-        """Hand a job to as many workers as it has slots for, and wait until they are connected."""
+        """Hand a job to as many workers as it has slots for, and wait until they are connected.
+
+        Raises:
+            ConnectionLost: One of them could not connect.
+        """
         count = min(len(self._workers), job.slots)
         self._active = self._workers[:count]
         self._timeout_s = job.timeout_s + 20
         for place, worker in enumerate(self._active):
             slots = job.slots // count + (place < job.slots % count)
-            worker.send(("prepare", Job(**{**vars(job), "slots": slots})))
-        self._answers()
+            worker.send(("prepare", dataclasses.replace(job, slots=slots)))
+        try:
+            self._answers()
+        except LoadFailed as failed:
+            raise failed.cause from None
 
     def start(self, arrivals_ns: Array | None) -> None:
         """Start the load; arrivals of an open loop are dealt out to the workers in turn."""
@@ -109,11 +117,13 @@ class LoadFailed(MeasureError):  # noqa: N818 - reads as what it is
     """The load has ended because of the server.
 
     Attributes:
+        cause: Why.
         records: What was recorded since the last time.
     """
 
     def __init__(self, cause: RepoBuilderError, records: Records) -> None:
         super().__init__(cause.message, where=cause.where, hint=cause.hint)
+        self.cause = cause
         self.records = records
 
 

@@ -150,7 +150,7 @@ def explained(result: LevelResult, **facts: object) -> tuple[str, str]:
     ("server", "facts", "largest", "words"),
     [
         ({"queue_us": 1500}, {"model": served(dynamic_batching=False)}, "queue", "1500 µs .* of 1.0: turn on dynamic"),
-        ({"queue_us": 1500}, {"model": served(max_queue_delay_us=2000)}, "queue", "lower .*max_queue_delay_us .now 2000"),
+        ({"queue_us": 1500}, {"model": served(max_queue_delay_us=2000)}, "queue", "lower .* .now 2000 µs"),
         ({"queue_us": 1500}, {}, "queue", "4 samples are in flight: a larger preferred batch"),
         ({"queue_us": 1500, "inferences": 400}, {}, "queue", "server is saturated; less than 4"),
         ({"compute_infer_us": 1500}, {}, "compute", "1500 µs for batches of 1.0, 1500 µs a sample: larger batches"),

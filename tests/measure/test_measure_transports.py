@@ -11,6 +11,7 @@ from concurrent import futures
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
 from repo_builder.errors import MeasureError
 from repo_builder.measure import grpc_wire, http1
@@ -122,6 +123,15 @@ def test_a_stream_that_fails_is_opened_again(grpc_port: int) -> None:
     with opened(grpc_port, "grpc-stream", 1) as transport:
         assert exchange(transport, [grpc_wire.request(b"fail")])[0][2] == "gone (UNAVAILABLE)"
         assert exchange(transport, [grpc_wire.request(b"x")])[0][1] == grpc_wire.request(b"xx")
+
+
+def test_an_error_in_a_stream_is_read_as_protobuf_writes_it() -> None:
+    for text in ("short", "long " * 100, "ü" * 20_000):
+        message = service_pb2.ModelStreamInferResponse(error_message=text)
+        assert grpc_wire.stream_error(message.SerializeToString()) == text
+    fine = service_pb2.ModelStreamInferResponse()
+    fine.infer_response.model_name = "m"
+    assert grpc_wire.stream_error(fine.SerializeToString()) is None
 
 
 def test_many_requests_share_few_connections(grpc_port: int) -> None:
