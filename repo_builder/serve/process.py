@@ -6,6 +6,7 @@ import collections
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _TAIL_LINES = 400
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
 
 
 class Child:
@@ -90,8 +92,13 @@ class Child:
             self._started.set()
         pump = threading.Thread(target=self._pump, name="triton log", daemon=True)
         pump.start()
+        if sys.platform == "linux":
+            # Not reaped yet, it counts as alive for its children: they are still there to be found.
+            with contextlib.suppress(ChildProcessError):  # `exit_code` has reaped it
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        regions = _shared_memory(self.pid)
         self._process.wait()
-        kill_group(self.pid)  # its children may hold the pipe open
+        kill_group(self.pid, regions)  # its children may hold the pipe open
         pump.join(2)
         self._ended.set()
 
@@ -135,11 +142,31 @@ def _tie_to_parent() -> Callable[[], None] | None:
     return tie
 
 
-def kill_group(group: int) -> None:
-    """Kill every process of a group, and give them a moment to be gone."""
+def kill_group(group: int, regions: Sequence[Path] = ()) -> None:
+    """Kill every process of a group, give them a moment to be gone, and remove the shared memory that they leave.
+
+    Args:
+        group: Number of the group.
+        regions: Shared memory known already to be the group's.
+    """
+    regions = [*regions, *_shared_memory(group)]
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
             os.killpg(group, 0)
             time.sleep(0.01)
+    for region in regions:
+        region.unlink(missing_ok=True)
+
+
+def _shared_memory(group: int) -> list[Path]:
+    """Return the regions of Triton's Python backend in a group: its stubs have their names on the command line."""
+    names: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):  # it may end meanwhile
+            stat = (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if stat[2] == str(group):
+                words = (process / "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+                names |= {word for word in words if re.fullmatch(r"triton_\w+_shm_region_[\w-]+", word)}
+    return [_SHARED_MEMORY / name for name in names]

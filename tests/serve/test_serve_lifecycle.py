@@ -22,6 +22,7 @@ from repo_builder.errors import ServeError
 from repo_builder.serve import detached, health
 
 pytestmark = pytest.mark.server
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 QUICKLY = [*FREE_PORTS, "--", "--disable-auto-complete-config"]
 
@@ -101,11 +102,15 @@ def test_killing_the_command_takes_the_server_along(cli: Callable[..., Cli], sma
 def test_a_server_that_dies_is_told_and_leaves_no_children(cli: Callable[..., Cli], small: Path) -> None:
     command = cli(small, "--runtime", "embedded", "--json", *QUICKLY)
     told = command.told()
+    words = [word for line in members(told["pid"]) for word in line.split() if "_shm_region_" in word]
+    regions = [SHARED_MEMORY / word for word in words]
+    assert [region.exists() for region in regions] == [True]
     os.kill(told["pid"], signal.SIGKILL)
     code, errors = command.end()
     assert code == 10
     assert "error: Triton ended unasked by SIGKILL" in errors
     assert gone(told["pid"], 1)
+    assert not regions[0].exists()
 
 
 def test_detached_servers_are_found_again_and_stopped(cli: Callable[..., Cli], small: Path) -> None:
