@@ -163,7 +163,7 @@ def analyze(options: argparse.Namespace, model: str, url: str, load: Sequence[st
 
 
 def stage_times(log: str) -> list[dict[str, float]]:
-    """Return the backend's own account of its time, microseconds a batch: instances of the first load, the second, ..."""
+    """Return the backend's own account of its time, microseconds a batch: all instances of a load, then of the next."""
     pattern = r"tensorrt backend: (\d+) batches of ([\d.]+) requests, microseconds a batch: ([^\"]+)"
     found = []
     for count, requests, stages in re.findall(pattern, log):

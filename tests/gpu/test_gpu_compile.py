@@ -1,0 +1,250 @@
+"""Plans that are really built: what layers become, what is refused, and that they compute what ONNX Runtime does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from repo_builder.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.compile import CompileOptions
+from repo_builder.errors import CompileError
+from repo_builder.recipe import ProfileSpec
+
+NAMES = ("fp16", "fp32", "int8", "mixed")
+MAX_BATCH = 16
+Asked = dict[str, dict[str, str]]
+Compiled = tuple[OnnxArtifact, Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def compile_to(folder: Path, artifact: OnnxArtifact, cache: Path, **changes: Any) -> dict[str, Any]:
+    from repo_builder.compile.tensorrt import TensorRTTarget
+
+    precisions = changes.pop("layer_precisions", artifact.details["layer_precisions"])
+    options = CompileOptions(recipe=artifact.recipe, layer_precisions=precisions, cache_folder=cache, **changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    return TensorRTTarget().compile(artifact, folder, options=options)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def compiled(
+    request: pytest.FixtureRequest,
+    make_artifact: Callable[..., OnnxArtifact],
+    tmp_path_factory: pytest.TempPathFactory,
+    cache: Path,
+) -> Compiled:
+    artifact = make_artifact(request.param)
+    folder = tmp_path_factory.mktemp("plan")
+    return artifact, folder, compile_to(folder, artifact, cache)
+
+
+def run_plan(folder: Path, images: np.ndarray) -> np.ndarray:
+    from repo_builder.compile.trt_plan import PlanRunner
+
+    with PlanRunner(folder / "model.plan") as run:
+        return run({"image": images})["logits"]
+
+
+def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
+    ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime to compare with")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {"image": images[k : k + 64]})[0] for k in range(0, len(images), 64)])
+
+
+def test_every_layer_runs_in_the_precision_that_was_asked(compiled: Compiled, asked: Asked) -> None:
+    artifact, _, details = compiled
+    told = {item["layer"]: (item["asked"], item["got"]) for item in details["precisions"]}
+    assert told == {name: (kind, kind) for name, kind in asked[artifact.recipe.name].items()}
+    assert details["notes"] == []
+
+
+def test_int8_runs_int8_kernels(compiled: Compiled, asked: Asked) -> None:
+    artifact, _, details = compiled
+    kernels = {item["layer"]: item["tactic"] for item in details["precisions"]}
+    for name, kind in asked[artifact.recipe.name].items():
+        assert ("i8" in kernels[name]) == (kind == "int8"), kernels[name]
+
+
+def test_the_engine_tells_types_of_inputs_too(compiled: Compiled) -> None:
+    from repo_builder.compile import trt_inspector, trt_plan
+
+    _, folder, _ = compiled
+    layers = trt_inspector.parse(trt_plan.Plan.load(folder / "model.plan").inspect())
+    assert {item.precision for item in layers} <= {"int8", "fp16", "fp32", "unknown"}
+    assert not [item.name for item in layers if item.kind == "CaskConvolution" and item.precision == "unknown"]
+
+
+def test_outputs_are_those_of_onnx_runtime(compiled: Compiled, images: np.ndarray) -> None:
+    artifact, folder, _ = compiled
+    expected = run_onnx(artifact.model, images)
+    found = run_plan(folder, images)
+    assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
+
+
+def test_every_batch_size_up_to_the_largest(compiled: Compiled, images: np.ndarray) -> None:
+    _, folder, _ = compiled
+    whole = run_plan(folder, images)
+    for count in range(1, MAX_BATCH + 1):
+        np.testing.assert_allclose(run_plan(folder, images[:count]), whole[:count], rtol=1e-3, atol=1e-3)
+
+
+def test_provenance_is_told(compiled: Compiled) -> None:
+    from repo_builder import environment
+
+    _, folder, details = compiled
+    gpu = environment.gpus()[0]
+    assert (details["gpu"], details["driver"], details["compute_capability"]) == (
+        gpu.name,
+        gpu.driver,
+        gpu.compute_capability,
+    )
+    assert details["tensorrt_version"].split(".")[0].isdigit()
+    assert details["profiles"] == [{"image": {key: [n, 3, 8, 8] for key, n in (("min", 1), ("opt", 16), ("max", 16))}}]
+    assert details["plan_bytes"] == (folder / "model.plan").stat().st_size
+    json.dumps(details)
+
+
+def test_a_second_build_reads_the_timing_cache(
+    make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, cache: Path
+) -> None:
+    artifact = make_artifact("int8")
+    compile_to(tmp_path / "first", artifact, tmp_path / "cache")
+    again = compile_to(tmp_path / "second", artifact, tmp_path / "cache")
+    assert again["cached_tactics_bytes"] > 0
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(b"not a cache")
+    damaged = compile_to(tmp_path / "third", artifact, tmp_path / "cache")
+    assert damaged["cached_tactics_bytes"] == 0
+    assert "timing cache" in damaged["notes"][0]
+
+
+def test_another_precision_than_asked_is_refused(
+    make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, cache: Path
+) -> None:
+    artifact = make_artifact("fp32")
+    wanted = {**artifact.details["layer_precisions"], "conv2": "int8"}
+    with pytest.raises(CompileError, match="conv2 was asked as int8 and runs in fp32"):
+        compile_to(tmp_path / "refused", artifact, cache, layer_precisions=wanted)
+    allowed = compile_to(tmp_path / "allowed", artifact, cache, layer_precisions=wanted, allow_precision_mismatch=True)
+    assert "conv2 was asked as int8" in allowed["notes"][0]
+
+
+def test_what_the_parser_refuses_is_named(
+    make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, cache: Path
+) -> None:
+    artifact = make_artifact("fp32")
+    model = onnx.load(str(artifact.model))
+    model.graph.node.append(onnx.helper.make_node("Det", ["image"], ["determinant"], name="the_culprit"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("determinant", onnx.TensorProto.FLOAT, ["n", 3]))
+    changed = tmp_path / "onnx"
+    changed.mkdir()
+    onnx.save(model, changed / "model.onnx")
+    with pytest.raises(CompileError, match=r"the_culprit.*Det"):
+        compile_to(tmp_path / "plan", dataclasses.replace(artifact, path=changed), cache)
+
+
+def test_two_profiles(
+    make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, cache: Path, images: np.ndarray
+) -> None:
+    artifact = make_artifact("int8")
+    profiles = (
+        ProfileSpec(min_batch=1, opt_batch=1, max_batch=2),
+        ProfileSpec(min_batch=3, opt_batch=16, max_batch=16),
+    )
+    spec = dataclasses.replace(artifact.recipe.compile.tensorrt, profiles=profiles)
+    compile_spec = dataclasses.replace(artifact.recipe.compile, tensorrt=spec)
+    changed = dataclasses.replace(artifact, recipe=dataclasses.replace(artifact.recipe, compile=compile_spec))
+    details = compile_to(tmp_path / "plan", changed, cache)
+    assert len(details["profiles"]) == 2
+    expected = run_onnx(artifact.model, images)
+    for count in (1, 2, 3, 16, 64):
+        found = run_plan(tmp_path / "plan", images[:count])
+        assert np.abs(found - expected[:count]).max() <= 0.02 * np.abs(expected).max()
+
+
+def test_a_plan_cut_short_is_refused(compiled: Compiled, tmp_path: Path) -> None:
+    _, folder, _ = compiled
+    path = tmp_path / "model.plan"
+    path.write_bytes((folder / "model.plan").read_bytes()[:-5000])
+    command = [sys.executable, "-m", "repo_builder", "inspect", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == CompileError.exit_code
+    assert "cannot load the plan" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["garbage", "header"])
+def test_a_plan_that_cannot_be_loaded_is_refused(compiled: Compiled, tmp_path: Path, damage: str) -> None:
+    from repo_builder.compile.trt_plan import Plan
+
+    _, folder, _ = compiled
+    data = bytearray((folder / "model.plan").read_bytes())
+    if damage == "garbage":
+        data = bytearray(b"this is no plan at all" * 100)
+    else:
+        data[0:24] = bytes(24)
+    path = tmp_path / "model.plan"
+    path.write_bytes(bytes(data))
+    with pytest.raises(CompileError, match="cannot load the plan") as caught:
+        Plan.load(path)
+    assert caught.value.hint is not None
+    assert "repo-builder compile" in caught.value.hint
+
+
+def test_accuracy_of_vgg7_is_that_of_onnx_runtime(cache: Path, tmp_path: Path) -> None:
+    """Within 0.2 points on the 8,000 test images."""
+    from repo_builder import artifacts, datasets
+    from repo_builder.measure import accuracy
+
+    variants, data_dir = os.environ.get("REPO_BUILDER_VARIANTS"), os.environ.get("REPO_BUILDER_CIFAR10")
+    if not variants or not data_dir:
+        pytest.skip("needs REPO_BUILDER_VARIANTS (see benchmarks/precision_variants.py) and REPO_BUILDER_CIFAR10")
+    artifact = artifacts.read(OnnxArtifact, Path(variants) / "vgg7" / "int8-percentile-99.99")
+    recipe = artifact.recipe
+    dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=Path(data_dir))
+    held_out = dataset.split("test")
+    assert held_out.labels is not None
+    compile_to(tmp_path, artifact, cache)
+    values = held_out.inputs["image"]
+    ours = accuracy.score(run_plan(tmp_path, values), held_out.labels, dataset.classes)
+    theirs = accuracy.score(run_onnx(artifact.model, values), held_out.labels, dataset.classes)
+    assert len(values) >= 8000
+    assert abs(ours.top1 - theirs.top1) <= 0.002
+
+
+def test_compile_and_inspect_from_the_command_line(
+    make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: Asked
+) -> None:
+    from repo_builder import artifacts
+    from repo_builder.cli import run
+
+    artifact = make_artifact("mixed")
+    repository = tmp_path / "repository"
+    build = str(artifact.path.parent)
+    assert run(["compile", build, "--target", "tensorrt", "--output", str(repository), "--json"]) == 0
+    capsys.readouterr()
+    engine = artifacts.read(EngineArtifact, repository / "mixed" / "1")
+    assert engine.target == "tensorrt"
+    assert run(["inspect", str(repository / "mixed"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["source"] == "manifest, engine"
+    assert {item["layer"]: item["got"] for item in told["verdicts"]} == asked["mixed"]
+    bare = tmp_path / "bare.plan"
+    bare.write_bytes((repository / "mixed" / "1" / "model.plan").read_bytes())
+    assert run(["inspect", str(bare)]) == 0
+    assert "linear1" in capsys.readouterr().out
