@@ -3,8 +3,8 @@
     python benchmarks/onnxruntime_gpu.py ARTIFACT DATA_DIR [fp16]
 
 onnxruntime-gpu 1.14.1 is the version whose provider was built against TensorRT 8.5. ARTIFACT is a folder that
-``precision_variants.py`` wrote. The provider in use is asserted: of every node that ran, the profile names the provider.
-Times are of the host's clock around a call with inputs and outputs bound on the GPU.
+``precision_variants.py`` wrote. The provider in use is asserted: the profile names that of every node that ran. Times
+are of the host's clock around a call with inputs and outputs bound on the GPU.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def session(model: Path, folder: Path, *, int8: bool, fp16: bool) -> ort.Inferen
 
 def measure(made: ort.InferenceSession, name: str, output: str, data: TestData) -> dict[str, Any]:
     """Score and time a session."""
-    outputs = []
-    for start in range(0, len(data.values), BATCHES[-1]):
-        outputs.append(made.run([output], {name: data.values[start : start + BATCHES[-1]]})[0])
+    step = BATCHES[-1]
+    starts = range(0, len(data.values), step)
+    outputs = [made.run([output], {name: data.values[start : start + step]})[0] for start in starts]
     row: dict[str, Any] = {"accuracy": scores(np.concatenate(outputs), data), "latency_us": {}, "with_copies_us": {}}
     for size in BATCHES:
         values = np.ascontiguousarray(data.values[:size])
