@@ -59,9 +59,10 @@ def main() -> None:
     parser.add_argument("--delay-us", type=int, default=100)
     parser.add_argument("--window-ms", type=int, default=1500)
     parser.add_argument("--log-folder", type=Path)
+    parser.add_argument("--engine", type=Path, help="folder in which the plan is kept for the next run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        engine = build(options.artifact, Path(temporary) / "engine")
+        engine = build(options.artifact, options.engine or Path(temporary) / "engine")
         rows = list(measure(engine, options, Path(temporary)))
     machine = {**environment.describe(), "cuda": device.versions()}
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -75,7 +76,9 @@ def main() -> None:
 
 
 def build(folder: Path, target: Path) -> EngineArtifact:
-    """Compile the artifact."""
+    """Compile the artifact, or take what an earlier run made of it."""
+    if (target / artifacts.MANIFEST).exists():
+        return artifacts.read(EngineArtifact, target)
     exported = artifacts.read(OnnxArtifact, folder)
     target.mkdir(parents=True)
     details = TensorRTTarget().compile(
@@ -87,7 +90,7 @@ def build(folder: Path, target: Path) -> EngineArtifact:
             cache_folder=target.parent / "cache",
         ),
     )
-    return EngineArtifact(
+    engine = EngineArtifact(
         path=target,
         key="",
         recipe=exported.recipe,
@@ -97,6 +100,8 @@ def build(folder: Path, target: Path) -> EngineArtifact:
         files=artifacts.hashes(target),
         details=details,
     )
+    artifacts.write_manifest(engine)
+    return engine
 
 
 def measure(engine: EngineArtifact, options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
@@ -121,7 +126,9 @@ def measure(engine: EngineArtifact, options: argparse.Namespace, folder: Path) -
             server.wait_ready(120)
             for load in LOADS:
                 found = analyze(options, recipe.name, server.grpc_url, load.options)
-                rows.append({"backend": backend, "instances": count, "load": load.name, **found})
+                rows.append({
+                    "backend": backend, "instances": count, "delay_us": options.delay_us, "load": load.name, **found,
+                })  # fmt: skip
         stages = stage_times(log.read_text(encoding="utf-8", errors="replace"))
         for place, row in enumerate(rows):
             row["stages"] = stages[place * count : (place + 1) * count]
@@ -143,7 +150,7 @@ def naive_backends(folder: Path) -> Path:
 def analyze(options: argparse.Namespace, model: str, url: str, load: Sequence[str]) -> dict[str, Any]:
     """Run perf_analyzer and read what it printed."""
     program = [str(options.perf_analyzer.absolute()), "-m", model, "-u", url, "-i", "grpc"]
-    program += ["-p", str(options.window_ms), "-s", "15", "-r", "5", *load]
+    program += ["-p", str(options.window_ms), "-s", "25", "-r", "6", *load]
     done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
     text = done.stdout + done.stderr
 
