@@ -1,4 +1,4 @@
-"""Record what published TensorRT bindings offer, without their libraries: python record_tensorrt_bindings.py > tensorrt_bindings.json
+"""Record what published TensorRT bindings offer: python record_tensorrt_bindings.py > tensorrt_bindings.json
 
 The bindings are extension modules that link libnvinfer and its kin and call a handful of functions of theirs. Those are
 replaced by empty libraries made here, which is enough to import the module and read its classes and docstrings; nothing

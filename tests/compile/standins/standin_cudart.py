@@ -1,3 +1,4 @@
+# ruff: noqa: N801, N815, N816 - the names are CUDA's
 """The CUDA calls that the tensorrt backend makes, on host memory: "device" addresses are addresses of this process.
 
 Everything happens at once, in the order of the calls. While a stream is captured, ``RECORDING`` holds what the stand-in

@@ -84,7 +84,7 @@ class Context:
 
     def set_input_shape(self, name, shape):
         low, _, high = self.engine.tensors[name]["profiles"][self.profile]
-        if len(shape) != len(low) or not all(a <= b <= c for a, b, c in zip(low, shape, high)):
+        if len(shape) != len(low) or not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
             return False
         self.shapes[name] = tuple(shape)
         return True
