@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repo_builder.errors import MeasureError
@@ -93,10 +93,15 @@ def count(entries: Iterable[Mapping[str, Any]]) -> Counters:
 def between(before: Snapshot, after: Snapshot) -> tuple[ServerTime, ...]:
     """Return what happened between two snapshots, the measured model first.
 
+    Triton counts under an ensemble what the models that it is made of compute, but not how long their queues were:
+    that is added here, so that the parts of the first entry add up to its total.
+
     Raises:
         MeasureError: Counters went down: the server or the model was restarted.
     """
-    return tuple(_difference(name, before.counters[name], after.counters[name]) for name in after.counters)
+    first, *others = (_difference(name, before.counters[name], after.counters[name]) for name in after.counters)
+    waits = sum(item.queue_us * item.requests / max(1, first.requests) for item in others)
+    return replace(first, queue_us=first.queue_us + waits), *others
 
 
 def _difference(name: str, before: Counters, after: Counters) -> ServerTime:

@@ -104,7 +104,7 @@ class ServerTime:
         inferences: Samples that it counted.
         executions: Batches that it ran.
         total_us: Time in the server.
-        queue_us: Time in the queue.
+        queue_us: Time in the queue; of an ensemble, in the queues of the models that it is made of.
         compute_input_us: Time to gather the inputs.
         compute_infer_us: Time to run the model.
         compute_output_us: Time to hand the outputs out.

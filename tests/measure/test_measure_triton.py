@@ -117,6 +117,9 @@ def test_an_ensemble_shows_what_it_is_made_of(triton: serve.Server) -> None:
         found = made.measure(Level(concurrency=2), numbers(40), QUICK)
     assert [item.model for item in found.server] == ["pair", "identity", "batching"]
     assert all(item.requests > 0 for item in found.server)
+    pair = found.server[0]
+    parts = pair.queue_us + pair.compute_input_us + pair.compute_infer_us + pair.compute_output_us
+    assert parts == pytest.approx(pair.total_us, rel=0.1)
 
 
 @pytest.mark.parametrize(("model", "shapes"), [("unbatched", {}), ("text", {}), ("flexible", {"x": (7,)})])
