@@ -117,7 +117,8 @@ class Sampler:
             return False
         finally:
             connection.close()
-        self._samples.append(Sample(time.monotonic_ns(), values))
+        if values:
+            self._samples.append(Sample(time.monotonic_ns(), values))
         return bool(values)
 
 
