@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from markupsafe import Markup
 
@@ -120,7 +119,10 @@ def rungs(ladder: Ladder) -> Markup | None:
 
 def _family(level: Level) -> str:
     """Return what levels of one curve share."""
-    return str(replace(level, mode="concurrency", concurrency=1)).partition(" × ")[2]
+    kind = {"concurrency": "", "rate": ", constant rate", "poisson": ", Poisson arrivals", "trace": ", trace"}[
+        level.mode
+    ]
+    return str(level).partition(" × ")[2] + kind
 
 
 def _load(level: Level) -> str:

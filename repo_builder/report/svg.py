@@ -102,7 +102,7 @@ def bar_chart(
         names: Names of the parts.
         form: How a total is written.
     """
-    left, each = 190, 34
+    left, each = _label_width([label for label, _ in rows]), 34
     height = each * len(rows) + 16
     most = max((sum(parts) for _, parts in rows), default=1.0) or 1.0
     scale = (WIDTH - left - 90) / most
@@ -131,7 +131,7 @@ def interval_chart(
     title: str, description: str, rows: Sequence[tuple[str, float, float, float, bool]], axis: Axis
 ) -> Markup:
     """Return one value with its interval a row: (label, low, value, high, whether it is marked)."""
-    left, each = 190, 30
+    left, each = _label_width([row[0] for row in rows]), 30
     bottom = each * len(rows) + 10
     parts = []
     for tick in axis.ticks():
@@ -148,6 +148,11 @@ def interval_chart(
         )
         parts.append(f'<circle class="dot f{colour}" cx="{at:.1f}" cy="{middle:.1f}" r="5"/>')
     return _wrap(title, description, "".join(parts), bottom + 24)
+
+
+def _label_width(labels: Sequence[str]) -> int:
+    """Return the room that labels need left of the bars."""
+    return min(WIDTH // 2, 24 + round(6.8 * max(map(len, labels), default=0)))
 
 
 def _wrap(title: str, description: str, body: str, height: int) -> Markup:
