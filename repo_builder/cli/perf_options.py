@@ -39,7 +39,9 @@ _OPTIONS = (
         "--shared-memory", type=click.Choice(["none", "system", "cuda"]), default="none", show_default=True,
         help="Where tensors travel.",
     ),
-    click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes making the load."),
+    click.option(
+        "--workers", type=click.IntRange(1), help="Processes that make the load. [default: one for every 4 cores, up to 4]"
+    ),
     # how long
     click.option("--window-ms", type=click.IntRange(1), default=1000, show_default=True, help="Least time a window."),
     click.option("--window-requests", type=click.IntRange(1), default=50, show_default=True, help="Least requests."),

@@ -42,7 +42,7 @@ class PerfOptions:
         reference: An earlier run to compare with.
         tolerances: What the comparison accepts.
         timeout_s: Deadline of every call.
-        workers: Processes that make the load.
+        workers: Processes that make the load; None takes one for every four cores, up to four.
         seed: Seed of made-up inputs and random arrival times.
     """
 
@@ -62,7 +62,7 @@ class PerfOptions:
     reference: PerfRun | None = None
     tolerances: Tolerances = field(default_factory=Tolerances)
     timeout_s: float = 10.0
-    workers: int = 1
+    workers: int | None = None
     seed: int = 0
 
 

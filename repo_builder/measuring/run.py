@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import itertools
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -43,7 +44,7 @@ def perf(options: PerfOptions, collected: Collected) -> None:
         version=options.version,
         metrics_url=options.metrics_url,
         timeout_s=options.timeout_s,
-        workers=options.workers,
+        workers=options.workers or min(4, max(1, (os.cpu_count() or 1) // 4)),
         seed=options.seed,
     )
     try:

@@ -47,7 +47,7 @@ def _failures(run: PerfRun) -> list[Sentence]:
             else f"outputs differ by up to {numbers.small(rung.max_abs_diff)}"
         )
         found.append(f"The form '{rung.form}' departs from '{above.form}' by more than the tolerance: {how}.")
-    found.extend(f"{_sentence(text)}" for text in _regressions(run.comparison))
+    found.extend(_regressions(run.comparison))
     errors = sum(item.errors for item in run.levels)
     if errors:
         said = next((text for item in run.levels for text in item.failures), "no reason given")

@@ -60,7 +60,7 @@ def test_the_verdict_begins_with_what_is_bad(perf_run: PerfRun) -> None:
     text = " ".join(item.text for item in found if item.tone == "bad")
     assert "ended early: no response within 10 s" in text
     assert "'served' departs from 'engine' by more than the tolerance: top-1 falls from 99.26 % to 95.00 %" in text
-    assert "worse than the baseline's" in text
+    assert "Worse than the baseline: p50 at concurrency 1 × batch 1, bootstrap interval" in text
     assert "2 requests failed" in text
     doubts = " ".join(item.text for item in found if item.tone == "warning")
     assert "Not stable" in doubts
