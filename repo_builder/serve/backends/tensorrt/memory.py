@@ -8,6 +8,7 @@ straight from there. ``as_numpy`` gives a copy of them on the heap, so their add
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from bisect import bisect_right
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 from repo_builder.device import cudart
 from repo_builder.tensors import Array
 
-_REGION = "triton_python_backend_shm_region"
+# Triton names the region after the backend: triton_tensorrt_backend_shm_region_1, in the embedded server.
+_REGION = re.compile(r"triton_\w+_backend_shm_region")
 _MAPS = Path("/proc/self/maps")
 
 # DLTensor: data, device type, device number, ndim, type code, bits, lanes, shape, strides, byte offset.
@@ -105,7 +107,7 @@ class LockedPages:
                     self._ranges[place - 1] = (end, self._ranges[place - 1][1])
                     return
                 self._starts.insert(place, start)
-                self._ranges.insert(place, (end, _REGION in rest and _lock(start, end - start)))
+                self._ranges.insert(place, (end, bool(_REGION.search(rest)) and _lock(start, end - start)))
                 return
 
 
