@@ -36,7 +36,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Compile ARTIFACT, the folder build/NAME of another machine's build, on the GPU that will serve it.
+    """Compile ARTIFACT, the folder build/NAME of another machine's build, on the GPU that will serve it.
 
     Only build/NAME/onnx has to be copied here; torch is not needed. The plan is put into the model repository with
     its config.pbtxt, and the engine is scored where the held-out data is at hand.

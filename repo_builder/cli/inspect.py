@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(path: Path, as_json: bool) -> None:
-    r"""Show what every layer of a compiled model is: the precision asked and got, the kernel, and what was fused.
+    """Show what every layer of a compiled model is: the precision asked and got, the kernel, and what was fused.
 
     PATH is a model's folder in a repository, build/NAME, a .plan or an .onnx file. The manifest that repo-builder
     writes beside a plan is enough; for a plan from elsewhere the engine is asked, which takes TensorRT and its GPU.

@@ -40,7 +40,7 @@ _OPTIONS = (
         help="Where tensors travel.",
     ),
     click.option(
-        "--workers", type=click.IntRange(1), help="Processes that make the load. [default: one for every 4 cores, up to 4]"
+        "--workers", type=click.IntRange(1), help="Processes that make the load. [default: one for 4 cores, at most 4]"
     ),
     # how long
     click.option("--window-ms", type=click.IntRange(1), default=1000, show_default=True, help="Least time a window."),

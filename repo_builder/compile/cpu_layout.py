@@ -3,7 +3,8 @@
 TensorRT's layout has symmetric int8 everywhere, which on a CPU is slower than fp32: a Relu between a convolution and
 its QuantizeLinear keeps both apart. Here an activation that comes from a Relu is quantized right behind it to uint8
 with zero point 0 and the same scale, which lets ONNX Runtime drop the Relu and form QLinearConv and QGemm. Up to the
-calibrated maximum its codes are the same numbers; above it, where int8 clips, uint8 goes on to twice the maximum. Weights become int8 initializers and biases int32 ones.
+calibrated maximum its codes are the same numbers; above it, where int8 clips, uint8 goes on to twice the maximum.
+Weights become int8 initializers and biases int32 ones.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from repo_builder import environment
 from repo_builder.artifacts import OnnxArtifact
 from repo_builder.compile import CompileOptions, speed
 from repo_builder.compile.cpu_layout import quantized_layers, to_cpu_layout
-from repo_builder.errors import CompileError
+from repo_builder.errors import CompileError, first_line
 from repo_builder.recipe import Recipe
 from repo_builder.tensors import Array
 
@@ -131,7 +131,7 @@ class OnnxRuntimeRunner:
         try:
             self.session = ort.InferenceSession(str(model_file), options, providers=[provider])
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise CompileError(f"ONNX Runtime refuses it: {_first_line(error)}", where=str(model_file)) from error
+            raise CompileError(f"ONNX Runtime refuses it: {first_line(error)}", where=str(model_file)) from error
         if self.session.get_providers()[0] != provider:
             found = ", ".join(self.session.get_providers())
             raise CompileError(f"runs on {found}, not on {provider}", where=str(model_file))
@@ -155,7 +155,3 @@ class OnnxRuntimeRunner:
     ) -> None:
         """Free the session."""
         del self.session
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

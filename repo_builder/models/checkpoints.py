@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from repo_builder import files
-from repo_builder.errors import ModelError, did_you_mean
+from repo_builder.errors import ModelError, did_you_mean, first_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile
@@ -67,7 +67,7 @@ def read(path: Path, *, where: str) -> Any:  # noqa: ANN401 - checked by the cal
             hint="save torch.save(model.state_dict(), ...) or a .safetensors file",
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path} is no checkpoint, or is damaged ({_first_line(error)})", where=where) from error
+        raise ModelError(f"{path} is no checkpoint, or is damaged ({first_line(error)})", where=where) from error
 
 
 def facts(path: Path) -> dict[str, str]:
@@ -159,7 +159,3 @@ def _listed(items: list[str], separator: str = ", ") -> str:
 
 def _shape(tensor: torch.Tensor) -> str:
     return str(list(tensor.shape))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -94,7 +94,7 @@ def export(
     """
     way = _export_onnx if origin.is_onnx else _export_torch
     outputs, layers, fp16_layers = way(recipe, origin, calibration, held_out, folder)
-    check: Callable[[Path], None] = loading.load("repo_builder.export.qdq:check", extra="build")
+    check: Callable[..., None] = loading.load("repo_builder.export.qdq:check", extra="build")
     precisions: Callable[[onnx.ModelProto], dict[str, str]] = loading.load(
         "repo_builder.export.qdq:layer_precisions", extra="build"
     )
@@ -103,7 +103,7 @@ def export(
         to_fp16 = loading.load("repo_builder.export.precision:to_fp16_regions", extra="build")
         onnx.save(to_fp16(onnx.load(model_file), fp16_layers), model_file)
     with progress.step("check Q/DQ") as step:
-        check(model_file)
+        check(model_file, layers=layers)
         step.wrote(model_file, shown=shown / model_file.name)
     with progress.step("run exported ONNX"):
         outputs["onnx"] = _run_onnx(model_file, held_out, recipe)

@@ -88,7 +88,7 @@ class Network:
     def model(self) -> onnx.ModelProto:
         value, size = "image", {"kernel_shape": [2, 2], "strides": [2, 2]}
         for name, shape, amax in (("conv1", (32, 3, 3, 3), 4.0), ("conv2", (64, 32, 3, 3), 6.0)):
-            value = self.layer("Conv", value, name, shape, amax, pads=[1, 1, 1, 1])
+            value = self.layer("Conv", value, name, shape, amax, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
             value = self.node("MaxPool", [self.node("Relu", [value], f"/{name}/Relu")], f"/{name}/MaxPool", **size)
         value = self.node("Flatten", [value], "/Flatten")
         value = self.layer("Gemm", value, "linear1", (64, 256), 8.0, transB=1)
