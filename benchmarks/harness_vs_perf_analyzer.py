@@ -11,7 +11,8 @@ of the figures, and both are measured from outside alike.
 
 The bars: built-in vgg at batch 1 and 8, concurrency 1 and 4, gRPC and HTTP: throughput within 3 %, p50 and p99 within
 5 %. A do-nothing model at concurrency 16: at least 90 % of perf_analyzer's throughput. CPU per request at most twice
-perf_analyzer's over HTTP and four times over gRPC.
+perf_analyzer's over HTTP and four times over gRPC. A figure that is off on the good side is called better, not met:
+what a client takes itself is in the latencies that it measures, and in a closed loop in the throughput.
 """
 
 from __future__ import annotations
@@ -194,15 +195,18 @@ def compare(
     }
 
 
-def bars(case: Case, ratio: dict[str, float]) -> dict[str, bool]:
-    """Return which bars a case meets."""
-    found = {"cpu": ratio["cpu_us_per_request"] <= CPU[case.protocol]}
+def bars(case: Case, ratio: dict[str, float]) -> dict[str, str]:
+    """Return for every bar of a case whether it is ``met``, ``missed``, or ``better``: off on the good side."""
+    found = {"cpu": "met" if ratio["cpu_us_per_request"] <= CPU[case.protocol] else "missed"}
     if case.model == "identity":
-        return found | {"offered load": ratio["infer_per_s"] >= IDENTITY}
+        return found | {"offered load": "met" if ratio["infer_per_s"] >= IDENTITY else "missed"}
+    gains = {
+        "throughput": (ratio["infer_per_s"] - 1, THROUGHPUT),
+        "p50": (1 - ratio["p50_us"], LATENCY),
+        "p99": (1 - ratio["p99_us"], LATENCY),
+    }
     return found | {
-        "throughput": abs(ratio["infer_per_s"] - 1) <= THROUGHPUT,
-        "p50": abs(ratio["p50_us"] - 1) <= LATENCY,
-        "p99": abs(ratio["p99_us"] - 1) <= LATENCY,
+        name: "met" if abs(gain) <= band else "better" if gain > 0 else "missed" for name, (gain, band) in gains.items()
     }
 
 
@@ -220,9 +224,9 @@ def show(results: list[dict[str, Any]]) -> None:
                 format(item["perf_analyzer"][name], form),
                 f"{item['ours'][name]:{form}} ({item['ratio'][name]:.2f}×)",
             ]
-        missed = [name for name, met in item["bars"].items() if not met]
+        off = [f"{name} {how}" for name, how in item["bars"].items() if how != "met"]
         head = f"| {item['model']} | {item['protocol']} | {item['batch']} | {item['concurrency']} "
-        click.echo(f"{head}| {' | '.join(cells)} | {'missed: ' + ', '.join(missed) if missed else 'met'} |")
+        click.echo(f"{head}| {' | '.join(cells)} | {', '.join(off) or 'met'} |")
 
 
 @click.command()
@@ -273,7 +277,7 @@ def main(
             "results": results,
         }
         files.write_json(output, document)
-    if any(not met for item in results for met in item["bars"].values()):
+    if any(how == "missed" for item in results for how in item["bars"].values()):
         sys.exit(1)
 
 

@@ -36,8 +36,15 @@ class HttpTransport:
             raise
 
     def send(self, slot: int, payload: bytes) -> None:
-        """Start sending; what the socket does not take at once follows in ``wait``."""
-        sent = self._write(slot, payload)
+        """Start sending; what the socket does not take at once follows in ``wait``.
+
+        Head and body are two writes, as they are in NVIDIA's clients: a server may wake up for each.
+        """
+        head = payload.find(b"\r\n\r\n") + 4
+        body = memoryview(payload)[head:]
+        sent = self._write(slot, payload[:head])
+        if sent == head and body:
+            sent += self._write(slot, body)
         if sent < len(payload):
             self._unsent[slot] = memoryview(payload)[sent:]
             self._selector.modify(self._sockets[slot], selectors.EVENT_READ | selectors.EVENT_WRITE, slot)

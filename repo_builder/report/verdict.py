@@ -56,9 +56,8 @@ def _failures(run: PerfRun) -> list[Sentence]:
 
 
 def _regressions(comparison: Comparison | None) -> list[str]:
-    return [
-        f"{item.what} is worse than the baseline's: {item.how}" for item in (comparison.worse if comparison else ())
-    ]
+    worse = comparison.worse if comparison else ()
+    return [f"Worse than the baseline: {item.what}, {item.how}." for item in worse]
 
 
 def _doubts(run: PerfRun) -> list[Sentence]:
