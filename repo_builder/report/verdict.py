@@ -61,7 +61,7 @@ def _regressions(comparison: Comparison | None) -> list[str]:
 
 
 def _doubts(run: PerfRun) -> list[Sentence]:
-    found = []
+    found = [f"Accuracy was not measured: {run.accuracy_skipped}."] if run.accuracy_skipped else []
     unstable = [str(item.level) for item in run.levels if item.stable is False and not item.stopped]
     if unstable:
         found.append(f"Not stable, take with care: {'; '.join(unstable)}.")
@@ -81,8 +81,6 @@ def _findings(run: PerfRun) -> list[Sentence]:
             f"(95 % interval {numbers.interval(run.accuracy.low, run.accuracy.high)}) "
             f"on {run.accuracy.samples:,} held-out samples."
         )
-    elif run.accuracy_skipped:
-        found.append(f"Accuracy was not measured: {run.accuracy_skipped}.")
     if run.ladder and not run.ladder.culprit and len(run.ladder.rungs) > 1:
         found.append(f"No form departs from the one above it, from {run.ladder.rungs[0].form} to served.")
     top = best(run)

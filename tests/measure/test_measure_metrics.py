@@ -11,11 +11,11 @@ import pytest
 
 from repo_builder.measure.metrics import Sampler
 
-POWER_W, STEP_S = 200.0, 0.4
+POWER_W, STEP_S = 200.0, 0.3
 
 
 class Metrics(http.server.BaseHTTPRequestHandler):
-    """A GPU that draws 200 W; the server renews its energy counter every 0.4 s."""
+    """A GPU that draws 200 W; the server renews its energy counter every 0.3 s."""
 
     begin = time.monotonic()
 
@@ -52,9 +52,9 @@ def test_energy_power_and_utilisation_of_a_load_and_of_rest(port: int) -> None:
     try:
         assert sampler.available
         assert sampler.has_gpus
-        sampler.rest(1.6)
+        sampler.rest(1.2)
         start = time.monotonic_ns()
-        time.sleep(2.2)
+        time.sleep(1.7)
         end = time.monotonic_ns()
     finally:
         sampler.close()
@@ -64,8 +64,8 @@ def test_energy_power_and_utilisation_of_a_load_and_of_rest(port: int) -> None:
     (gpu,) = found.gpus
     assert (gpu.name, gpu.utilisation, gpu.memory_used_bytes) == ("GPU-a", 0.25, 3e9)
     # the counter's steps are seen up to a reading (0.25 s) late
-    assert gpu.power_w == pytest.approx(POWER_W, rel=0.35)
-    assert gpu.idle_power_w == pytest.approx(POWER_W, rel=0.5)
+    assert gpu.power_w == pytest.approx(POWER_W, rel=0.45)
+    assert gpu.idle_power_w == pytest.approx(POWER_W, rel=0.6)
     assert gpu.energy_j_per_inference is not None
     assert gpu.power_w is not None
     assert gpu.energy_j_per_inference == pytest.approx(gpu.power_w / 1000, rel=0.01)
@@ -74,7 +74,7 @@ def test_energy_power_and_utilisation_of_a_load_and_of_rest(port: int) -> None:
 def test_power_stands_in_where_the_counter_is_too_slow(port: int) -> None:
     sampler = Sampler("127.0.0.1", port)
     start = time.monotonic_ns()
-    time.sleep(0.4)
+    time.sleep(0.3)
     sampler.close()
     found = sampler.over(start, time.monotonic_ns(), inferences=100)
     assert found is not None

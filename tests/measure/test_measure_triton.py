@@ -316,10 +316,10 @@ def test_a_server_that_is_killed(own_triton: Callable[..., serve.Server], protoc
 def test_a_server_that_is_paused_and_goes_on(own_triton: Callable[..., serve.Server]) -> None:
     server = own_triton()
     try:
-        with session(server, timeout_s=1.0) as made:
+        with session(server, timeout_s=0.5) as made:
             with meanwhile(made, lambda: os.kill(server.pid, signal.SIGSTOP)):
                 stopped = ends_early(made, Level(concurrency=2, shared_memory="system"), pace=ENDLESS)
-            assert "within 1 s" in stopped.result.stopped
+            assert "within 0.5 s" in stopped.result.stopped
             assert has_a_part(stopped.result)
             os.kill(server.pid, signal.SIGCONT)
             assert made.measure(Level(), numbers(4), QUICK).requests > 0
@@ -353,15 +353,7 @@ def order(server: serve.Server, action: str) -> None:
     urllib.request.urlopen(urllib.request.Request(url, data=b"{}", method="POST"), timeout=30).read()
 
 
-def test_a_model_that_is_unloaded(own_triton: Callable[..., serve.Server]) -> None:
-    server = own_triton()
-    with session(server) as made, meanwhile(made, lambda: order(server, "unload")):
-        stopped = ends_early(made, Level(concurrency=2), pace=ENDLESS)
-        assert has_a_part(stopped.result)
-        assert "identity" in stopped.result.stopped
-
-
-def test_a_model_that_is_replaced_by_another_version(own_triton: Callable[..., serve.Server], tmp_path: Path) -> None:
+def test_a_model_that_is_replaced_and_then_unloaded(own_triton: Callable[..., serve.Server], tmp_path: Path) -> None:
     server = own_triton()
     folder = tmp_path / "repository" / "identity"
 
@@ -374,15 +366,20 @@ def test_a_model_that_is_replaced_by_another_version(own_triton: Callable[..., s
         stopped = ends_early(made, Level(concurrency=2), pace=ENDLESS)
     assert has_a_part(stopped.result)
     assert "replaced" in stopped.result.stopped or "loaded anew" in stopped.result.stopped
+    with session(server) as made, meanwhile(made, lambda: order(server, "unload")):
+        assert made.model.version == "2"
+        stopped = ends_early(made, Level(concurrency=2), pace=ENDLESS)
+    assert has_a_part(stopped.result)
+    assert "identity" in stopped.result.stopped
 
 
 def test_a_response_that_never_comes(triton: serve.Server) -> None:
-    with session(triton, "moody", timeout_s=0.5) as made:
-        waits = moods(SLEEPS, first=1.5)
-        assert "within 0.5 s" in ends_early(made, Level(), waits).result.stopped
-        with pytest.raises(MeasureError, match=r"no response within 0\.5 s"):
+    with session(triton, "moody", timeout_s=0.3) as made:
+        waits = moods(SLEEPS, first=0.8)
+        assert "within 0.3 s" in ends_early(made, Level(), waits).result.stopped
+        with pytest.raises(MeasureError, match=r"no response within 0\.3 s"):
             made.infer(waits)
-    time.sleep(4)  # until the server has done what it was asked
+    time.sleep(1.5)  # until the server has done what it was asked
 
 
 def test_an_interrupt_keeps_what_there_is(triton: serve.Server) -> None:

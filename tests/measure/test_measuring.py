@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from repo_builder import artifacts, files, measuring, serve
+from repo_builder import artifacts, measuring, serve
 from repo_builder.artifacts import EngineArtifact, LayerRecord, OnnxArtifact
 from repo_builder.errors import MeasureError
 from repo_builder.measure.course import Pace
@@ -19,39 +18,12 @@ from repo_builder.results import Level, PerfRun
 
 pytestmark = pytest.mark.server
 
-CONFIG = """name: "linear"
-backend: "python"
-max_batch_size: 8
-input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
-output [ { name: "y" data_type: TYPE_FP32 dims: [ 3 ] } ]
-instance_group [ { kind: KIND_CPU count: 1 } ]
-"""
-MODEL = """import numpy as np
-import triton_python_backend_utils as pb
-
-
-class TritonPythonModel:
-    def execute(self, requests):
-        inputs = [pb.get_input_tensor_by_name(item, "x").as_numpy() for item in requests]
-        return [pb.InferenceResponse([pb.Tensor("y", np.ascontiguousarray(x[:, :3]))]) for x in inputs]
-"""
 SAMPLES = 100
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
-    repository = tmp_path_factory.mktemp("measuring") / "repository"
-    files.write_text(repository / "linear" / "config.pbtxt", CONFIG)
-    files.write_text(repository / "linear" / "1" / "model.py", MODEL)
-    log = repository.parent / "log"
-    with serve.start(repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, log=log) as started:
-        started.wait_ready(60)
-        yield started
 
 
 def values() -> tuple[np.ndarray, np.ndarray]:
     x = np.random.default_rng(0).random((SAMPLES, 4)).astype(np.float32)
-    return x, x[:, :3].argmax(axis=1)
+    return x, x.argmax(axis=1)
 
 
 def recipe(folder: Path, **measure: object) -> Recipe:
@@ -59,11 +31,11 @@ def recipe(folder: Path, **measure: object) -> Recipe:
     np.savez(folder / "data.npz", x=x, y=y)
     return parse(
         {
-            "name": "linear",
+            "name": "identity",
             "model": {
-                "source": "linear.onnx",
+                "source": "identity.onnx",
                 "inputs": [{"name": "x", "dtype": "fp32", "shape": [4]}],
-                "outputs": [{"name": "y", "dtype": "fp32", "shape": [3]}],
+                "outputs": [{"name": "y", "dtype": "fp32", "shape": [4]}],
             },
             "data": {"source": str(folder / "data.npz"), "arguments": {"split": "test"}},
             "measure": {"batch_sizes": [1, 4, 64], "concurrency": [2], **measure},
@@ -83,7 +55,7 @@ def build(folder: Path, made: Recipe, **forms: np.ndarray) -> None:
         "engine": {"engine": forms["engine"]},
     }
     for kind, name in ((OnnxArtifact, "onnx"), (EngineArtifact, "engine")):
-        place = folder / "build" / "linear" / name
+        place = folder / "build" / "identity" / name
         place.mkdir(parents=True)
         np.savez(place / "outputs.npz", **kept[name])
         details = {"target": "no such target"}
@@ -99,10 +71,10 @@ def build(folder: Path, made: Recipe, **forms: np.ndarray) -> None:
         artifacts.write_manifest(artifact)
 
 
-def measured(server: serve.Server, folder: Path, **changes: object) -> PerfRun:
+def measured(triton: serve.Server, folder: Path, **changes: object) -> PerfRun:
     options = measuring.PerfOptions(
-        model="linear",
-        endpoint=Endpoint.parse(server.grpc_url, "grpc"),
+        model="identity",
+        endpoint=Endpoint.parse(triton.grpc_url, "grpc"),
         work=folder / "build",
         pace=Pace(warmup_s=0.05, window_s=0.1, window_requests=3, most_windows=3),
     )
@@ -112,12 +84,12 @@ def measured(server: serve.Server, folder: Path, **changes: object) -> PerfRun:
     return collected.run
 
 
-def test_the_ladder_reaches_from_the_build_to_the_server(server: serve.Server, tmp_path: Path) -> None:
-    right = values()[0][:, :3]
+def test_the_ladder_reaches_from_the_build_to_the_server(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
     wrong = right.copy()
     wrong[:7] = np.roll(wrong[:7], 1, axis=1)
     build(tmp_path, recipe(tmp_path), fp32=right, fake_quantized=right, onnx=wrong, engine=wrong)
-    run = measured(server, tmp_path)
+    run = measured(triton, tmp_path)
     assert run.ladder is not None
     assert [item.form for item in run.ladder.rungs] == ["fp32", "fake-quantized", "onnx", "engine", "served"]
     assert run.ladder.culprit == "onnx"
@@ -125,21 +97,21 @@ def test_the_ladder_reaches_from_the_build_to_the_server(server: serve.Server, t
     assert run.ladder.rungs[4].agreement == 0.93
     assert run.accuracy is not None
     assert run.accuracy.top1 == 1
-    assert run.recipe.startswith("linear (")
+    assert run.recipe.startswith("identity (")
     assert [item.name for item in run.layers] == ["fc"]
     assert [item.level.batch_size for item in run.levels] == [1, 4]  # 64 is more than the model takes
 
 
-def test_outputs_of_other_samples_are_not_compared(server: serve.Server, tmp_path: Path) -> None:
-    few = values()[0][:50, :3]
+def test_outputs_of_other_samples_are_not_compared(triton: serve.Server, tmp_path: Path) -> None:
+    few = values()[0][:50]
     build(tmp_path, recipe(tmp_path), fp32=few, onnx=few, engine=few)
-    run = measured(server, tmp_path, levels=(Level(),))
+    run = measured(triton, tmp_path, levels=(Level(),))
     assert run.ladder is None
     assert "outputs are of other samples" in run.notes[0]
 
 
-def test_outputs_that_are_not_classes_are_held_to_the_tolerance(server: serve.Server, tmp_path: Path) -> None:
-    right = values()[0][:, :3]
+def test_outputs_that_are_not_classes_are_held_to_the_tolerance(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
     build(
         tmp_path,
         recipe(tmp_path, task="other", output_tolerance=0.01),
@@ -147,7 +119,7 @@ def test_outputs_that_are_not_classes_are_held_to_the_tolerance(server: serve.Se
         onnx=right + 0.001,
         engine=right + 0.5,
     )
-    run = measured(server, tmp_path, levels=(Level(),))
+    run = measured(triton, tmp_path, levels=(Level(),))
     assert run.accuracy is None
     assert "not classification" in run.accuracy_skipped
     assert run.ladder is not None
@@ -155,37 +127,37 @@ def test_outputs_that_are_not_classes_are_held_to_the_tolerance(server: serve.Se
     assert run.ladder.rungs[1].agreement == 1
 
 
-def test_a_metric_of_ones_own(server: serve.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_of_ones_own(triton: serve.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_metric.py").write_text(
         "def error(outputs, labels):\n    return {'mean': outputs['y'].mean(), 'labels': len(labels)}\n"
         "def broken(outputs, labels):\n    return outputs['z']\n"
     )
     monkeypatch.chdir(tmp_path)
-    right = values()[0][:, :3]
+    right = values()[0]
     build(tmp_path, recipe(tmp_path, metric="own_metric:error"), fp32=right, onnx=right, engine=right)
-    run = measured(server, tmp_path, levels=(Level(),))
+    run = measured(triton, tmp_path, levels=(Level(),))
     assert run.metrics == {"mean": pytest.approx(float(right.mean())), "labels": SAMPLES}
     broken = tmp_path / "broken"
     broken.mkdir()
     build(broken, recipe(tmp_path, metric="own_metric:broken"), fp32=right, onnx=right, engine=right)
     with pytest.raises(MeasureError, match=r"measure.metric: 'own_metric:broken' failed: KeyError"):
-        measured(server, broken, levels=(Level(),))
+        measured(triton, broken, levels=(Level(),))
 
 
-def test_an_engine_that_cannot_run_here_is_said(server: serve.Server, tmp_path: Path) -> None:
-    right = values()[0][:, :3]
+def test_an_engine_that_cannot_run_here_is_said(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
     build(tmp_path, recipe(tmp_path), fp32=right, onnx=right, engine=right)
-    run = measured(server, tmp_path, levels=(Level(),), with_explanation=True)
+    run = measured(triton, tmp_path, levels=(Level(),), with_explanation=True)
     assert run.levels[0].explanation is not None
     assert "compute" in [item.name for item in run.levels[0].explanation.terms]
     assert "the engine alone was not timed: there is no compile target" in run.notes[0]
 
 
-def test_what_ends_the_run_is_kept_with_what_was_measured(server: serve.Server, tmp_path: Path) -> None:
+def test_what_ends_the_run_is_kept_with_what_was_measured(triton: serve.Server, tmp_path: Path) -> None:
     collected = measuring.Collected()
     options = measuring.PerfOptions(
-        model="linear",
-        endpoint=Endpoint.parse(server.grpc_url, "grpc"),
+        model="identity",
+        endpoint=Endpoint.parse(triton.grpc_url, "grpc"),
         work=tmp_path,
         levels=(Level(), Level(batch_size=9)),
         pace=Pace(warmup_s=0.05, window_s=0.1, window_requests=3, most_windows=3),
