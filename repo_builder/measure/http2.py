@@ -37,10 +37,12 @@ class Stream:
 
     Attributes:
         slot: The transport's slot that it serves.
-        body: DATA received and not yet taken.
-        fields: Fields of the last header block that was not a plain "fine".
         window: Octets that the server will still take on this stream.
-        unsent: What flow control holds back; with it, whether the stream ends there.
+        body: DATA received and not yet taken.
+        fields: Fields of header blocks that were not plainly fine.
+        unsent: What flow control holds back.
+        last: Whether our side of the stream ends with what is sent.
+        received: Octets received since the server was last told to go on.
     """
 
     slot: int
@@ -71,8 +73,9 @@ class Connection:
         self._in = bytearray()
         self._buffer = bytearray(_CHUNK)
         self._out: deque[bytes | memoryview] = deque()
-        self._header_block = b""
-        self._fine: set[bytes] = set()
+        self._header_block = b""  # of a block that came in several frames, and whether its stream ends with it
+        self._ends = False
+        self._fine: set[bytes] = set()  # header blocks that say nothing but that all is well
         # no dynamic table, no push, streams that may send as much as they like
         settings = struct.pack(">HIHIHI", 1, 0, 2, 0, 4, _WINDOW)
         grow = frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", _WINDOW - 65535))
@@ -89,17 +92,9 @@ class Connection:
         if stream_id >= _WINDOW - 1:
             raise ConnectionLost("the connection has used up its stream numbers", where=str(self._endpoint))
         self._next += 2
-        stream = Stream(slot=slot, window=self._stream_window)
+        stream = Stream(slot=slot, window=self._stream_window, unsent=memoryview(message), last=last)
         self.streams[stream_id] = stream
-        size = len(message)
-        head = frame(HEADERS, END_HEADERS, stream_id, block)
-        if size <= self._frame_size and size <= stream.window and size <= self._window:
-            stream.window -= size
-            self._window -= size
-            self._write(head + frame(DATA, END_STREAM if last else 0, stream_id, message))
-        else:
-            self._write(head)
-            self.push(stream_id, message, last=last)
+        self._drain(stream_id, stream, frame(HEADERS, END_HEADERS, stream_id, block))
         return stream_id
 
     def push(self, stream_id: int, message: bytes, *, last: bool) -> None:
@@ -227,17 +222,22 @@ class Connection:
         for stream_id, stream in list(self.streams.items()):
             self._drain(stream_id, stream)
 
-    def _drain(self, stream_id: int, stream: Stream) -> None:
+    def _drain(self, stream_id: int, stream: Stream, head: bytes = b"") -> None:
+        """Send, behind ``head``, what the windows let of a stream's message: all of it in one write."""
+        parts: list[bytes | memoryview] = [head]
         while stream.unsent is not None:
             size = min(len(stream.unsent), stream.window, self._window, self._frame_size)
             if size <= 0:
-                return
-            rest = stream.unsent[size:]
+                break
+            chunk, rest = stream.unsent[:size], stream.unsent[size:]
             stream.window -= size
             self._window -= size
             flags = END_STREAM if stream.last and not rest else 0
-            self._write(frame(DATA, flags, stream_id, bytes(stream.unsent[:size])))
+            parts += (_FRAME.pack(size >> 8, size & 0xFF, DATA, flags, stream_id), chunk)
             stream.unsent = rest or None
+        data = b"".join(parts)
+        if data:
+            self._write(data)
 
     def _write(self, data: bytes) -> None:
         sent = 0 if self._out else self._send(data)

@@ -64,7 +64,10 @@ def describe(control: Control, name: str, version: str = "") -> ServedModel:
     except ConnectionLost:
         raise
     except MeasureError as error:
-        known = control.models()
+        try:
+            known = control.models()
+        except MeasureError:  # not every server tells what it has
+            raise error from None
         if name in known:
             raise MeasureError(
                 f"the model '{name}' is not ready: {error.message}", hint="look at the server's log"
