@@ -41,7 +41,8 @@ from repo_builder.measure.transport import Endpoint, ProtocolName
 
 THROUGHPUT, LATENCY, IDENTITY = 0.03, 0.05, 0.90
 CPU = {"http": 2.0, "grpc": 4.0}
-GRID = list(itertools.product(("grpc", "http"), (1, 8), (1, 4)))
+PROTOCOLS: tuple[ProtocolName, ...] = ("grpc", "http")
+GRID = list(itertools.product(PROTOCOLS, (1, 8), (1, 4)))
 TICK = os.sysconf("SC_CLK_TCK")
 IDENTITY_CONFIG = """name: "identity"
 backend: "python"
@@ -164,14 +165,14 @@ def compare(
     """Run pairs of one case, in turns first, and return medians and bars."""
     url = server.http_url if case.protocol == "http" else server.grpc_url
     control = open_control(Endpoint.parse(server.http_url, "http"), 10.0)
-    theirs, ours = [], []
+    theirs: list[Figures] = []
+    ours: list[Figures] = []
     for place in range(pairs):
-        steps = [
-            lambda: theirs.append(run_analyzer(program, case, url, control, window_ms, folder)),
-            lambda: ours.append(run_ours(case, url, control, window_ms, folder)),
-        ]
-        for step in steps if place % 2 == 0 else reversed(steps):
-            step()
+        if place % 2:
+            ours.append(run_ours(case, url, control, window_ms, folder))
+        theirs.append(run_analyzer(program, case, url, control, window_ms, folder))
+        if not place % 2:
+            ours.append(run_ours(case, url, control, window_ms, folder))
     control.close()
     names = ("infer_per_s", "p50_us", "p99_us", "cpu_us_per_request")
     ratios = {
@@ -240,8 +241,8 @@ def main(
     perf_analyzer: Path, repository: Path, pairs: int, window_ms: int, only: tuple[str, ...], output: Path | None
 ) -> None:
     """Run every case in pairs, print the table and say which bars are met; exit 1 where one is missed."""
-    cases = [Case(model="vgg", protocol=p, batch=b, concurrency=c) for p, b, c in GRID]  # type: ignore[arg-type]
-    cases += [Case(model="identity", protocol=p, batch=1, concurrency=16) for p in ("grpc", "http")]  # type: ignore[arg-type]
+    cases = [Case(model="vgg", protocol=p, batch=b, concurrency=c) for p, b, c in GRID]
+    cases += [Case(model="identity", protocol=p, batch=1, concurrency=16) for p in PROTOCOLS]
     chosen = [
         item for item in cases if not only or f"{item.model}:{item.protocol}:{item.batch}:{item.concurrency}" in only
     ]

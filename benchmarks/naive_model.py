@@ -25,10 +25,13 @@ class TritonPythonModel:
         cudart.cudaSetDevice(0)
         self.engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan.read_bytes())
         self.context = self.engine.create_execution_context()
-        self.names = [self.engine.get_tensor_name(place) for place in range(2)]
-        largest = tuple(self.engine.get_tensor_profile_shape(self.names[0], 0)[2])
-        self.context.set_input_shape(self.names[0], largest)
+        last = self.engine.num_optimization_profiles - 1
         self.stream = cudart.cudaStreamCreate()[1]
+        self.context.set_optimization_profile_async(last, int(self.stream))
+        cudart.cudaStreamSynchronize(self.stream)
+        self.names = [self.engine.get_tensor_name(place) for place in range(2)]
+        largest = tuple(self.engine.get_tensor_profile_shape(self.names[0], last)[2])
+        self.context.set_input_shape(self.names[0], largest)
         self.memory = [
             cudart.cudaMalloc(4 * int(np.prod(self.context.get_tensor_shape(name))))[1] for name in self.names
         ]

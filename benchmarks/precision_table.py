@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,52 +41,49 @@ def main() -> None:
     if options.render:
         render(options.render)
         return
-    results = measure(options)
-    files.write_json(options.output, results)
+    measure(options)
     render(options.output)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return all rows and what they were measured with."""
+def measure(options: argparse.Namespace) -> None:
+    """Measure all rows; after each, the results so far are written."""
     import tensorrt_rows
 
     rows: list[dict[str, Any]] = []
-    facts = tensorrt_rows.facts()
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    results: dict[str, Any] = {"schema": 1, "made": made, "machine": tensorrt_rows.facts(), "rows": rows}
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        say(row)
+        files.write_json(options.output, results)
+
     with tempfile.TemporaryDirectory() as cache:
         for model in options.models:
             for row in tensorrt_rows.rows(options.variants / model, model, options.data_dir, Path(cache)):
-                rows.append(row)
-                say(row)
-    if options.torch_python:
-        torch_facts, found = torch_rows(options)
-        facts["torch"] = torch_facts
-        rows += found
-    return {"schema": 1, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": facts, "rows": rows}
+                add(row)
+    for row in torch_rows(options) if options.torch_python else ():
+        if "environment" in row:
+            results["machine"]["torch"] = row["environment"]
+        else:
+            add(row)
 
 
-def torch_rows(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run torch_rows.py under its own Python."""
+def torch_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Run torch_rows.py under its own Python and yield what it prints."""
     here = Path(__file__).resolve().parent
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONHOME", "PYTHONNOUSERSITE")}
     clean["LD_LIBRARY_PATH"] = os.environ.get("TORCH_LIBRARY_PATH", "")
     clean["PYTHONPATH"] = str(here.parent)
     command = [options.torch_python, str(here / "torch_rows.py"), str(options.checkpoint), str(options.data_dir)]
-    facts: dict[str, Any] = {}
-    found: list[dict[str, Any]] = []
     process = subprocess.Popen([*command, *options.models], env=clean, stdout=subprocess.PIPE, text=True)
     for line in process.stdout or ():
         if not line.startswith("{"):
             print(line, end="", file=sys.stderr)
             continue
-        row = json.loads(line)
-        if "environment" in row:
-            facts = row["environment"]
-        else:
-            found.append(row)
-            say(row)
+        yield json.loads(line)
     if process.wait():
-        found.append({"model": "", "row": "torch", "failed": f"exit code {process.returncode}"})
-    return facts, found
+        yield {"model": options.models[-1], "row": "torch", "failed": f"exit code {process.returncode}"}
 
 
 def say(row: dict[str, Any]) -> None:

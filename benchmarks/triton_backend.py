@@ -24,10 +24,16 @@ from repo_builder import artifacts, device, environment, files, serve
 from repo_builder.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt import TensorRTTarget
+from repo_builder.recipe import ProfileSpec
 from repo_builder.repository import layout
 from repo_builder.serve import embedded
 
 WARM_UP = (1, 2, 4, 8, 16, 64, 128, 256)
+# Kernels for few samples and for many: what is best for 64 takes as long for one.
+PROFILES = (
+    ProfileSpec(min_batch=1, opt_batch=8, max_batch=16),
+    ProfileSpec(min_batch=1, opt_batch=64, max_batch=256),
+)
 _SHARED = ("--output-shared-memory-size", "65536", "--shared-memory")
 
 
@@ -56,6 +62,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("triton_backend.json"))
     parser.add_argument("--instances", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--naive-instances", type=int, nargs="*", default=[1, 4])
+    parser.add_argument("--loads", type=int, nargs="*", default=list(range(len(LOADS))), help="which loads, by number")
     parser.add_argument("--delay-us", type=int, default=100)
     parser.add_argument("--window-ms", type=int, default=1500)
     parser.add_argument("--log-folder", type=Path)
@@ -80,6 +87,9 @@ def build(folder: Path, target: Path) -> EngineArtifact:
     if (target / artifacts.MANIFEST).exists():
         return artifacts.read(EngineArtifact, target)
     exported = artifacts.read(OnnxArtifact, folder)
+    spec = dataclasses.replace(exported.recipe.compile.tensorrt, profiles=PROFILES)
+    compiled = dataclasses.replace(exported.recipe.compile, tensorrt=spec)
+    exported = dataclasses.replace(exported, recipe=dataclasses.replace(exported.recipe, compile=compiled))
     target.mkdir(parents=True)
     details = TensorRTTarget().compile(
         exported,
@@ -124,7 +134,7 @@ def measure(engine: EngineArtifact, options: argparse.Namespace, folder: Path) -
         rows = []
         with serve.start(repository, http_port=0, grpc_port=0, metrics_port=0, log=log, options=extra) as server:
             server.wait_ready(120)
-            for load in LOADS:
+            for load in (LOADS[number] for number in options.loads):
                 found = analyze(options, recipe.name, server.grpc_url, load.options)
                 rows.append({
                     "backend": backend, "instances": count, "delay_us": options.delay_us, "load": load.name, **found,

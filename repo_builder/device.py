@@ -119,6 +119,10 @@ class Stream(Resource):
     def __init__(self) -> None:
         super().__init__(check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking)))
 
+    def wait(self, event: Event) -> None:
+        """Make what is put in from now on wait for a mark in another stream."""
+        check(cudart.cudaStreamWaitEvent(self.handle, event.handle, 0))
+
     def synchronize(self) -> None:
         """Wait until everything in the queue is done."""
         check(cudart.cudaStreamSynchronize(self.handle))

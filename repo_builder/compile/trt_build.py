@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from repo_builder.compile.trt_profiles import Profile
 from repo_builder.compile.trt_versions import TACTIC_SOURCES, Dialect, dialect
 from repo_builder.errors import CompileError
 
+_DIGEST = hashlib.sha256().digest_size
 _KINDS = {"fp16": "HALF", "fp32": "FLOAT"}
 # Layers that compute nothing, or whose type the graph fixes otherwise: a precision on them is refused or means nothing.
 _UNCONSTRAINED = ("CONSTANT", "QUANTIZE", "DEQUANTIZE", "IDENTITY", "CAST", "SHAPE")
@@ -105,7 +107,8 @@ def build(request: BuildRequest, say: trt_log.Say) -> Built:
             hint="raise compile.tensorrt.workspace_mib, or give the named layer another precision",
         )
     if request.timing_cache is not None:
-        files.write_bytes(request.timing_cache, bytes(config.get_timing_cache().serialize()))
+        measured = bytes(config.get_timing_cache().serialize())
+        files.write_bytes(request.timing_cache, hashlib.sha256(measured).digest() + measured)
     return Built(
         plan=bytes(plan),
         seconds=time.perf_counter() - started,
@@ -216,12 +219,18 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> N
 
 
 def _load_cache(config: Any, path: Path | None) -> tuple[int, tuple[str, ...]]:  # noqa: ANN401
-    """Give the builder the tactics measured before, or an empty cache to fill; return its size and notes."""
+    """Give the builder the tactics measured before, or an empty cache to fill; return its size and notes.
+
+    The file has the data's sha256 in front: TensorRT takes damaged data for an empty cache without a word.
+    """
     if path is None:
         return 0, ()
-    data = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(data)
-    if cache is not None and config.set_timing_cache(cache, False):
-        return len(data), ()
+    found = path.read_bytes() if path.is_file() else b""
+    digest, data = found[:_DIGEST], found[_DIGEST:]
+    if found and hashlib.sha256(data).digest() == digest:
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return len(data), ()
     config.set_timing_cache(config.create_timing_cache(b""), False)
-    return 0, (f"the timing cache {path} is not of this GPU and TensorRT; a new one replaces it",)
+    note = f"the timing cache {path} is damaged or not of this GPU and TensorRT; a new one replaces it"
+    return 0, (note,) if found else ()

@@ -92,6 +92,22 @@ def cudaStreamDestroy(stream):
     return _done()
 
 
+def cudaEventCreateWithFlags(flags):
+    return _done(next(_numbers))
+
+
+def cudaEventRecord(event, stream):
+    return _done()
+
+
+def cudaEventSynchronize(event):
+    return _done()
+
+
+def cudaStreamWaitEvent(stream, event, flags):
+    return _done()
+
+
 def cudaStreamBeginCapture(stream, mode):
     global RECORDING
     RECORDING = []

@@ -98,13 +98,13 @@ class Context:
         self.addresses[name] = address
 
     def execute_async_v3(self, stream):
-        shapes = dict(self.shapes)
+        shapes, addresses = dict(self.shapes), dict(self.addresses)
 
         def run():
             for name, item in self.engine.spec["outputs"].items():
-                values = self._array(item["of"], shapes[item["of"]])
+                values = self._array(item["of"], shapes[item["of"]], addresses)
                 taken = values.reshape(len(values), -1)[:, : item["take"]] if "take" in item else values
-                self._array(name, taken.shape)[...] = 2 * taken
+                self._array(name, taken.shape, addresses)[...] = 2 * taken
 
         if runtime.RECORDING is None:
             run()
@@ -112,8 +112,8 @@ class Context:
             runtime.RECORDING.append(run)
         return True
 
-    def _array(self, name, shape):
+    def _array(self, name, shape, addresses):
         kind = np.dtype(_TYPES[self.engine.tensors[name]["dtype"]])
         size = int(np.prod(shape)) * kind.itemsize
-        block = (ctypes.c_uint8 * size).from_address(self.addresses[name])
+        block = (ctypes.c_uint8 * size).from_address(addresses[name])
         return np.ctypeslib.as_array(block).view(kind).reshape(shape)

@@ -1,8 +1,9 @@
-"""One engine instance: a stream, buffers on both sides, an execution context a profile, and CUDA graphs.
+"""One engine instance: two streams, two sets of buffers, an execution context a profile, and CUDA graphs.
 
 A batch is gathered once. Small inputs are copied into page-locked staging and go to the GPU in one piece; large ones go
 there straight from where Triton put them, so that the next is prepared while one travels. Inputs on the GPU are copied
-there. Instances are processes of their own, so the copies of one's batch overlap the arithmetic of another's.
+there. A batch of large inputs is answered from behind: its copies go through a stream of their own into the set of
+buffers that the batch before does not use, and so overlap its arithmetic.
 
 A CUDA graph is captured for each batch size of the warm-up. A batch of another size runs in the graph of the next
 larger one, with rows that are left over from earlier batches: setting shapes and launching kernels one by one costs
@@ -14,12 +15,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorrt as trt
 
-from repo_builder.device import ON_DEVICE, TO_DEVICE, TO_HOST, DeviceBuffer, PinnedBuffer, Stream, check, cudart
+from repo_builder.device import ON_DEVICE, TO_DEVICE, TO_HOST, DeviceBuffer, Event, PinnedBuffer, Stream, check, cudart
 from repo_builder.serve.backends.tensorrt.memory import LockedPages
 from repo_builder.tensors import Array, DType
 
@@ -27,8 +29,11 @@ Shapes = tuple[tuple[int, ...], ...]  # full shapes, one an input or output, in 
 
 # From this size on, a copy of the GPU's own for each request beats one copy of all after a gathering by the CPU.
 DIRECT_BYTES = 64 << 10
+# From this size on, an output that may stay on the GPU does; below it, the further exchange with Triton costs more.
+STAY_BYTES = 64 << 10
 # A batch runs in a graph of at most this many times its size.
 _PADDING = 4
+_SLOTS = 2
 
 
 class Piece(NamedTuple):
@@ -72,13 +77,45 @@ class Tensor:
         return found
 
 
+class Slot:
+    """A set of buffers for one batch.
+
+    Args:
+        number: Which of the instance's sets.
+        inputs: Inputs, in the engine's order.
+        outputs: Outputs, likewise.
+    """
+
+    def __init__(self, number: int, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        self.number = number
+        self.inputs = inputs
+        self.outputs = outputs
+        self.gathered = Event()
+        self.done = Event()
+
+
+class Batch(NamedTuple):
+    """A batch on its way.
+
+    Attributes:
+        slot: The buffers that it uses until ``Engine.release``.
+        arrays: Its outputs in page-locked memory, filled once ``done`` is reached.
+        on_host: For each output whether it is filled; where not, the array tells shape and type, and where the values
+            are on the GPU.
+    """
+
+    slot: Slot
+    arrays: list[Array]
+    on_host: list[bool]
+
+
 class Lane:
-    """An execution context of one profile, bound to the instance's buffers, and the graphs captured in it.
+    """An execution context of one profile, and the graphs captured in it.
 
     Args:
         engine: The engine.
         profile: Its optimization profile; before TensorRT 8.6 only one context may use each.
-        stream: The instance's stream.
+        stream: The stream of all arithmetic.
     """
 
     def __init__(self, engine: Any, profile: int, stream: Stream) -> None:  # noqa: ANN401 - tensorrt.ICudaEngine
@@ -90,12 +127,8 @@ class Lane:
         self._stream = stream
         self._shapes: Shapes = ()
         self._results: Shapes = ()
-        self.graphs: dict[Shapes, tuple[Any, Shapes]] = {}  # inputs' shapes → graph, outputs' shapes
-
-    def bind(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Tell the context where the buffers are."""
-        for item in (*inputs, *outputs):
-            self._context.set_tensor_address(item.name, item.device.handle)
+        # number of the slot, inputs' shapes → graph, outputs' shapes
+        self.graphs: dict[tuple[int, Shapes], tuple[Any, Shapes]] = {}
 
     def set(self, names: tuple[Sequence[str], Sequence[str]], shapes: Shapes) -> Shapes:
         """Set the inputs' shapes and return the outputs'; ``names`` are those of inputs and outputs."""
@@ -107,27 +140,29 @@ class Lane:
             self._results = tuple(tuple(self._context.get_tensor_shape(name)) for name in names[1])
         return self._results
 
-    def run(self) -> None:
+    def run(self, slot: Slot) -> None:
         """Put a run with the shapes set last into the stream."""
+        for item in (*slot.inputs, *slot.outputs):
+            self._context.set_tensor_address(item.name, item.device.handle)
         if not self._context.execute_async_v3(self._stream.handle):
             raise RuntimeError("TensorRT does not run the engine")
 
-    def capture(self, shapes: Shapes, results: Shapes) -> None:
+    def capture(self, slot: Slot, shapes: Shapes, results: Shapes) -> None:
         """Record the run for the shapes set last as a CUDA graph, after one plain run, which TensorRT needs first."""
-        self.run()
+        self.run(slot)
         self._stream.synchronize()
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cudart.cudaStreamBeginCapture(self._stream.handle, mode))
         try:
-            self.run()
+            self.run(slot)
         finally:
             graph = check(cudart.cudaStreamEndCapture(self._stream.handle))
-        self.graphs[shapes] = check(cudart.cudaGraphInstantiate(graph, 0)), results
+        self.graphs[slot.number, shapes] = check(cudart.cudaGraphInstantiate(graph, 0)), results
         check(cudart.cudaGraphDestroy(graph))
 
 
 class Engine:
-    """A plan that is ready to run batches, one at a time.
+    """A plan that is ready to run batches: one in each set of buffers at a time.
 
     Args:
         plan: The plan file.
@@ -140,7 +175,7 @@ class Engine:
     """
 
     def __init__(self, plan: Path, *, gpu: int, profiles: Sequence[int], batches: bool) -> None:
-        check(cudart.cudaSetDevice(gpu))
+        use_gpu(gpu)
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         engine = runtime.deserialize_cuda_engine(plan.read_bytes())
         if engine is None:
@@ -149,26 +184,24 @@ class Engine:
                 "build it on this machine with repo-builder compile"
             )
         self._engine, self._batches = engine, batches
-        self._stream = Stream()
+        self._arithmetic, self._copies = Stream(), Stream()
         self._locked = LockedPages()
         names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
         taken = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        given = [name for name in names if name not in taken]
-        self._names = (taken, given)
+        self._names = (taken, [name for name in names if name not in taken])
         self._limits = {
             place: tuple(tuple(map(tuple, engine.get_tensor_profile_shape(name, place)[::2])) for name in taken)
             for place in profiles
         }
-        self._lanes = {place: Lane(engine, place, self._stream) for place in profiles}
-        largest = [self._largest(place) for place in profiles]
-        sizes = [[int(np.prod(shape)) for shape in shapes] for shapes in largest]
-        tensors = [
-            self._tensor(name, max(counts))
-            for name, counts in zip(taken + given, zip(*sizes, strict=True), strict=True)
+        self._lanes = {place: Lane(engine, place, self._arithmetic) for place in profiles}
+        counts = [[int(np.prod(shape)) for shape in self._largest(place)] for place in profiles]
+        self._slots = [
+            self._slot(number, [max(item) for item in zip(*counts, strict=True)]) for number in range(_SLOTS)
         ]
-        self.inputs, self.outputs = tensors[: len(taken)], tensors[len(taken) :]
-        for lane in self._lanes.values():
-            lane.bind(self.inputs, self.outputs)
+        self.inputs, self.outputs = self._slots[0].inputs, self._slots[0].outputs
+        self._free: SimpleQueue[Slot] = SimpleQueue()
+        for slot in self._slots:
+            self._free.put(slot)
 
     def _largest(self, profile: int) -> Shapes:
         """Return the largest shapes of all tensors in a profile."""
@@ -179,9 +212,14 @@ class Engine:
                 raise RuntimeError(f"the size of the output '{name}' depends on data, which this backend cannot serve")
         return inputs + outputs
 
-    def _tensor(self, name: str, count: int) -> Tensor:
-        dtype = DType.of(self._engine.get_tensor_dtype(name).name).numpy
-        return Tensor(name, dtype, count * dtype.itemsize)
+    def _slot(self, number: int, counts: Sequence[int]) -> Slot:
+        """Make a set of buffers for that many elements a tensor."""
+        tensors = []
+        for name, count in zip(self._names[0] + self._names[1], counts, strict=True):
+            dtype = DType.of(self._engine.get_tensor_dtype(name).name).numpy
+            tensors.append(Tensor(name, dtype, count * dtype.itemsize))
+        inputs = len(self._names[0])
+        return Slot(number, tensors[:inputs], tensors[inputs:])
 
     def profile_for(self, shapes: Shapes) -> int | None:
         """Return the first profile that covers the inputs' shapes, None where none does."""
@@ -192,79 +230,100 @@ class Engine:
         return None
 
     def capture(self, shapes: Shapes) -> None:
-        """Record a CUDA graph for these shapes.
+        """Record a CUDA graph for these shapes in each set of buffers.
 
         Raises:
             ValueError: No profile covers them.
             RuntimeError: The engine cannot be captured.
         """
-        lane = self._lanes[self._profile(shapes)]
-        lane.capture(shapes, lane.set(self._names, shapes))
+        lane = self._lane(shapes)
+        for slot in self._slots:
+            lane.capture(slot, shapes, lane.set(self._names, shapes))
 
-    def _profile(self, shapes: Shapes) -> int:
+    def _lane(self, shapes: Shapes) -> Lane:
         profile = self.profile_for(shapes)
         if profile is None:
             raise ValueError(f"no optimization profile of the engine covers {[list(shape) for shape in shapes]}")
-        return profile
+        return self._lanes[profile]
 
-    def start(self, shapes: Shapes, requests: Sequence[Sequence[Piece]]) -> Shapes:
-        """Enqueue a batch: copies to the GPU and the run. Return the outputs' shapes.
+    def start(self, shapes: Shapes, requests: Sequence[Sequence[Piece]], *, stays: bool, behind: bool) -> Batch:
+        """Enqueue a batch in the next free set of buffers: copies to the GPU, the run, copies back.
 
         Args:
             shapes: The batch's full shapes.
-            requests: For each request one piece an input; together they make up the batch.
+            requests: For each request one piece an input; together they make up the batch. On the host they must live
+                until the batch is done; on the GPU they are read when this returns.
+            stays: Whether large outputs may stay on the GPU.
+            behind: Whether the copies to the GPU may overlap the batch before.
 
         Raises:
             ValueError: No profile covers the shapes.
         """
-        lane = self._lanes[self._profile(shapes)]
-        found = self._graph(lane, shapes)
-        results = lane.set(self._names, shapes) if found is None else found[1]
-        for place, tensor in enumerate(self.inputs):
-            self._gather(tensor, shapes[place], [pieces[place] for pieces in requests])
-        if found is None:
-            lane.run()
-            return results
-        check(cudart.cudaGraphLaunch(found[0], self._stream.handle))
+        lane = self._lane(shapes)
+        slot = self._free.get()
+        try:
+            found = self._graph(lane, slot, shapes)
+            results = lane.set(self._names, shapes) if found is None else self._cut(found[1], shapes)
+            stream = self._copies if behind else self._arithmetic
+            for place, tensor in enumerate(slot.inputs):
+                self._gather(tensor, shapes[place], [pieces[place] for pieces in requests], stream)
+            if behind:
+                slot.gathered.record(stream)
+                self._arithmetic.wait(slot.gathered)
+            if found is None:
+                lane.run(slot)
+            else:
+                check(cudart.cudaGraphLaunch(found[0], self._arithmetic.handle))
+            batch = self._collect(slot, results, len(requests), stays=stays)
+            if behind and any(piece.on_gpu for pieces in requests for piece in pieces):
+                slot.gathered.synchronize()
+        except BaseException:
+            self._free.put(slot)
+            raise
+        return batch
+
+    def _collect(self, slot: Slot, shapes: Shapes, requests: int, *, stays: bool) -> Batch:
+        """Enqueue the copies of the outputs, and the mark behind them."""
+        arrays = [item.view(shape) for item, shape in zip(slot.outputs, shapes, strict=True)]
+        on_host = [not stays or array.nbytes // requests < STAY_BYTES for array in arrays]
+        for item, array, wanted in zip(slot.outputs, arrays, on_host, strict=True):
+            if wanted:
+                _copy(item.host.handle, item.device.handle, array.nbytes, TO_HOST, self._arithmetic)
+        slot.done.record(self._arithmetic)
+        return Batch(slot, arrays, on_host)
+
+    def release(self, batch: Batch) -> None:
+        """Give a batch's buffers back: what ``start`` returned is not used any more."""
+        self._free.put(batch.slot)
+
+    def _cut(self, results: Shapes, shapes: Shapes) -> Shapes:
+        """Return a graph's output shapes with the batch's own number of rows."""
         return tuple((shapes[0][0], *shape[1:]) for shape in results) if self._batches else results
 
-    def _graph(self, lane: Lane, shapes: Shapes) -> tuple[Any, Shapes] | None:
+    def _graph(self, lane: Lane, slot: Slot, shapes: Shapes) -> tuple[Any, Shapes] | None:
         """Return the graph of these shapes, or of the next larger batch of them; None where there is none."""
-        found = lane.graphs.get(shapes)
-        if found is not None or not self._batches:
-            return found
-        count, tails = shapes[0][0], [shape[1:] for shape in shapes]
-        larger = (
-            item
-            for item in lane.graphs
-            if count < item[0][0] <= _PADDING * count and [shape[1:] for shape in item] == tails
-        )
-        chosen = min(larger, default=None)
-        if chosen is not None:
-            lane.graphs[shapes] = lane.graphs[chosen]
-        return lane.graphs.get(shapes)
+        key = (slot.number, shapes)
+        if key not in lane.graphs and self._batches:
+            count, tails = shapes[0][0], [shape[1:] for shape in shapes]
+            larger = (
+                item
+                for number, item in lane.graphs
+                if number == slot.number
+                and count < item[0][0] <= _PADDING * count
+                and [shape[1:] for shape in item] == tails
+            )
+            chosen = min(larger, default=None)
+            if chosen is not None:
+                lane.graphs[key] = lane.graphs[slot.number, chosen]
+        return lane.graphs.get(key)
 
-    def finish(self, shapes: Shapes, on_host: Sequence[bool]) -> list[Array]:
-        """Wait for the batch and return its outputs in page-locked memory that the next batch overwrites.
-
-        Args:
-            shapes: The outputs' shapes, as ``start`` returned them.
-            on_host: For each output whether its values are wanted here; where not, the array tells shape and type only.
-        """
-        arrays = [item.view(shape) for item, shape in zip(self.outputs, shapes, strict=True)]
-        for item, array, wanted in zip(self.outputs, arrays, on_host, strict=True):
-            if wanted:
-                self._copy(item.host.handle, item.device.handle, array.nbytes, TO_HOST)
-        self._stream.synchronize()
-        return arrays
-
-    def _gather(self, tensor: Tensor, shape: tuple[int, ...], pieces: Sequence[Piece]) -> None:
+    def _gather(self, tensor: Tensor, shape: tuple[int, ...], pieces: Sequence[Piece], stream: Stream) -> None:
         """Copy the requests' pieces of one input, side by side, to the GPU."""
         arrays = [piece.array for piece in pieces if piece.array is not None]
         if len(arrays) == len(pieces) and shape:
             whole = tensor.view(shape)
             np.concatenate(arrays, out=whole)
-            self._copy(tensor.device.handle, tensor.host.handle, whole.nbytes, TO_DEVICE)
+            _copy(tensor.device.handle, tensor.host.handle, whole.nbytes, TO_DEVICE, stream)
             return
         offset = 0
         for array, address, size, on_gpu in pieces:
@@ -272,11 +331,17 @@ class Engine:
             if array is not None or not (on_gpu or self._locked.hold(address, size)):
                 source = tensor.host.handle + offset
                 ctypes.memmove(source, address if array is None else array.ctypes.data, size)
-            self._copy(tensor.device.handle + offset, source, size, ON_DEVICE if on_gpu else TO_DEVICE)
+            _copy(tensor.device.handle + offset, source, size, ON_DEVICE if on_gpu else TO_DEVICE, stream)
             offset += size
 
-    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:  # noqa: ANN401 - cudaMemcpyKind
-        check(cudart.cudaMemcpyAsync(target, source, size, kind, self._stream.handle))
+
+def use_gpu(number: int) -> None:
+    """Make a GPU the calling thread's own."""
+    check(cudart.cudaSetDevice(number))
+
+
+def _copy(target: int, source: int, size: int, kind: Any, stream: Stream) -> None:  # noqa: ANN401 - cudaMemcpyKind
+    check(cudart.cudaMemcpyAsync(target, source, size, kind, stream.handle))
 
 
 def _between(low: int, size: int, high: int) -> bool:

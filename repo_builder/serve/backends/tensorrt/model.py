@@ -1,29 +1,55 @@
-"""Triton's ``tensorrt`` backend, Python-based: the same repository loads unchanged in the native backend."""
+"""Triton's ``tensorrt`` backend, Python-based: the same repository loads unchanged in the native backend.
+
+A batch of small requests is answered when ``execute`` returns: one exchange with Triton for all. A batch of large ones
+is answered from behind, by response senders: ``execute`` returns when the batch is enqueued, and Triton hands over the
+next one while the GPU computes.
+"""
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from repo_builder.serve.backends.tensorrt.engine import DIRECT_BYTES, Engine, Piece, Shapes
+from repo_builder.serve.backends.tensorrt.engine import DIRECT_BYTES, Batch, Engine, Piece, Shapes, Tensor, use_gpu
 from repo_builder.serve.backends.tensorrt.memory import Exported, address_of, read_capsule
 from repo_builder.tensors import Array
 
-# From this size on, an output that may stay on the GPU does; below it, the further exchange with Triton costs more.
-_STAY_BYTES = 64 << 10
 _STAGES = ("read", "start", "finish", "respond")
 # After a pause of this length, what was counted before it is told in the log and counting starts anew.
-_PAUSE_NS = 300_000_000
+_PAUSE_NS = 50_000_000
+# Threads that wait for batches answered from behind and send their responses.
+_SENDERS = 8
 
 
 class _RefusedError(ValueError):
     """A request that the engine cannot take."""
+
+
+class _Item(NamedTuple):
+    """One request that can be run.
+
+    Attributes:
+        place: Which of the requests.
+        pieces: Its inputs, in the engine's order.
+        shapes: Their full shapes.
+    """
+
+    place: int
+    pieces: list[Piece]
+    shapes: Shapes
+
+    @property
+    def is_large(self) -> bool:
+        """Whether no input has to be gathered by the CPU."""
+        return all(piece.array is None and piece.size >= DIRECT_BYTES for piece in self.pieces)
 
 
 class TritonPythonModel:
@@ -47,6 +73,8 @@ class TritonPythonModel:
         self._nanoseconds = dict.fromkeys(_STAGES, 0)
         self._batch_count = self._request_count = self._ended = 0
         self._exported: list[Exported] = []
+        self._lock = threading.Lock()
+        self._senders = ThreadPoolExecutor(_SENDERS, initializer=use_gpu, initargs=(self._gpu,))
         try:
             self._engine = Engine(
                 folder / (config.get("default_model_filename") or "model.plan"),
@@ -59,41 +87,37 @@ class TritonPythonModel:
         for shapes in _warmup_shapes(config, [item.name for item in self._engine.inputs]):
             self._capture(shapes, args["model_name"])
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Run the requests of one dynamic batch; one that cannot be run fails alone."""
         before = time.perf_counter_ns()
         if self._batch_count and before - self._ended > _PAUSE_NS:
             self._report()
         responses: list[Any] = [None] * len(requests)
-        groups: dict[Any, list[int]] = {}  # requests that can share a batch
-        pieces: list[list[Piece]] = []
-        shapes: list[Shapes] = []
+        groups: dict[Any, list[_Item]] = {}  # requests that can share a batch
         for place, request in enumerate(requests):
             try:
-                mine, whole = self._read(request)
+                item = self._read(place, request)
             except _RefusedError as error:
-                mine, whole = [], ()
                 responses[place] = _failure(str(error), pb_utils.TritonError.INVALID_ARG)
-            else:
-                key = tuple(shape[1:] for shape in whole) if self._batches else place
-                groups.setdefault(key, []).append(place)
-            pieces.append(mine)
-            shapes.append(whole)
+                continue
+            key = tuple(shape[1:] for shape in item.shapes) if self._batches else place
+            groups.setdefault(key, []).append(item)
         before = self._count("read", before)
-        for places in groups.values():
-            try:
-                self._run(places, pieces, shapes, responses, alone=len(groups) == 1, before=before)
-            except (RuntimeError, ValueError) as error:
-                for place in places:
-                    responses[place] = _failure(str(error), pb_utils.TritonError.INTERNAL)
-            before = time.perf_counter_ns()
-        self._ended = before
-        self._batch_count += 1
-        self._request_count += len(requests)
+        alone = len(groups) == 1
+        members = next(iter(groups.values()), [])
+        if alone and len(members) == len(requests) and all(item.is_large for item in members):
+            if self._start_behind(requests, members, responses, before):
+                return None
+        else:
+            for members in groups.values():
+                self._run(members, responses, alone=alone, before=before)
+                before = time.perf_counter_ns()
+        self._tally(len(requests))
         return responses
 
     def finalize(self) -> None:
-        """Say in Triton's log where the time went."""
+        """Wait for batches under way, and say in Triton's log where the time went."""
+        self._senders.shutdown(wait=True)
         if self._batch_count:
             self._report()
 
@@ -114,7 +138,7 @@ class TritonPythonModel:
         except (RuntimeError, ValueError) as error:
             pb_utils.Logger.log_warn(f"{model}: no CUDA graph for {shapes}: {error}")
 
-    def _read(self, request: Any) -> tuple[list[Piece], Shapes]:  # noqa: ANN401 - pb_utils.InferenceRequest
+    def _read(self, place: int, request: Any) -> _Item:  # noqa: ANN401 - pb_utils.InferenceRequest
         """Find a request's inputs; nothing is copied.
 
         Raises:
@@ -140,60 +164,87 @@ class TritonPythonModel:
             shapes.append(shape)
         if self._batches and len(shapes) > 1 and len({shape[:1] for shape in shapes}) != 1:
             raise _RefusedError(f"the inputs differ in batch size: {[list(shape) for shape in shapes]}")
-        whole = tuple(shapes)
-        if self._engine.profile_for(whole) is None and not self._batches:
-            raise _RefusedError(f"no optimization profile of the engine covers {[list(shape) for shape in shapes]}")
-        return pieces, whole
+        return _Item(place, pieces, tuple(shapes))
 
-    def _run(
-        self,
-        places: Sequence[int],
-        pieces: Sequence[Sequence[Piece]],
-        shapes: Sequence[Shapes],
-        responses: list[Any],
-        *,
-        alone: bool,
-        before: int,
-    ) -> None:
-        """Run the requests at ``places`` as one batch and fill in their responses.
+    def _start(self, members: Sequence[_Item], *, stays: bool, behind: bool) -> tuple[Batch, list[slice]]:
+        """Enqueue requests as one batch; return it and which rows of it are whose."""
+        first = members[0].shapes
+        if not self._batches:
+            batch = self._engine.start(first, [members[0].pieces], stays=stays, behind=behind)
+            return batch, [slice(None)]
+        ends = np.cumsum([item.shapes[0][0] for item in members]).tolist()
+        whole = tuple((ends[-1], *shape[1:]) for shape in first)
+        batch = self._engine.start(whole, [item.pieces for item in members], stays=stays, behind=behind)
+        return batch, [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _run(self, members: Sequence[_Item], responses: list[Any], *, alone: bool, before: int) -> None:
+        """Run requests as one batch and fill in their responses.
 
         Args:
-            places: Which requests.
-            pieces: All requests' inputs.
-            shapes: All requests' shapes.
-            responses: Filled in.
+            members: The requests.
+            responses: Of all requests.
             alone: Whether no further batch runs before Triton has read the responses.
             before: When the stage before this ended.
         """
-        rows = [shapes[place][0][0] if self._batches else 1 for place in places]
-        first = shapes[places[0]]
-        whole = tuple((sum(rows), *shape[1:]) for shape in first) if self._batches else first
-        mine = [pieces[place] for place in places]
-        results = self._engine.start(whole, mine)
-        before = self._count("start", before)
-        came_on_gpu = alone and all(piece.on_gpu for request in mine for piece in request)
-        sizes = (
-            int(np.prod(shape)) * item.dtype.itemsize for shape, item in zip(results, self._engine.outputs, strict=True)
-        )
-        on_host = [not came_on_gpu or size // len(places) < _STAY_BYTES for size in sizes]
-        arrays = self._engine.finish(results, on_host)
-        before = self._count("finish", before)
-        self._exported.clear()
-        offset = 0
-        for place, count in zip(places, rows, strict=True):
-            cut = slice(offset, offset + count) if self._batches else slice(None)
-            offset += count
-            responses[place] = pb_utils.InferenceResponse(
-                [
-                    self._output(number, array[cut], on_host=here, copy=not alone)
-                    for number, (array, here) in enumerate(zip(arrays, on_host, strict=True))
-                ]
-            )
+        stays = alone and all(piece.on_gpu for item in members for piece in item.pieces)
+        try:
+            batch, cuts = self._start(members, stays=stays, behind=False)
+            before = self._count("start", before)
+            batch.slot.done.synchronize()
+            before = self._count("finish", before)
+            self._exported.clear()
+            for item, cut in zip(members, cuts, strict=True):
+                responses[item.place] = self._response(batch, cut, copy=not alone)
+            self._engine.release(batch)
+        except (RuntimeError, ValueError) as error:
+            for item in members:
+                responses[item.place] = _failure(str(error), pb_utils.TritonError.INTERNAL)
         self._count("respond", before)
 
-    def _output(self, number: int, values: Array, *, on_host: bool, copy: bool) -> Any:  # noqa: ANN401 - pb_utils.Tensor
+    def _start_behind(self, requests: Sequence[Any], members: list[_Item], responses: list[Any], before: int) -> bool:
+        """Enqueue a batch that is answered later; where that fails, fill in the responses and return False."""
+        try:
+            batch, cuts = self._start(members, stays=False, behind=True)
+        except (RuntimeError, ValueError) as error:
+            responses[:] = [_failure(str(error), pb_utils.TritonError.INTERNAL) for _ in requests]
+            return False
+        senders = [request.get_response_sender() for request in requests]
+        self._senders.submit(self._answer, batch, cuts, senders, requests)
+        self._count("start", before)
+        self._tally(len(requests))
+        return True
+
+    def _answer(self, batch: Batch, cuts: list[slice], senders: list[Any], requests: Sequence[Any]) -> None:
+        """Wait for a batch and send its responses; ``requests`` are held, since the GPU reads from their memory."""
+        before = time.perf_counter_ns()
+        try:
+            batch.slot.done.synchronize()
+            before = self._count("finish", before)
+            made = [self._response(batch, cut, copy=False) for cut in cuts]
+        except RuntimeError as error:
+            made = [_failure(str(error), pb_utils.TritonError.INTERNAL) for _ in requests]
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        others = [
+            self._senders.submit(sender.send, response, flags=final)
+            for sender, response in zip(senders[1:], made[1:], strict=True)
+        ]
+        senders[0].send(made[0], flags=final)
+        for other in others:
+            other.result()
+        self._engine.release(batch)
+        self._count("respond", before)
+
+    def _response(self, batch: Batch, cut: slice, *, copy: bool) -> Any:  # noqa: ANN401 - pb_utils.InferenceResponse
+        """Return the response of the request whose rows are ``cut``."""
+        return pb_utils.InferenceResponse(
+            [
+                self._output(item, array[cut], on_host=here, copy=copy)
+                for item, array, here in zip(batch.slot.outputs, batch.arrays, batch.on_host, strict=True)
+            ]
+        )
+
+    def _output(self, item: Tensor, values: Array, *, on_host: bool, copy: bool) -> Any:  # noqa: ANN401 - pb_utils.Tensor
         """Return one output of one request, where it is."""
-        item = self._engine.outputs[number]
         if on_host:
             return pb_utils.Tensor(item.name, values.copy() if copy else values)
         start = values.ctypes.data - item.host.handle  # the staging buffer mirrors the one on the GPU
@@ -201,10 +252,17 @@ class TritonPythonModel:
         self._exported.append(exported)
         return pb_utils.Tensor.from_dlpack(item.name, exported.capsule())
 
+    def _tally(self, requests: int) -> None:
+        """Count a batch."""
+        self._ended = time.perf_counter_ns()
+        self._batch_count += 1
+        self._request_count += requests
+
     def _count(self, stage: str, before: int) -> int:
         """Add the time since ``before`` to a stage and return the present."""
         now = time.perf_counter_ns()
-        self._nanoseconds[stage] += now - before
+        with self._lock:
+            self._nanoseconds[stage] += now - before
         return now
 
 
