@@ -229,7 +229,7 @@ def test_metrics_that_are_not_there(triton: serve.Server) -> None:
 def test_a_response_of_another_shape_is_never_a_number(triton: serve.Server, protocol: ProtocolName) -> None:
     with session(triton, "moody", protocol) as made:
         with pytest.raises(MeasureError, match=r"holds y fp32\[8, 8\] instead of fp32\[8, 4\]"):
-            made.infer(moods(WIDENS, 20))
+            made.infer(moods(WIDENS, 16))
         stopped = ends_early(made, Level(batch_size=2), moods(WIDENS))
         assert "instead of fp32[2, 4]" in stopped.result.stopped
 
