@@ -34,6 +34,7 @@ PROFILES = (
     ProfileSpec(min_batch=1, opt_batch=8, max_batch=16),
     ProfileSpec(min_batch=1, opt_batch=64, max_batch=256),
 )
+_PAUSE_SECONDS = 0.3  # the backend tells its times after a pause
 _SHARED = ("--output-shared-memory-size", "65536", "--shared-memory")
 
 
@@ -135,6 +136,7 @@ def measure(engine: EngineArtifact, options: argparse.Namespace, folder: Path) -
         with serve.start(repository, http_port=0, grpc_port=0, metrics_port=0, log=log, options=extra) as server:
             server.wait_ready(120)
             for load in (LOADS[number] for number in options.loads):
+                time.sleep(_PAUSE_SECONDS)
                 found = analyze(options, recipe.name, server.grpc_url, load.options)
                 rows.append({
                     "backend": backend, "instances": count, "delay_us": options.delay_us, "load": load.name, **found,

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from repo_builder import artifacts, recipes
+from repo_builder.artifacts import EngineArtifact
+from repo_builder.cli import run
+from repo_builder.compile import inspection
+
+VERDICTS = [
+    {"layer": "first", "node": "first", "asked": "int8", "got": "int8", "engine_layer": "first + relu"},
+    {"layer": "last", "node": "last", "asked": "int8", "got": "fp32", "kind": "CaskConvolution", "tactic": "sm80_f32"},
+]
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection.environment, "gpus", lambda: ())
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model's folder with two versions; the newer has a plan and its manifest."""
+    folder = tmp_path / "repository" / "net"
+    for version in ("2", "10"):
+        (folder / version).mkdir(parents=True)
+        (folder / version / "model.plan").write_bytes(version.encode())
+    recipe = recipes.load("vgg")
+    details: dict[str, Any] = {"target": "tensorrt", "tensorrt_version": "8.5.3.1", "gpu": "NVIDIA H200"}
+    details["precisions"] = VERDICTS
+    artifacts.write_manifest(
+        EngineArtifact(
+            path=folder / "10",
+            key="k",
+            recipe=recipe,
+            inputs=recipe.model.inputs,
+            outputs=recipe.model.outputs,
+            files=artifacts.hashes(folder / "10"),
+            details=details,
+        )
+    )
+    return folder
+
+
+def test_a_models_newest_version_is_told_by_its_manifest(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(model), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["model"] == str(model / "10" / "model.plan")
+    assert told["source"] == "manifest"
+    assert told["facts"] == {"tensorrt_version": "8.5.3.1", "gpu": "NVIDIA H200"}
+    assert [(item["layer"], item["asked"], item["got"]) for item in told["verdicts"]] == [
+        ("first", "int8", "int8"),
+        ("last", "int8", "fp32"),
+    ]
+
+
+def test_people_see_what_is_not_as_asked(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(model)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("gpu: NVIDIA H200" in line for line in lines)
+    assert [("not as asked" in line) for line in lines if line.startswith(("first", "last"))] == [False, True]
+
+
+def test_a_manifest_of_another_plan_is_not_believed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model / "10" / "model.plan").write_bytes(b"another")
+    assert run(["inspect", str(model)]) != 0
+    assert "tensorrt" in capsys.readouterr().err.lower()
+
+
+def test_an_onnx_file_tells_its_own_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weight = helper.make_tensor("w", TensorProto.FLOAT16, [2, 2], [1.0, 0.0, 0.0, 1.0])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n", 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")], "g", ends[:1], ends[1:])
+    graph.initializer.append(weight)
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert run(["inspect", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["layers"] == [{"layer": "layer", "operator": "MatMul", "precision": "fp16"}]
+
+
+@pytest.mark.parametrize(("name", "said"), [("nothing", "no such file or folder"), ("empty", "no model.plan")])
+def test_what_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run(["inspect", str(tmp_path / name)]) == 9
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_onnx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\xff\xff no onnx")
+    assert run(["inspect", str(tmp_path / "model.onnx")]) == 9
+    assert "is not an ONNX model" in capsys.readouterr().err
+
+
+def test_compile_needs_an_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compile", str(tmp_path)]) == 9
+    assert "there is no manifest.json" in capsys.readouterr().err
