@@ -129,8 +129,12 @@ def measure(engine: EngineArtifact, options: argparse.Namespace, folder: Path) -
         )
         recipe = dataclasses.replace(engine.recipe, repository=settings)
         repository = folder / f"{backend}-{count}"
-        layout.place(dataclasses.replace(engine, recipe=recipe), repository)
-        extra = [f"--backend-directory={naive_backends(folder)}"] if backend == "naive" else []
+        placed = layout.place(dataclasses.replace(engine, recipe=recipe), repository)
+        extra = []
+        if backend == "naive":
+            extra = [f"--backend-directory={naive_backends(folder)}"]
+            config = placed / "config.pbtxt"  # it reads host memory only, as the Python backend gives it by default
+            files.write_text(config, config.read_text(encoding="utf-8").replace('"no"', '"yes"'))
         log = (options.log_folder or folder) / f"triton-{backend}-{count}.log"
         rows = []
         with serve.start(repository, http_port=0, grpc_port=0, metrics_port=0, log=log, options=extra) as server:
