@@ -16,16 +16,15 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorrt as trt
 
-from repo_builder.device import ON_DEVICE, TO_DEVICE, TO_HOST, DeviceBuffer, Event, PinnedBuffer, Stream, check, cudart
+from repo_builder.device import ON_DEVICE, TO_DEVICE, TO_HOST, Stream, check, cudart
+from repo_builder.serve.backends.tensorrt.buffers import Batch, Piece, Shapes, Slot, Tensor
 from repo_builder.serve.backends.tensorrt.memory import LockedPages
-from repo_builder.tensors import Array, DType
-
-Shapes = tuple[tuple[int, ...], ...]  # full shapes, one an input or output, in the engine's order
+from repo_builder.tensors import DType
 
 # From this size on, a copy of the GPU's own for each request beats one copy of all after a gathering by the CPU.
 DIRECT_BYTES = 64 << 10
@@ -34,79 +33,6 @@ STAY_BYTES = 64 << 10
 # A batch runs in a graph of at most this many times its size.
 _PADDING = 4
 _SLOTS = 2
-
-
-class Piece(NamedTuple):
-    """One request's share of one input.
-
-    Attributes:
-        array: The values, where they are gathered by the CPU.
-        address: Where they are, otherwise.
-        size: Bytes.
-        on_gpu: Whether the address is on the GPU.
-    """
-
-    array: Array | None
-    address: int
-    size: int
-    on_gpu: bool
-
-
-class Tensor:
-    """An input or output of the engine with its buffers.
-
-    Args:
-        name: Its name.
-        dtype: Its numpy type.
-        size: Bytes of the largest batch.
-    """
-
-    def __init__(self, name: str, dtype: np.dtype[Any], size: int) -> None:
-        self.name = name
-        self.dtype = dtype
-        self.device = DeviceBuffer(size)
-        self.host = PinnedBuffer(size)
-        self._elements: Array = self.host.bytes[: size // dtype.itemsize * dtype.itemsize].view(dtype)
-        self._views: dict[tuple[int, ...], Array] = {}
-
-    def view(self, shape: tuple[int, ...]) -> Array:
-        """Return the start of the staging buffer as an array of that shape."""
-        found = self._views.get(shape)
-        if found is None:
-            found = self._views[shape] = self._elements[: int(np.prod(shape))].reshape(shape)
-        return found
-
-
-class Slot:
-    """A set of buffers for one batch.
-
-    Args:
-        number: Which of the instance's sets.
-        inputs: Inputs, in the engine's order.
-        outputs: Outputs, likewise.
-    """
-
-    def __init__(self, number: int, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        self.number = number
-        self.inputs = inputs
-        self.outputs = outputs
-        self.gathered = Event()
-        self.done = Event()
-
-
-class Batch(NamedTuple):
-    """A batch on its way.
-
-    Attributes:
-        slot: The buffers that it uses until ``Engine.release``.
-        arrays: Its outputs in page-locked memory, filled once ``done`` is reached.
-        on_host: For each output whether it is filled; where not, the array tells shape and type, and where the values
-            are on the GPU.
-    """
-
-    slot: Slot
-    arrays: list[Array]
-    on_host: list[bool]
 
 
 class Lane:
