@@ -22,8 +22,8 @@ import numpy as np
 import tensorrt as trt
 
 from repo_builder.device import ON_DEVICE, TO_DEVICE, TO_HOST, Stream, check, cudart
-from repo_builder.serve.backends.tensorrt.buffers import Batch, Piece, Shapes, Slot, Tensor
 from repo_builder.serve.backends.tensorrt.memory import LockedPages
+from repo_builder.serve.backends.tensorrt.slots import Batch, Piece, Shapes, Slot, Tensor
 from repo_builder.tensors import DType
 
 # From this size on, a copy of the GPU's own for each request beats one copy of all after a gathering by the CPU.

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from repo_builder.serve.backends.tensorrt.buffers import Batch, Piece, Shapes, Tensor
 from repo_builder.serve.backends.tensorrt.engine import DIRECT_BYTES, Engine, use_gpu
 from repo_builder.serve.backends.tensorrt.memory import Exported, address_of, read_capsule
+from repo_builder.serve.backends.tensorrt.slots import Batch, Piece, Shapes, Tensor
 from repo_builder.tensors import Array
 
 _STAGES = ("read", "start", "finish", "respond")
