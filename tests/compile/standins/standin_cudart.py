@@ -1,13 +1,16 @@
 # ruff: noqa: N801, N815, N816 - the names are CUDA's
 """The CUDA calls that the tensorrt backend makes, on host memory: "device" addresses are addresses of this process.
 
-Everything happens at once, in the order of the calls. While a stream is captured, ``RECORDING`` holds what the stand-in
-for TensorRT would have run.
+What is put into a stream happens as late as CUDA allows: when a stream, or an event behind it, is waited for. Memory
+that is given back too early is then read when it holds something else. While a stream is captured, ``RECORDING`` holds
+what the stand-in for TensorRT would have run.
 """
 
 import ctypes
 import enum
 import itertools
+import threading
+from collections import deque
 
 
 class cudaError_t(enum.IntEnum):
@@ -29,15 +32,35 @@ cudaHostAllocDefault = cudaHostRegisterDefault = cudaEventDefault = 0
 cudaStreamNonBlocking = 1
 cudaEventDisableTiming = 2
 
-CALLS: list[str] = []
 RECORDING: list | None = None
 _memory: dict[int, object] = {}
 _graphs: dict[int, list] = {}
 _numbers = itertools.count(1)
+_lock = threading.Lock()
+_waiting: deque = deque()  # what has been put into any stream and has not happened yet
+_put = _happened = 0  # how many of those there have been, and how many have happened
+_marks: dict[int, int] = {}  # event → what has to have happened
 
 
 def _done(*values):
     return (cudaError_t.cudaSuccess, *values)
+
+
+def put(work):
+    """Put work into a stream; all streams are one, which no program that waits rightly can tell."""
+    global _put
+    with _lock:
+        _waiting.append(work)
+        _put += 1
+
+
+def _catch_up(until):
+    global _happened
+    with _lock:
+        while _happened < until:
+            _waiting.popleft()()
+            _happened += 1
+    return _done()
 
 
 def cudaGetErrorString(status):
@@ -70,13 +93,11 @@ cudaFreeHost = cudaFree
 
 
 def cudaHostRegister(address, size, flags):
-    CALLS.append("register")
     return _done()
 
 
 def cudaMemcpyAsync(target, source, size, kind, stream):
-    CALLS.append(f"copy {kind.name[10:]} {size}")
-    ctypes.memmove(target, source, size)
+    put(lambda: ctypes.memmove(target, source, size))
     return _done()
 
 
@@ -85,7 +106,7 @@ def cudaStreamCreateWithFlags(flags):
 
 
 def cudaStreamSynchronize(stream):
-    return _done()
+    return _catch_up(_put)
 
 
 def cudaStreamDestroy(stream):
@@ -97,11 +118,12 @@ def cudaEventCreateWithFlags(flags):
 
 
 def cudaEventRecord(event, stream):
+    _marks[event] = _put
     return _done()
 
 
 def cudaEventSynchronize(event):
-    return _done()
+    return _catch_up(_marks[event])
 
 
 def cudaStreamWaitEvent(stream, event, flags):
@@ -130,7 +152,6 @@ def cudaGraphDestroy(graph):
 
 
 def cudaGraphLaunch(graph, stream):
-    CALLS.append("graph")
     for run in _graphs[graph]:
-        run()
+        put(run)
     return _done()
