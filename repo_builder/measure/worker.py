@@ -7,6 +7,7 @@ ends when that socket closes, so that none outlives the measuring process.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import signal
 import subprocess
 import sys
@@ -237,6 +238,7 @@ class _Servant:
 def main() -> None:
     """Serve the orders that come over the file descriptor named on the command line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # a collection would stand in somebody's latency, and nothing here makes cycles
     try:
         _Servant(Connection(int(sys.argv[1]))).serve()
     except (EOFError, OSError):
