@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "repo_builder"
 STAGES = {"models", "datasets", "quantize", "export", "compile", "repository", "serve", "measure", "report"}
-ORCHESTRATORS = {"pipeline", "built", "measuring", "cli", "__main__"}
+ORCHESTRATORS = {"pipeline", "measuring", "cli", "__main__"}
 HEAVY = ("torch", "tensorrt", "onnxruntime", "modelopt", "pytorch_quantization", "cuda", "sklearn", "pytriton")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
