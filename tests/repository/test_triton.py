@@ -92,10 +92,11 @@ def _serving(triton: Path, repository: Path) -> Iterator[dict[str, dict[int, str
         "--exit-on-error=false", "--strict-readiness=false",
     ]  # fmt: skip
     libraries = Path(importlib.util.find_spec("pytriton").origin).parents[1] / "nvidia_pytriton.libs"  # type: ignore[union-attr,arg-type]
+    # Triton's stub finds its Python by PATH: this one has what the backend imports
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries), "PATH": path}
     with (triton / "log").open("wb") as log:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "LD_LIBRARY_PATH": str(libraries)}
-        )
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
         yield _states(server, port, triton / "log")
     finally:
