@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -14,28 +15,45 @@ if TYPE_CHECKING:
     from repo_builder.pipeline import BuildResult
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What `build` and `compile` both take, in the order of their help.
+_SHARED = (
+    click.option(
+        "--output", "repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True,
+        help="Model repository to write to.",
+    ),
+    click.option(
+        "--target", type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
+        help="What to compile for; auto takes TensorRT where a GPU and the library are. [default: the recipe's]",
+    ),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set, instead of a download."),
+    click.option(
+        "--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="Change one recipe value; repeatable."
+    ),
+    click.option("--version", default="replace", show_default=True, help="replace, next, or a version's number."),
+    click.option("--keep-versions", type=click.IntRange(1), help="Versions to keep. [default: the recipe's]"),
+    click.option("--allow-precision-mismatch", is_flag=True, help="Accept layers in another precision than asked."),
+    click.option("--force", is_flag=True, help="Run stages that are up to date again."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+)  # fmt: skip
+
+
+def shared_options(function: F) -> F:
+    """Add the options that ``build`` and ``compile`` share."""
+    for option in reversed(_SHARED):
+        function = option(function)
+    return function
+
+
 @click.command("build")
 @click.argument("recipe")
-@click.option(
-    "--output", "repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True,
-    help="Model repository to write to.",
-)  # fmt: skip
+@shared_options
 @click.option(
     "--work", type=click.Path(path_type=Path), default=Path("build"), show_default=True,
     help="Folder of intermediate artifacts.",
 )  # fmt: skip
-@click.option(
-    "--target", type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
-    help="What to compile for; auto takes TensorRT where a GPU and the library are. [default: the recipe's]",
-)  # fmt: skip
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the recipe's.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set, instead of a download.")
-@click.option("--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="Change one recipe value; repeatable.")
-@click.option("--version", default="replace", show_default=True, help="replace, next, or a version's number.")
-@click.option("--keep-versions", type=click.IntRange(1), help="Versions to keep. [default: the recipe's]")
-@click.option("--allow-precision-mismatch", is_flag=True, help="Accept layers in another precision than asked.")
-@click.option("--force", is_flag=True, help="Run stages that are up to date again.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     recipe: str,
     repository: Path,
