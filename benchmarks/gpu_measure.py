@@ -48,14 +48,19 @@ def latency_us(run: Callable[[], object], clock: Clock, iterations: int = ITERAT
 
 
 class Power:
-    """The GPU's energy counter, and what it draws when nothing runs."""
+    """The GPU's energy counter, and what it draws when nothing runs.
 
-    def __init__(self) -> None:
+    Args:
+        idle_w: That draw, where it was measured before any process had the GPU open: an open context raises the clocks,
+            and what a run adds would seem less. None measures it now.
+    """
+
+    def __init__(self, idle_w: float | None = None) -> None:
         pynvml.nvmlInit()
         self._gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
         self.name = _text(pynvml.nvmlDeviceGetName(self._gpu))
         self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        self.idle_w = self._idle()
+        self.idle_w = self._idle() if idle_w is None else idle_w
 
     def _millijoules(self) -> int:
         return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu))

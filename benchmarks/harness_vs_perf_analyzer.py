@@ -7,7 +7,8 @@
 Every pair runs both tools one after the other, in turns first, each over three windows of the same length; a row is the
 median over pairs of the tool's own figures, and of the ratios within pairs. CPU time is that of the tool's processes
 between two moments in the middle of a run, over the requests that the server counted between them: start-up is in none
-of the figures, and both are measured from outside alike.
+of the figures, and both are measured from outside alike. With ``--server-cpus`` and ``--client-cpus`` the server and
+the tools have cores of their own; without, a tool that takes less CPU leaves more to the server, which answers faster.
 
 The bars: built-in vgg at batch 1 and 8, concurrency 1 and 4, gRPC and HTTP: throughput within 3 %, p50 and p99 within
 5 %. A do-nothing model at concurrency 16: at least 90 % of perf_analyzer's throughput. CPU per request at most twice
@@ -230,17 +231,47 @@ def show(results: list[dict[str, Any]]) -> None:
         click.echo(f"{head}| {' | '.join(cells)} | {', '.join(off) or 'met'} |")
 
 
+def cpus(_context: click.Context, _option: click.Parameter, text: str | None) -> set[int]:
+    """Read a set of cores, as in ``0-3,8``; empty where nothing is given."""
+    found: set[int] = set()
+    for part in (text or "").split(",") if text else ():
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise click.BadParameter(f"'{text}' is no set of cores such as 0-3,8")
+        found.update(range(int(first), int(last or first) + 1))
+    if found - os.sched_getaffinity(0):
+        raise click.BadParameter(f"this machine lends no cores {sorted(found - os.sched_getaffinity(0))}")
+    return found
+
+
+def pin(cores: set[int]) -> None:
+    """Run on these cores from here on, and what is started too; on those there are where the set is empty."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
 @click.command()
 @click.option("--perf-analyzer", type=click.Path(path_type=Path), envvar="PERF_ANALYZER", required=True)
 @click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True)
 @click.option("--pairs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--window-ms", type=click.IntRange(100), default=1000, show_default=True)
 @click.option("--only", multiple=True, help="Cases to run, as in vgg:grpc:1:4; all where left out.")
+@click.option("--server-cpus", callback=cpus, help="Cores of the server alone, as in 0-7; needs --client-cpus.")
+@click.option("--client-cpus", callback=cpus, help="Cores of the tools alone, as in 8-15.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(
-    perf_analyzer: Path, repository: Path, pairs: int, window_ms: int, only: tuple[str, ...], output: Path | None
+    perf_analyzer: Path,
+    repository: Path,
+    pairs: int,
+    window_ms: int,
+    only: tuple[str, ...],
+    server_cpus: set[int],
+    client_cpus: set[int],
+    output: Path | None,
 ) -> None:
     """Run every case in pairs, print the table and say which bars are met; exit 1 where one is missed."""
+    if bool(server_cpus) != bool(client_cpus) or server_cpus & client_cpus:
+        raise click.UsageError("--server-cpus and --client-cpus go together and share no core")
     cases = [Case(model="vgg", protocol=p, batch=b, concurrency=c) for p, b, c in GRID]
     cases += [Case(model="identity", protocol=p, batch=1, concurrency=16) for p in PROTOCOLS]
     chosen = [
@@ -251,6 +282,7 @@ def main(
         shutil.copytree(repository / "vgg", folder / "repository" / "vgg")
         files.write_text(folder / "repository" / "identity" / "config.pbtxt", IDENTITY_CONFIG)
         files.write_text(folder / "repository" / "identity" / "1" / "model.py", IDENTITY_MODEL)
+        pin(server_cpus)
         with serve.start(
             folder / "repository",
             runtime="embedded",
@@ -260,6 +292,7 @@ def main(
             log=folder / "server.log",
         ) as server:
             server.wait_ready(120)
+            pin(client_cpus)
             results = []
             for case in chosen:
                 results.append(compare(case, perf_analyzer, server, pairs, window_ms, folder))
@@ -274,6 +307,9 @@ def main(
             "perf_analyzer": version.stdout.strip(),
             "pairs": pairs,
             "window_ms": window_ms,
+            "cores": os.cpu_count(),
+            "server_cpus": sorted(server_cpus),
+            "client_cpus": sorted(client_cpus),
             "bars": {"throughput": THROUGHPUT, "latency": LATENCY, "offered_load": IDENTITY, "cpu": CPU},
             "results": results,
         }

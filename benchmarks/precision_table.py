@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gpu_measure import Power
 from precision_render import render
 
 from repo_builder import files
@@ -47,6 +48,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Measure all rows; after each, the results so far are written."""
+    power = Power()  # before anything opens the GPU
     import tensorrt_rows
 
     rows: list[dict[str, Any]] = []
@@ -60,23 +62,23 @@ def measure(options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as cache:
         for model in options.models:
-            for row in tensorrt_rows.rows(options.variants / model, model, options.data_dir, Path(cache)):
+            for row in tensorrt_rows.rows(options.variants / model, model, options.data_dir, Path(cache), power):
                 add(row)
-    for row in torch_rows(options) if options.torch_python else ():
+    for row in torch_rows(options, power.idle_w) if options.torch_python else ():
         if "environment" in row:
             results["machine"]["torch"] = row["environment"]
         else:
             add(row)
 
 
-def torch_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def torch_rows(options: argparse.Namespace, idle_w: float) -> Iterator[dict[str, Any]]:
     """Run torch_rows.py under its own Python and yield what it prints."""
     here = Path(__file__).resolve().parent
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONHOME", "PYTHONNOUSERSITE")}
     clean["LD_LIBRARY_PATH"] = os.environ.get("TORCH_LIBRARY_PATH", "")
     clean["PYTHONPATH"] = str(here.parent)
     command = [options.torch_python, str(here / "torch_rows.py"), str(options.checkpoint), str(options.data_dir)]
-    process = subprocess.Popen([*command, *options.models], env=clean, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, str(idle_w), *options.models], env=clean, stdout=subprocess.PIPE, text=True)
     for line in process.stdout or ():
         if not line.startswith("{"):
             print(line, end="", file=sys.stderr)

@@ -96,9 +96,9 @@ def facts() -> dict[str, Any]:
     return {**environment.describe(), "cuda": device.versions()}
 
 
-def rows(folder: Path, model: str, data_dir: Path, cache: Path) -> Iterator[dict[str, Any]]:
+def rows(folder: Path, model: str, data_dir: Path, cache: Path, power: Power) -> Iterator[dict[str, Any]]:
     """Build and measure every variant of a model."""
-    data, power = load_data(model, data_dir), Power()
+    data = load_data(model, data_dir)
     names = sorted((item.name for item in folder.iterdir()), key=lambda name: [not name.startswith(p) for p in ORDER])
     for name in names:
         artifact = artifacts.read(OnnxArtifact, folder / name)

@@ -1,6 +1,6 @@
 """The PyTorch rows of the precision table, under a Python that has torch with CUDA; prints JSON lines.
 
-    python3 benchmarks/torch_rows.py CHECKPOINT DATA_DIR [model ...]
+    python3 benchmarks/torch_rows.py CHECKPOINT DATA_DIR IDLE_WATTS [model ...]
 
 BatchNorm is folded into the layer before it, inputs and outputs are fp32 as for the other runtimes, and vgg7 runs in
 channels-last layout in half precision: what makes the baselines fast, so that nothing is won against slow ones.
@@ -144,7 +144,7 @@ def all_outputs(step: Callable[[torch.Tensor], torch.Tensor], data: TestData, si
 def main() -> None:
     """Measure all forms of the named models, or of all."""
     checkpoint, data_dir = Path(sys.argv[1]), Path(sys.argv[2])
-    power = Power()
+    power = Power(float(sys.argv[3]))
     environment = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -152,7 +152,7 @@ def main() -> None:
         "python": sys.version.split()[0],
     }
     print(json.dumps({"environment": environment}), flush=True)
-    for model in sys.argv[3:] or MODELS:
+    for model in sys.argv[4:] or MODELS:
         data = load_data(model, data_dir)
         recipe = recipes.load(MODELS[model])
         module = models.create(recipe.model, seed=0)

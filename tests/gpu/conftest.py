@@ -19,11 +19,14 @@ from repo_builder.recipe import Recipe, RepositorySpec, parse
 
 LAYERS = ("conv1", "conv2", "linear1", "linear2")
 SHAPE = (3, 8, 8)
+WIDE = (3, 64, 64)
+WIDE_OUTPUT = (16, 64, 64)
 MAX_BATCH = 16
 PRECISIONS = {
     "int8": dict.fromkeys(LAYERS, "int8"),
     "fp16": dict.fromkeys(LAYERS, "fp16"),
     "fp32": dict.fromkeys(LAYERS, "fp32"),
+    "wide": {"conv1": "int8"},
     "mixed": {"conv1": "fp16", "conv2": "int8", "linear1": "int8", "linear2": "fp16"},
 }
 
@@ -49,7 +52,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Network:
-    """conv1, relu, pool, conv2, relu, pool, linear1, relu, linear2; Q/DQ around the layers that are int8."""
+    """conv1, relu, pool, conv2, relu, pool, linear1, relu, linear2; Q/DQ around the layers that are int8.
+
+    ``wide`` is conv1 alone on a larger image, whose output is larger yet.
+    """
 
     def __init__(self, precisions: dict[str, str]) -> None:
         self.precisions = precisions
@@ -85,6 +91,10 @@ class Network:
             stored = self.quantized(stored, f"{name}.weight", most, axis=0)
         return self.node(op, [tensor, stored, bias], name, **attributes)
 
+    def wide(self) -> onnx.ModelProto:
+        self.layer("Conv", "image", "conv1", (16, 3, 3, 3), 4.0, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        return self.finish(WIDE, WIDE_OUTPUT)
+
     def model(self) -> onnx.ModelProto:
         value, size = "image", {"kernel_shape": [2, 2], "strides": [2, 2]}
         for name, shape, amax in (("conv1", (32, 3, 3, 3), 4.0), ("conv2", (64, 32, 3, 3), 6.0)):
@@ -92,10 +102,13 @@ class Network:
             value = self.node("MaxPool", [self.node("Relu", [value], f"/{name}/Relu")], f"/{name}/MaxPool", **size)
         value = self.node("Flatten", [value], "/Flatten")
         value = self.layer("Gemm", value, "linear1", (64, 256), 8.0, transB=1)
-        value = self.layer("Gemm", self.node("Relu", [value], "/linear1/Relu"), "linear2", (10, 64), 8.0, transB=1)
+        self.layer("Gemm", self.node("Relu", [value], "/linear1/Relu"), "linear2", (10, 64), 8.0, transB=1)
+        return self.finish(SHAPE, (10,))
+
+    def finish(self, shape: tuple[int, ...], output: tuple[int, ...]) -> onnx.ModelProto:
         self.nodes[-1].output[0] = "logits"
-        ends = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", *SHAPE])]
-        outs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])]
+        ends = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", *shape])]
+        outs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", *output])]
         graph = helper.make_graph(self.nodes, "net", ends, outs, self.values)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         made = onnx.shape_inference.infer_shapes(made)
@@ -105,8 +118,9 @@ class Network:
 
 def recipe(name: str, **repository: Any) -> Recipe:
     document = recipes.load("vgg").to_dict()
-    for key in ("inputs", "outputs"):
-        document["model"][key][0]["shape"] = list(SHAPE) if key == "inputs" else [10]
+    shapes = (WIDE, WIDE_OUTPUT) if name == "wide" else (SHAPE, (10,))
+    for key, shape in zip(("inputs", "outputs"), shapes, strict=True):
+        document["model"][key][0]["shape"] = list(shape)
     document["name"] = name
     document["data"]["source"] = "not-here.npz"  # the engine is not scored
     asked = {
@@ -122,7 +136,8 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Onn
     def make(name: str, **repository: Any) -> OnnxArtifact:
         folder = tmp_path_factory.mktemp(name) / name / "onnx"
         folder.mkdir(parents=True)
-        model = Network(PRECISIONS[name]).model()
+        network = Network(PRECISIONS[name])
+        model = network.wide() if name == "wide" else network.model()
         onnx.save(model, folder / "model.onnx")
         made = recipe(name, **repository)
         artifact = OnnxArtifact(
@@ -150,3 +165,9 @@ def asked() -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="session")
 def images() -> np.ndarray:
     return np.random.default_rng(3).normal(size=(64, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def wide_images() -> np.ndarray:
+    """48 KiB each, for ``wide``, whose answer to each has 256 KiB."""
+    return np.random.default_rng(4).normal(size=(32, *WIDE)).astype(np.float32)

@@ -46,14 +46,14 @@ def place(artifact: OnnxArtifact, repository: Path, folder: Path) -> EngineArtif
 def served(
     make_artifact: Callable[..., OnnxArtifact], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SimpleNamespace]:
-    """int8 in two instances, mixed in one, and their plans run here."""
+    """int8 and wide in two instances, mixed in one, and their plans run here."""
     pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
     from repo_builder import serve
     from repo_builder.compile.trt_plan import PlanRunner
 
     repository = tmp_path_factory.mktemp("repository")
     plans = {}
-    for name, count in (("int8", 2), ("mixed", 1)):
+    for name, count in (("int8", 2), ("mixed", 1), ("wide", 2)):
         artifact = make_artifact(name, instance_count=count)
         plans[name] = PlanRunner(place(artifact, repository, tmp_path_factory.mktemp("plan") / name).model)
     log = repository.parent / "triton.log"
@@ -112,28 +112,60 @@ def test_graphs_were_captured_for_the_warm_up(served: SimpleNamespace) -> None:
 
 @pytest.mark.filterwarnings("ignore:The cuda:FutureWarning", "ignore:The cuda:DeprecationWarning")
 def test_inputs_and_outputs_in_cuda_shared_memory(served: SimpleNamespace, images: np.ndarray) -> None:
+    infer_in_cuda_memory(served, "int8", images[:5])
+
+
+def infer_in_cuda_memory(served: SimpleNamespace, model: str, images: np.ndarray, regions: str = "0") -> None:
+    """Infer several times with input and output in regions of their own, and compare what lies there in the end."""
     shared = pytest.importorskip("tritonclient.utils.cuda_shared_memory", reason="needs tritonclient[cuda]")
     import tritonclient.grpc as grpc
 
-    connection = client(served)
-    values = np.ascontiguousarray(images[:5])
-    given = shared.create_shared_memory_region("given", values.nbytes, 0)
-    taken = shared.create_shared_memory_region("taken", 5 * 10 * 4, 0)
+    connection, right = client(served), expected(served, model, images)
+    values = np.ascontiguousarray(images)
+    names, sizes = (f"given-{regions}", f"taken-{regions}"), (values.nbytes, right.nbytes)
+    given, taken = (shared.create_shared_memory_region(*pair, 0) for pair in zip(names, sizes, strict=True))
     try:
         shared.set_shared_memory_region(given, [values])
-        for name, region, size in (("given", given, values.nbytes), ("taken", taken, 200)):
+        for name, region, size in zip(names, (given, taken), sizes, strict=True):
             connection.register_cuda_shared_memory(name, shared.get_raw_handle(region), 0, size)
-        tensor, output = grpc.InferInput("image", [5, 3, 8, 8], "FP32"), grpc.InferRequestedOutput("logits")
-        tensor.set_shared_memory("given", values.nbytes)
-        output.set_shared_memory("taken", 200)
+        tensor, output = grpc.InferInput("image", list(values.shape), "FP32"), grpc.InferRequestedOutput("logits")
+        tensor.set_shared_memory(names[0], sizes[0])
+        output.set_shared_memory(names[1], sizes[1])
         for _ in range(20):
-            connection.infer("int8", [tensor], outputs=[output])
-        found = shared.get_contents_as_numpy(taken, np.float32, [5, 10])
-        np.testing.assert_array_equal(found, expected(served, "int8", values))
+            connection.infer(model, [tensor], outputs=[output])
+        np.testing.assert_array_equal(shared.get_contents_as_numpy(taken, np.float32, list(right.shape)), right)
     finally:
-        connection.unregister_cuda_shared_memory()
-        for region in (given, taken):
+        for name, region in zip(names, (given, taken), strict=True):
+            connection.unregister_cuda_shared_memory(name)
             shared.destroy_shared_memory_region(region)
+
+
+def test_large_batches_answered_from_behind_are_bit_equal(served: SimpleNamespace, wide_images: np.ndarray) -> None:
+    """Every batch of two is above the size from which requests are read in place and answered by senders."""
+    whole = expected(served, "wide", wide_images[:16]), expected(served, "wide", wide_images[16:])
+    right = np.concatenate(whole)
+    random = np.random.default_rng(6)
+    cuts = [(int(start), int(start + random.integers(1, 9))) for start in random.integers(0, 24, 300)]
+    connection = client(served)
+
+    def one(cut: tuple[int, int]) -> bool:
+        return np.array_equal(infer(connection, "wide", wide_images[slice(*cut)]), right[slice(*cut)])
+
+    with ThreadPoolExecutor(12) as pool:
+        assert all(pool.map(one, cuts))
+
+
+@pytest.mark.filterwarnings("ignore:The cuda:FutureWarning", "ignore:The cuda:DeprecationWarning")
+def test_large_outputs_stay_in_cuda_shared_memory(served: SimpleNamespace, wide_images: np.ndarray) -> None:
+    """Alone and several at a time: outputs are handed over on the GPU, from buffers that the next batch reuses."""
+    infer_in_cuda_memory(served, "wide", wide_images[:5])
+    cuts = [(place, place + size) for place, size in ((0, 1), (3, 4), (8, 8), (16, 16), (20, 2), (5, 7))]
+
+    def one(numbered: tuple[int, tuple[int, int]]) -> None:
+        infer_in_cuda_memory(served, "wide", wide_images[slice(*numbered[1])], regions=str(numbered[0]))
+
+    with ThreadPoolExecutor(len(cuts)) as pool:
+        list(pool.map(one, enumerate(cuts)))
 
 
 def test_a_thousand_malformed_requests_among_good_ones(served: SimpleNamespace, images: np.ndarray) -> None:
