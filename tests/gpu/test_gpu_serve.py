@@ -112,16 +112,17 @@ def test_graphs_were_captured_for_the_warm_up(served: SimpleNamespace) -> None:
 
 @pytest.mark.filterwarnings("ignore:The cuda:FutureWarning", "ignore:The cuda:DeprecationWarning")
 def test_inputs_and_outputs_in_cuda_shared_memory(served: SimpleNamespace, images: np.ndarray) -> None:
-    infer_in_cuda_memory(served, "int8", images[:5])
+    infer_in_cuda_memory(served, "int8", images[:5], expected(served, "int8", images[:5]))
 
 
-def infer_in_cuda_memory(served: SimpleNamespace, model: str, images: np.ndarray, regions: str = "0") -> None:
+def infer_in_cuda_memory(
+    served: SimpleNamespace, model: str, images: np.ndarray, right: np.ndarray, regions: str = "0"
+) -> None:
     """Infer several times with input and output in regions of their own, and compare what lies there in the end."""
     shared = pytest.importorskip("tritonclient.utils.cuda_shared_memory", reason="needs tritonclient[cuda]")
     import tritonclient.grpc as grpc
 
-    connection, right = client(served), expected(served, model, images)
-    values = np.ascontiguousarray(images)
+    connection, values = client(served), np.ascontiguousarray(images)
     names, sizes = (f"given-{regions}", f"taken-{regions}"), (values.nbytes, right.nbytes)
     given, taken = (shared.create_shared_memory_region(*pair, 0) for pair in zip(names, sizes, strict=True))
     try:
@@ -158,11 +159,14 @@ def test_large_batches_answered_from_behind_are_bit_equal(served: SimpleNamespac
 @pytest.mark.filterwarnings("ignore:The cuda:FutureWarning", "ignore:The cuda:DeprecationWarning")
 def test_large_outputs_stay_in_cuda_shared_memory(served: SimpleNamespace, wide_images: np.ndarray) -> None:
     """Alone and several at a time: outputs are handed over on the GPU, from buffers that the next batch reuses."""
-    infer_in_cuda_memory(served, "wide", wide_images[:5])
+    parts = np.split(wide_images, 2)
+    right = np.concatenate([expected(served, "wide", part) for part in parts])  # by one thread: a runner is no server
+    infer_in_cuda_memory(served, "wide", wide_images[:5], right[:5])
     cuts = [(place, place + size) for place, size in ((0, 1), (3, 4), (8, 8), (16, 16), (20, 2), (5, 7))]
 
     def one(numbered: tuple[int, tuple[int, int]]) -> None:
-        infer_in_cuda_memory(served, "wide", wide_images[slice(*numbered[1])], regions=str(numbered[0]))
+        rows = slice(*numbered[1])
+        infer_in_cuda_memory(served, "wide", wide_images[rows], right[rows], regions=str(numbered[0]))
 
     with ThreadPoolExecutor(len(cuts)) as pool:
         list(pool.map(one, enumerate(cuts)))
