@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from repo_builder.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from repo_builder.repository.checks.findings import Finding
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
@@ -22,7 +27,8 @@ def command(repository: Path, names: tuple[str, ...], strict: bool, as_json: boo
     """Check a model REPOSITORY as Triton would, without starting it.
 
     Every config.pbtxt is parsed with Triton's protobuf and compared with the model file itself; versions, labels,
-    warm-up, ensembles and stray files are looked at. One line a finding; exit code 1 where there is an error.
+    warm-up, ensembles and stray files are looked at. A TensorRT plan is held against the manifest beside it; without
+    one its engine is asked, where TensorRT and a GPU are. One line a finding; exit code 1 where there is an error.
 
     \b
     repo-builder validate model_repository
@@ -30,8 +36,8 @@ def command(repository: Path, names: tuple[str, ...], strict: bool, as_json: boo
     """
     from repo_builder.repository import validate
 
-    findings = validate.validate(repository, names)
     checked = names or validate.models(repository)
+    findings = [*validate.validate(repository, names), *_ask_engines(repository, checked)]
     counts = {level: sum(item.level == level for item in findings) for level in _COLOURS}
     if as_json:
         rows = [dataclasses.asdict(item) for item in findings]
@@ -46,6 +52,18 @@ def command(repository: Path, names: tuple[str, ...], strict: bool, as_json: boo
         raise CheckFailed(told, where=str(repository))
     if not as_json:
         click.echo(f"{click.style('ok'.ljust(7), fg='green', bold=True)}  {repository}: {told}")
+
+
+def _ask_engines(repository: Path, names: Iterable[str]) -> list[Finding]:
+    """Return what the engines of plans without a manifest tell; nothing where none can be loaded."""
+    from repo_builder import environment
+    from repo_builder.compile.trt_preflight import preflight
+    from repo_builder.repository.checks.findings import error
+
+    if not environment.gpus() or environment.version("tensorrt") is None:
+        return []
+    problems = [problem for name in dict.fromkeys(names) for problem in preflight(repository / name, only_bare=True)]
+    return [error(str(item.path.relative_to(repository)), item.message, item.hint) for item in problems]
 
 
 def _count(number: int, what: str) -> str:

@@ -45,6 +45,7 @@ def preflight(
     installed: str | None = None,
     gpus: Sequence[Gpu] | None = None,
     container: bool = False,
+    only_bare: bool = False,
 ) -> list[Problem]:
     """Return what keeps the plans of a model from being served here; empty for a model without plans.
 
@@ -53,10 +54,12 @@ def preflight(
         installed: TensorRT's version here; None asks for the installed one.
         gpus: The GPUs here; None asks the driver.
         container: Whether Triton runs in a container, which brings its own TensorRT.
+        only_bare: Look at plans without a manifest only: what their engines tell.
     """
     config = _config(model_folder / "config.pbtxt")
     name = (config.default_model_filename if config else "") or "model.plan"
     plans = sorted(model_folder.glob(f"*/{name}")) if name.endswith(".plan") else []
+    plans = [plan for plan in plans if not (only_bare and (plan.parent / MANIFEST).exists())]
     here = environment.gpus() if gpus is None else tuple(gpus)
     version = installed or environment.version("tensorrt")
     problems: list[Problem] = []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from repo_builder import cli
+from repo_builder import cli, environment, loading
+from repo_builder.tensors import ShapeProfile
 
 CONFIG = """
 backend: "python"
@@ -53,6 +55,25 @@ def test_warnings_count_where_asked(repository: Path, capsys: pytest.CaptureFixt
     assert cli.run(["validate", str(repository)]) == 0
     assert "no errors and 1 warning in 2 models" in capsys.readouterr().out
     assert cli.run(["validate", str(repository), "--strict"]) == 1
+
+
+def test_the_engine_of_a_plan_without_a_manifest_is_asked(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = repository / "two"
+    (model / "1" / "model.py").rename(model / "1" / "model.plan")
+    (model / "config.pbtxt").write_text(CONFIG.replace("python", "tensorrt") + "max_batch_size: 8")
+    assert cli.run(["validate", str(repository)]) == 0
+    assert "only its engine can tell" in capsys.readouterr().out
+    profile = {"x": ShapeProfile(min=(1, 4), opt=(2, 4), max=(4, 4))}
+    plan = SimpleNamespace(load=lambda _: SimpleNamespace(profiles=(profile,)))
+    gpu = environment.Gpu(name="NVIDIA H200", compute_capability="9.0", memory_mib=143771, driver="580.159.04")
+    monkeypatch.setattr(environment, "gpus", lambda: (gpu,))
+    monkeypatch.setattr(environment, "version", lambda _: "8.5.3.1")
+    monkeypatch.setattr(loading, "load", lambda *_, **__: plan)
+    assert cli.run(["validate", str(repository)]) == 1
+    assert "two/config.pbtxt: max_batch_size is 8, and the plan's profiles end at 4" in capsys.readouterr().out
+    assert cli.run(["validate", str(repository), "--model", "one"]) == 0
 
 
 def test_json(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,8 +149,16 @@ def test_without_a_manifest_the_engine_is_asked(model: Make, monkeypatch: pytest
             return cls()
 
     monkeypatch.setattr(loading, "load", lambda *_, **__: Plan)
-    (problem,) = told(model(manifest=False))
+    folder = model(manifest=False)
+    (problem,) = told(folder)
     assert "end at 4" in problem
+    assert told(folder, only_bare=True) == [problem]
+
+
+def test_plans_with_a_manifest_can_be_left_out(model: Make) -> None:
+    folder = model(tensorrt_version="8.4.0.1")
+    assert len(told(folder)) == 1
+    assert told(folder, only_bare=True) == []
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"details": 3}', "[]"])

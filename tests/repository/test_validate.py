@@ -533,4 +533,4 @@ def test_a_manifest_that_is_about_another_file_or_damaged(make_engine: MakeEngin
     manifest.write_text(json.dumps({"schema": 1, "kind": "engine"}))
     assert "cannot be understood" in _one(folder, "warning").message
     manifest.unlink()
-    assert "nothing of the plan was compared" in _one(folder, "info").message
+    assert "only its engine can tell" in _one(folder, "info").message

@@ -35,7 +35,7 @@ def check(folder: ModelFolder) -> Iterator[Finding]:
                 yield from _plan(folder, version, engine)
             elif not findings:
                 where = f"{folder.name}/{version}/{folder.filename}"
-                yield info(where, "has no manifest.json beside it, so nothing of the plan was compared")
+                yield info(where, "has no manifest.json beside it: only its engine can tell what it is for")
 
 
 def _engine(folder: ModelFolder, version: int) -> tuple[EngineArtifact | None, list[Finding]]:

@@ -1,0 +1,54 @@
+"""How much sooner a second build of the same network is there: one artifact compiled twice with one timing cache.
+
+python benchmarks/timing_cache.py ARTIFACT RESULTS.json
+
+ARTIFACT is a folder with model.onnx and its manifest, as ``precision_variants.py`` writes them.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from repo_builder import artifacts, environment, files
+from repo_builder.artifacts import OnnxArtifact
+from repo_builder.compile import CompileOptions
+from repo_builder.compile.tensorrt import TensorRTTarget
+
+
+def main() -> None:
+    """Build twice and write both times."""
+    artifact = artifacts.read(OnnxArtifact, Path(sys.argv[1]))
+    seconds, cached = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        options = CompileOptions(
+            recipe=artifact.recipe,
+            layer_precisions=artifact.details["layer_precisions"],
+            cache_folder=Path(temporary) / "cache",
+        )
+        options.cache_folder.mkdir()
+        for place in ("first", "second"):
+            folder = Path(temporary) / place
+            folder.mkdir()
+            details = TensorRTTarget().compile(artifact, folder, options=options)
+            seconds.append(details["build_seconds"])
+            cached.append(details["cached_tactics_bytes"])
+    results = {
+        "schema": 1,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": environment.describe(),
+        "model": artifact.recipe.name,
+        "precisions": sorted(set(artifact.details["layer_precisions"].values())),
+        "first_build_seconds": seconds[0],
+        "second_build_seconds": seconds[1],
+        "cached_tactics_bytes": cached[1],
+        "times_faster": round(seconds[0] / seconds[1], 2),
+    }
+    files.write_json(Path(sys.argv[2]), results)
+    print(results)
+
+
+if __name__ == "__main__":
+    main()
