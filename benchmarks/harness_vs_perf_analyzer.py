@@ -304,7 +304,7 @@ def main(
             "benchmark": "harness_vs_perf_analyzer",
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "environment": environment.describe(),
-            "perf_analyzer": version.stdout.strip(),
+            "perf_analyzer": (version.stdout + version.stderr).strip(),
             "pairs": pairs,
             "window_ms": window_ms,
             "cores": os.cpu_count(),

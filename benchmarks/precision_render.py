@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 from repo_builder import files
 
 BATCHES = ("1", "8", "64", "256")
+_WIDTH, _HEIGHT, _LABELS, _LINE = 860, 330, 560, 13  # of a panel; where its labels begin, and how far they are apart
+_Mark = tuple[float, float, str, str]  # x, y, row, what is said of it
 _COLOURS = {
     "torch": "#d97706",
     "ONNX": "#7c3aed",
@@ -119,20 +122,19 @@ def _bars(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> str:
-    """Return accuracy against latency at batch 64 as SVG, one panel a model."""
+    """Return accuracy against latency at batch 64 as SVG, one panel a model, one below the other."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    width, height = 460, 360
-    panels = [_panel(model, rows, place * width, width, height) for place, model in enumerate(models)]
-    body = "".join(panels)
+    body = "".join(_panel(model, rows, place * _HEIGHT) for place, model in enumerate(models))
     style = (
-        "<style>text{font:11px sans-serif;fill:#1f2937}.t{font-size:13px;font-weight:bold}.g{stroke:#e5e7eb}</style>"
+        "<style>text{font:11px sans-serif;fill:#1f2937}.t{font-size:13px;font-weight:bold}"
+        ".s{font-size:10px}.g{stroke:#e5e7eb}.l{stroke:#9ca3af;stroke-width:0.6;fill:none}</style>"
     )
-    size = f'width="{width * len(models)}" height="{height}" viewBox="0 0 {width * len(models)} {height}"'
+    size = f'width="{_WIDTH}" height="{_HEIGHT * len(models)}" viewBox="0 0 {_WIDTH} {_HEIGHT * len(models)}"'
     paper = '<rect width="100%" height="100%" fill="white"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{paper}{body}</svg>\n'
 
 
-def _panel(model: str, rows: Sequence[dict[str, Any]], left: int, width: int, height: int) -> str:
+def _panel(model: str, rows: Sequence[dict[str, Any]], top: int) -> str:
     points = [
         (row["row"], row["latency_us"]["64"]["p50"], 100 * row["accuracy"]["top1"])
         for row in rows
@@ -140,28 +142,62 @@ def _panel(model: str, rows: Sequence[dict[str, Any]], left: int, width: int, he
     ]
     if not points:
         return ""
-    x0, x1, y0, y1 = left + 55, left + width - 20, height - 45, 40
-    logs = [math.log10(item[1]) for item in points]
-    low, high = min(logs) - 0.05, max(logs) + 0.05
-    bottom, top = min(item[2] for item in points) - 0.1, max(item[2] for item in points) + 0.1
-    parts = [f'<text class="t" x="{x0}" y="22">{model}: top-1 (%) against latency at batch 64 (µs)</text>']
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y, x = y0 + share * (y1 - y0), x0 + share * (x1 - x0)
+    x0, x1, y0, y1 = 55, _LABELS - 70, top + _HEIGHT - 40, top + 40
+    low, high = math.log10(min(item[1] for item in points)) - 0.05, math.log10(max(item[1] for item in points)) + 0.05
+    least, most = min(item[2] for item in points) - 0.1, max(item[2] for item in points) + 0.1
+    parts = [f'<text class="t" x="{x0}" y="{top + 22}">{model}: top-1 (%) against latency at batch 64 (µs)</text>']
+    for tick in _steps(least, most):
+        y = y0 + (tick - least) / (most - least) * (y1 - y0)
         parts.append(f'<line class="g" x1="{x0}" x2="{x1}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text x="{x0 - 6}" y="{y + 4:.1f}" text-anchor="end">{bottom + share * (top - bottom):.2f}</text>'
-        )
-        parts.append(
-            f'<text x="{x:.1f}" y="{y0 + 18}" text-anchor="middle">{10 ** (low + share * (high - low)):.0f}</text>'
-        )
-    for name, micros, top1 in points:
+        parts.append(f'<text x="{x0 - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
+    for micros in (digit * 10**power for power in range(5) for digit in (1, 2, 5)):
         x = x0 + (math.log10(micros) - low) / (high - low) * (x1 - x0)
-        y = y0 + (top1 - bottom) / (top - bottom) * (y1 - y0)
+        if x0 <= x <= x1:
+            parts.append(f'<line class="g" x1="{x:.1f}" x2="{x:.1f}" y1="{y0}" y2="{y1}"/>')
+            parts.append(f'<text x="{x:.1f}" y="{y0 + 18}" text-anchor="middle">{micros}</text>')
+    marks = [
+        (
+            x0 + (math.log10(micros) - low) / (high - low) * (x1 - x0),
+            y0 + (top1 - least) / (most - least) * (y1 - y0),
+            name,
+            f"{html.escape(name)} {micros:.0f} µs {top1:.2f} %",
+        )
+        for name, micros, top1 in points
+    ]
+    for (x, y, name, tip), label in zip(_fanned(marks), _spread(marks, y1, y0), strict=True):
         colour = next((value for prefix, value in _COLOURS.items() if name.startswith(prefix)), "#6b7280")
-        label = html.escape(name)
-        tip = f"<title>{label} {micros:.0f} µs {top1:.2f} %</title>"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}">{tip}</circle>')
-        anchor = "end" if x > (x0 + x1) / 2 else "start"
-        shift = -7 if anchor == "end" else 7
-        parts.append(f'<text x="{x + shift:.1f}" y="{y + 3:.1f}" text-anchor="{anchor}" font-size="9">{label}</text>')
+        parts.append(f'<path class="l" d="M{x:.1f},{y:.1f} L{x1 + 8},{label:.1f} H{_LABELS - 3}"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{tip}</title></circle>')
+        parts.append(f'<text class="s" x="{_LABELS}" y="{label + 3:.1f}">{tip}</text>')
     return "".join(parts)
+
+
+def _steps(least: float, most: float) -> Iterable[float]:
+    """Return the multiples of a round step between two values, about five of them."""
+    step = next(size for size in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if (most - least) / size <= 8)
+    return [step * place for place in range(math.ceil(least / step), math.floor(most / step) + 1)]
+
+
+def _fanned(marks: Sequence[_Mark]) -> list[_Mark]:
+    """Return points as their labels stand, from above: of equal ones the left are the outer, so no lines cross."""
+    found: list[_Mark] = []
+    for _, group in itertools.groupby(sorted(marks, key=lambda mark: mark[1]), key=lambda mark: round(mark[1] / 8)):
+        from_left = sorted(group)
+        found += from_left[::2] + from_left[1::2][::-1]
+    return found
+
+
+def _spread(marks: Sequence[_Mark], top: float, bottom: float) -> list[float]:
+    """Return where the labels of ``_fanned`` points go: near their points, a line apart, none beyond the panel."""
+    places: list[float] = []
+    for _, y, *_ in _fanned(marks):
+        places.append(max(y, places[-1] + _LINE if places else top))
+    # as far up as all of them were pushed down on average
+    shift = sum(place - mark[1] for place, mark in zip(places, _fanned(marks), strict=True)) / len(places)
+    places = [place - shift for place in places]
+    for place in reversed(range(len(places))):
+        below = places[place + 1] - _LINE if place + 1 < len(places) else bottom
+        places[place] = min(places[place], below)
+    for place in range(len(places)):
+        places[place] = max(places[place], places[place - 1] + _LINE if place else top)
+    return places

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_measure import Power
 from precision_render import render
 
 from repo_builder import files
@@ -48,6 +47,8 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Measure all rows; after each, the results so far are written."""
+    from gpu_measure import Power
+
     power = Power()  # before anything opens the GPU
     import tensorrt_rows
 
