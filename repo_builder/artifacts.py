@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from repo_builder import files
-from repo_builder.errors import RepositoryError
+from repo_builder.errors import RecipeError, RepositoryError
 from repo_builder.recipe import Recipe, parse
 from repo_builder.tensors import DType, TensorSpec
 
@@ -184,19 +184,23 @@ def read(cls: type[A], folder: Path) -> A:
     if found != (cls.kind, SCHEMA):
         message = f"holds {found[0]!r} of schema {found[1]}, not {cls.kind!r} of schema {SCHEMA}"
         raise RepositoryError(message, where=str(manifest), hint="build again with --force")
-    return cls(
-        path=folder,
-        key=value["key"],
-        recipe=parse(value["recipe"]),
-        inputs=tuple(_spec(item) for item in value["inputs"]),
-        outputs=tuple(_spec(item) for item in value["outputs"]),
-        classes=tuple(value["classes"]),
-        files=dict(value["files"]),
-        environment=value["environment"],
-        layers=tuple(LayerRecord(**item) for item in value["layers"]),
-        accuracy=tuple(AccuracyRecord(**item) for item in value["accuracy"]),
-        details=value["details"],
-    )
+    try:
+        return cls(
+            path=folder,
+            key=value["key"],
+            recipe=parse(value["recipe"]),
+            inputs=tuple(_spec(item) for item in value["inputs"]),
+            outputs=tuple(_spec(item) for item in value["outputs"]),
+            classes=tuple(value["classes"]),
+            files=dict(value["files"]),
+            environment=value["environment"],
+            layers=tuple(LayerRecord(**item) for item in value["layers"]),
+            accuracy=tuple(AccuracyRecord(**item) for item in value["accuracy"]),
+            details=dict(value["details"]),
+        )
+    except (RecipeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        said = f"its {error}" if isinstance(error, RecipeError) else repr(error)
+        raise RepositoryError(f"is damaged ({said})", where=str(manifest), hint="build again with --force") from None
 
 
 def up_to_date(cls: type[A], folder: Path, key: str) -> A | None:

@@ -15,12 +15,13 @@ from typing import Any
 from repo_builder.errors import MissingDependency, RecipeError, did_you_mean
 
 
-def load(target: str, *, extra: str | None = None) -> Any:  # noqa: ANN401 - whatever is named
+def load(target: str, *, extra: str | None = None, what: str | None = None) -> Any:  # noqa: ANN401 - whatever is named
     """Import ``module:attribute``.
 
     Args:
         target: The place, as in ``repo_builder.quantize.modelopt:ModeloptQuantizer``.
         extra: The extra of repo-builder that installs what the module imports.
+        what: What needs it, in the user's words; None takes the attribute's name.
 
     Raises:
         MissingDependency: A library that the module imports is not installed.
@@ -32,7 +33,7 @@ def load(target: str, *, extra: str | None = None) -> Any:  # noqa: ANN401 - wha
         missing = (error.name or module).partition(".")[0]
         hint = f"pip install 'repo-builder[{extra}]'" if extra else f"pip install {missing}"
         raise MissingDependency(
-            f"{attribute} needs the library '{missing}', which is not installed", hint=hint
+            f"{what or attribute} needs the library '{missing}', which is not installed", hint=hint
         ) from error
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from repo_builder.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from repo_builder.recipe import Recipe
 
 
@@ -47,6 +49,7 @@ def check(recipe: Recipe) -> None:
                 refuse(0 < (share or 0) <= 100, at, f"{share} is not in (0, 100]")
             else:
                 refuse(share is None, at, f"the {spec.calibrator} calibrator takes no percentile", "remove it")
+    _check_plan(recipe, refuse)
     refuse(13 <= recipe.export.opset <= 21, "export.opset", f"{recipe.export.opset} is not in 13 to 21")
     repository = recipe.repository
     refuse(repository.max_batch_size >= 0, "repository.max_batch_size", "must not be negative")
@@ -59,3 +62,19 @@ def check(recipe: Recipe) -> None:
             )
     refuse(repository.instance_count >= 1, "repository.instance_count", "must be at least 1")
     refuse(repository.keep_versions >= 1, "repository.keep_versions", "must be at least 1")
+
+
+def _check_plan(recipe: Recipe, refuse: Callable[..., None]) -> None:
+    """Check ``[compile.tensorrt]``; whether profiles fit the inputs is for the target to say."""
+    spec = recipe.compile.tensorrt
+    refuse(spec.workspace_mib >= 1, "compile.tensorrt.workspace_mib", "must be at least 1")
+    level = spec.optimization_level
+    refuse(level is None or 0 <= level <= 5, "compile.tensorrt.optimization_level", f"{level} is not in 0 to 5")
+    for place, item in enumerate(spec.profiles):
+        refuse(
+            1 <= item.min_batch <= item.opt_batch <= item.max_batch,
+            f"compile.tensorrt.profiles[{place}]",
+            f"1 <= min_batch <= opt_batch <= max_batch does not hold: {item.min_batch}, {item.opt_batch}, "
+            f"{item.max_batch}",
+            "give all three: what is left out is 1, 8 and 64",
+        )

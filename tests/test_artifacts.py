@@ -67,7 +67,7 @@ def test_what_is_not_such_an_artifact_is_refused(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({**json.loads(manifest.read_text(encoding="utf-8")), "schema": 0}))
     with pytest.raises(RepositoryError, match="schema 0"):
         artifacts.read(OnnxArtifact, tmp_path)
-    for text in ("{", "[]"):
+    for text in ("{", "[]", '{"kind": "onnx", "schema": 1}', '{"kind": "onnx", "schema": 1, "key": "", "recipe": 3}'):
         manifest.write_text(text)
         with pytest.raises(RepositoryError):
             artifacts.read(OnnxArtifact, tmp_path)

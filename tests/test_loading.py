@@ -16,6 +16,10 @@ def test_a_leaf_is_loaded_by_name() -> None:
 def test_a_missing_library_says_how_to_install_it() -> None:
     with pytest.raises(MissingDependency, match=r"'no_such_library'.*pip install 'repo-builder\[tensorrt\]'"):
         loading.load("no_such_library.part:Thing", extra="tensorrt")
+    with pytest.raises(MissingDependency, match=r"^Thing needs the library"):
+        loading.load("no_such_library.part:Thing")
+    with pytest.raises(MissingDependency, match=r"^reading it needs the library"):
+        loading.load("no_such_library.part:Thing", what="reading it")
 
 
 def test_a_users_function_is_found_beside_the_recipe(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def target(name: str) -> CompileTarget:
     if name not in TARGETS:
         raise CompileError(f"there is no compile target '{name}'", hint=did_you_mean(name, TARGETS))
     place, extra = TARGETS[name]
-    made: CompileTarget = loading.load(place, extra=extra)()
+    made: CompileTarget = loading.load(place, extra=extra, what=f"the target '{name}'")()
     return made
 
 

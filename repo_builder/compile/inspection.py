@@ -10,7 +10,7 @@ from repo_builder import artifacts, environment, files, loading
 from repo_builder.artifacts import EngineArtifact
 from repo_builder.compile import trt_inspector, trt_profiles
 from repo_builder.compile.trt_inspector import EngineLayer, Verdict
-from repo_builder.errors import MissingDependency, RepositoryError
+from repo_builder.errors import CompileError, MissingDependency, RepositoryError
 
 _FACTS = (
     "tensorrt_version", "cuda_version", "driver", "gpu", "compute_capability", "flags", "build_seconds", "plan_bytes",
@@ -69,16 +69,19 @@ def inspect_plan(plan: Path) -> Inspection:
     """
     facts, verdicts = _from_manifest(plan)
     layers: tuple[EngineLayer, ...] = ()
+    told_by_manifest = bool(facts)
     if environment.gpus() or not facts:
         try:
-            loaded = loading.load("repo_builder.compile.trt_plan:Plan", extra="tensorrt").load(plan)
-        except MissingDependency:
+            loaded = loading.load(
+                "repo_builder.compile.trt_plan:Plan", extra="tensorrt", what="looking into a plan"
+            ).load(plan)
+        except (MissingDependency, CompileError):  # the manifest is enough, also for another machine's plan
             if not facts:
                 raise
         else:
             layers = trt_inspector.parse(loaded.inspect())
             facts.setdefault("profiles", trt_profiles.to_json(loaded.profiles))
-    told = [name for name, there in (("manifest", verdicts), ("engine", layers)) if there]
+    told = [name for name, there in (("manifest", told_by_manifest), ("engine", layers)) if there]
     return Inspection(model=plan, source=", ".join(told), facts=facts, verdicts=verdicts, layers=layers)
 
 
@@ -90,4 +93,7 @@ def _from_manifest(plan: Path) -> tuple[dict[str, Any], tuple[Verdict, ...]]:
     if artifact.files.get(plan.name) != files.sha256_of(plan):
         return {}, ()
     facts = {name: artifact.details[name] for name in _FACTS if name in artifact.details}
-    return facts, trt_inspector.from_json(artifact.details.get("precisions", ()))
+    try:
+        return facts, trt_inspector.from_json(artifact.details.get("precisions", ()))
+    except TypeError:
+        return facts, ()

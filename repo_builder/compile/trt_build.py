@@ -99,6 +99,8 @@ def build(request: BuildRequest, say: trt_log.Say) -> Built:
     for profile in request.profiles:
         _add_profile(builder, network, config, profile)
     read, notes = _load_cache(config, request.timing_cache)
+    if request.optimization_level is not None and not speaks.optimization_level:
+        notes += (f"TensorRT {trt.__version__} has no builder optimization level: it is left out",)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise CompileError(

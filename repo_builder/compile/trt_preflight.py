@@ -122,7 +122,11 @@ def _rebuild(model: str) -> str:
 def _profiles(plan: Path, details: Mapping[str, Any], *, readable: bool) -> tuple[tuple[Profile, ...], list[Problem]]:
     """Return a plan's profiles, from its manifest or from the engine, and why they cannot be read."""
     if details.get("profiles"):
-        return trt_profiles.from_json(details["profiles"]), []
+        try:
+            return trt_profiles.from_json(details["profiles"]), []
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            message = f"the profiles in it are damaged ({error!r})"
+            return (), [Problem(path=plan.parent / MANIFEST, message=message, hint=_rebuild(plan.parents[1].name))]
     if not readable:
         return (), []
     try:

@@ -12,6 +12,7 @@ from repo_builder import artifacts, recipes
 from repo_builder.artifacts import EngineArtifact
 from repo_builder.cli import run
 from repo_builder.compile import inspection
+from repo_builder.errors import CompileError
 
 VERDICTS = [
     {"layer": "first", "node": "first", "asked": "int8", "got": "int8", "engine_layer": "first + relu"},
@@ -71,6 +72,45 @@ def test_a_manifest_of_another_plan_is_not_believed(model: Path, capsys: pytest.
     (model / "10" / "model.plan").write_bytes(b"another")
     assert run(["inspect", str(model)]) != 0
     assert "tensorrt" in capsys.readouterr().err.lower()
+
+
+def test_a_manifest_without_layers_is_still_where_it_is_from(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(model, precisions=[{"of": "another version"}])
+    assert run(["inspect", str(model)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("model.plan  (manifest)")
+
+
+def test_a_plan_for_another_gpu_is_told_by_its_manifest(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plan:
+        @staticmethod
+        def load(path: Path) -> Any:
+            raise CompileError("TensorRT 10.0.1 cannot load the plan")
+
+    monkeypatch.setattr(inspection.environment, "gpus", lambda: ("one",))
+    monkeypatch.setattr(inspection.loading, "load", lambda *_, **__: Plan)
+    assert run(["inspect", str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["source"] == "manifest"
+    (model / "10" / "manifest.json").unlink()
+    assert run(["inspect", str(model)]) == CompileError.exit_code
+    assert "cannot load the plan" in capsys.readouterr().err
+
+
+def test_a_damaged_manifest_is_none(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = model / "10" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    del document["key"]
+    manifest.write_text(json.dumps(document))
+    assert run(["inspect", str(model)]) != 0
+    assert "tensorrt" in capsys.readouterr().err.lower()
+
+
+def rewrite(model: Path, **details: Any) -> None:
+    manifest = model / "10" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["details"] |= details
+    manifest.write_text(json.dumps(document))
 
 
 def test_an_onnx_file_tells_its_own_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

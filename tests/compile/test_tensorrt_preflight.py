@@ -172,6 +172,13 @@ def test_a_damaged_manifest_is_none(model: Make, monkeypatch: pytest.MonkeyPatch
     assert told(folder) == []
 
 
+@pytest.mark.parametrize("profiles", ["x", [3], [{"image": 3}], [{"image": {"min": [1]}}]])
+def test_damaged_profiles_are_told(model: Make, profiles: Any) -> None:
+    (problem,) = told(model(profiles=profiles))
+    assert "manifest.json: the profiles in it are damaged" in problem
+    assert "repo-builder compile build/net" in problem
+
+
 def test_an_engine_that_does_not_load_is_told(model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     class Plan:
         @staticmethod

@@ -491,6 +491,16 @@ def test_a_plan_must_cover_the_configuration(
     assert any(message in item.message for item in _check(folder) if item.level == "error")
 
 
+@pytest.mark.parametrize("profiles", ["x", [3], [{"x": 3}], [{"x": {"min": [1]}}]])
+def test_damaged_profiles_are_told(make_engine: MakeEngine, tmp_path: Path, profiles: Any) -> None:
+    folder = _plan(make_engine, tmp_path)
+    manifest = folder / "1" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["details"]["profiles"] = profiles
+    manifest.write_text(json.dumps(document))
+    assert "the profiles in it are damaged" in _one(folder, "error").message
+
+
 def test_several_profiles_cover_together(make_engine: MakeEngine, tmp_path: Path) -> None:
     small = {"x": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}
     large = {"x": {"min": [2, 4], "opt": [8, 4], "max": [64, 4]}}
@@ -531,6 +541,6 @@ def test_a_manifest_that_is_about_another_file_or_damaged(make_engine: MakeEngin
     manifest.write_text("{")
     assert "cannot be understood" in _one(folder, "warning").message
     manifest.write_text(json.dumps({"schema": 1, "kind": "engine"}))
-    assert "cannot be understood" in _one(folder, "warning").message
+    assert "is damaged (KeyError('key'))" in _one(folder, "warning").message
     manifest.unlink()
     assert "only its engine can tell" in _one(folder, "info").message

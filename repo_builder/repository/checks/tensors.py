@@ -17,6 +17,7 @@ from repo_builder.repository import onnx_file, protobuf
 from repo_builder.repository.checks.findings import Finding, error, info, warning
 from repo_builder.repository.checks.folder import ModelFolder
 from repo_builder.repository.onnx_file import OnnxSignature, OnnxTensor
+from repo_builder.tensors import ShapeProfile
 
 Profile = dict[str, dict[str, list[int]]]  # input name → {"min", "opt", "max"}: whole shapes
 
@@ -48,7 +49,7 @@ def _engine(folder: ModelFolder, version: int) -> tuple[EngineArtifact | None, l
         engine = artifacts.read(EngineArtifact, place)
     except (RepoBuilderError, KeyError, TypeError, ValueError) as reason:
         text = reason.message if isinstance(reason, RepoBuilderError) else repr(reason)
-        return None, [warning(where, f"cannot be understood ({text})", "build the model again")]
+        return None, [warning(where, f"cannot be understood: {text}", "build the model again")]
     file = folder.file(version)
     recorded = engine.files.get(file.name)
     if recorded and file.is_file() and files.sha256_of(file) != recorded:
@@ -185,6 +186,13 @@ def _plan(folder: ModelFolder, version: int, engine: EngineArtifact) -> Iterator
 def _profiles(folder: ModelFolder, engine: EngineArtifact) -> Iterator[Finding]:
     where, config = folder.config_path, folder.config
     profiles: Sequence[Profile] = engine.details.get("profiles") or []
+    try:
+        for bound in (bound for profile in profiles for bound in profile.values()):
+            ShapeProfile(min=tuple(bound["min"]), opt=tuple(bound["opt"]), max=tuple(bound["max"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as reason:
+        manifest = f"{folder.name}/{engine.path.name}/{MANIFEST}"
+        yield error(manifest, f"the profiles in it are damaged ({reason!r})", _again(folder))
+        return
     used = sorted({int(item) for group in config.instance_group for item in group.profile if item.isdigit()}) or [0]
     for number in used:
         if profiles and number >= len(profiles):
