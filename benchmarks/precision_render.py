@@ -27,12 +27,12 @@ _COLOURS = {
 def render(results: Path) -> None:
     """Write the table and the picture beside the results."""
     document = json.loads(results.read_text(encoding="utf-8"))
-    files.write_text(results.with_suffix(".md"), markdown(document))
+    files.write_text(results.with_suffix(".md"), markdown(document, f"{results.stem}.svg"))
     files.write_text(results.with_suffix(".svg"), picture(document["rows"]))
 
 
-def markdown(document: dict[str, Any]) -> str:
-    """Return the tables, one set a model, and the bars."""
+def markdown(document: dict[str, Any], shown: str) -> str:
+    """Return the picture of that name, the tables, one set a model, and the bars."""
     machine = document["machine"]
     gpu = machine["gpus"][0]
     lines = [
@@ -42,6 +42,8 @@ def markdown(document: dict[str, Any]) -> str:
         f"{machine['cuda']['runtime']}, torch {machine.get('torch', {}).get('torch', 'not measured')}; "
         f"made {document['made']} by `benchmarks/precision_table.py`. Latency is the GPU's time for one batch, "
         "microseconds, p50 / p99 of 300 runs; power and energy are over idle, at batch 64.",
+        "",
+        f"![Accuracy against latency of every row]({shown})",
     ]
     models = list(dict.fromkeys(row["model"] for row in document["rows"]))
     for model in models:

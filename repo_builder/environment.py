@@ -11,10 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from repo_builder import __version__
+
 LIBRARIES = (
     "repo-builder", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "nvidia-modelopt",
     "pytorch-quantization", "tensorrt", "tritonclient", "nvidia-pytriton",
 )  # fmt: skip
+# Other distributions that install a library under the same module's name.
+_ALSO = {"tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +39,13 @@ class Gpu:
 
 
 def version(library: str) -> str | None:
-    """Return an installed distribution's version, None where it is not installed."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """Return the version of an installed distribution, or of another that brings the same; None where there is none."""
+    for name in (library, *_ALSO.get(library, ())):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # noqa: PERF203 - at most four
+            continue
+    return None
 
 
 @functools.cache
@@ -85,7 +91,9 @@ def cpu_name() -> str:
 
 def describe() -> dict[str, Any]:
     """Return versions, system, CPU and GPUs as plain JSON values, for manifests and reports."""
-    found = {name: version(name) for name in LIBRARIES}
+    found = {name: version(name) for name in LIBRARIES} | {
+        "repo-builder": __version__
+    }  # also where it runs uninstalled
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from repo_builder import environment
+from repo_builder import __version__, environment
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +20,18 @@ def fresh_cache() -> Any:
 def test_versions_are_read_without_importing() -> None:
     assert environment.version("numpy") is not None
     assert environment.version("no-such-distribution") is None
+
+
+def test_tensorrt_is_known_by_the_names_of_its_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(name: str) -> str:
+        if name != "tensorrt-cu12":
+            raise environment.importlib.metadata.PackageNotFoundError(name)
+        return "10.13.3.9"
+
+    monkeypatch.setattr(environment.importlib.metadata, "version", look_up)
+    assert environment.version("tensorrt") == "10.13.3.9"
+    assert environment.version("numpy") is None
+    assert environment.describe()["libraries"]["repo-builder"] == __version__
 
 
 def test_the_description_is_plain_json() -> None:

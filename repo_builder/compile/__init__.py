@@ -126,7 +126,7 @@ def choose(name: str) -> tuple[CompileTarget, str]:
         except MissingDependency as error:
             reason = error.message
         if reason is None:
-            because = f" ({'; '.join(reasons)})" if reasons else ""
-            return chosen, f"{candidate}{because}"
+            because = "; ".join(reasons) or "the first choice, and what it needs is here"
+            return chosen, f"{candidate} ({because})"
         reasons.append(f"not {candidate}: {reason}")
     raise CompileError("no compile target works here: " + "; ".join(reasons), hint="pip install 'repo-builder[build]'")

@@ -44,6 +44,12 @@ def test_auto_takes_the_first_that_works_and_says_why() -> None:
 
 
 @pytest.mark.usefixtures("targets")
+def test_auto_says_why_it_takes_the_first_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "TARGETS", {"here": ("", "")})
+    assert room.choose("auto")[1] == "here (the first choice, and what it needs is here)"
+
+
+@pytest.mark.usefixtures("targets")
 def test_a_named_target_is_not_replaced_by_another() -> None:
     assert room.choose("here")[0].name == "here"
     with pytest.raises(CompileError, match="target 'elsewhere' cannot be used here: there is no GPU"):

@@ -3,6 +3,9 @@
 A batch of small requests is answered when ``execute`` returns: one exchange with Triton for all. A batch of large ones
 is answered from behind, by response senders: ``execute`` returns when the batch is enqueued, and Triton hands over the
 next one while the GPU computes.
+
+What comes in CUDA shared memory is read there. Large outputs stay on the GPU where all inputs of the batch came there
+and the batch is answered at once; others, and those of batches answered from behind, go through page-locked memory.
 """
 
 from __future__ import annotations
