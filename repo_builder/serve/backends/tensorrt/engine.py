@@ -3,8 +3,8 @@
 A batch is gathered once. Small inputs are copied into page-locked staging and go to the GPU in one piece; large ones go
 there straight from where Triton put them, so that the next is prepared while one travels. Inputs on the GPU are copied
 there. A batch of large inputs is answered from behind: its copies to the GPU go through a stream of their own into the
-set of buffers that the batch before does not use, and so overlap its arithmetic. Copies of outputs follow the arithmetic
-in its stream; those of one instance overlap with what other instances do.
+set of buffers that the batch before does not use, and so overlap its arithmetic. Copies of outputs follow the
+arithmetic in its stream; those of one instance overlap with what other instances do.
 
 A CUDA graph is captured for each batch size of the warm-up. A batch of another size runs in the graph of the next
 larger one, with rows that are left over from earlier batches: setting shapes and launching kernels one by one costs
