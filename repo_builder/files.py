@@ -44,12 +44,16 @@ def tree_size(path: Path) -> int:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content atomically; its folder is made if need be.
+    """Replace a file's content atomically; its folder is made if need be. A pipe or device is written to.
 
     Raises:
         OutputError: The file cannot be written.
     """
     with output_errors(path):
+        if _takes_a_stream(path):
+            with path.open("ab") as stream:
+                stream.write(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -157,6 +161,11 @@ def output_errors(path: Path) -> Iterator[None]:
         }.get(error.errno or 0, "check that path")
         reason = error.strerror or str(error)
         raise OutputError(f"cannot be written ({reason})", where=str(path), hint=hint) from error
+
+
+def _takes_a_stream(path: Path) -> bool:
+    """Whether a path is a pipe or device such as /dev/stdout, whose place no file may take."""
+    return path.absolute().parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def _umask() -> int:

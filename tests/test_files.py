@@ -26,6 +26,15 @@ def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
     assert files.sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with subprocess.Popen(["cat", str(path)], stdout=subprocess.PIPE) as reader:
+        files.write_text(path, "text")
+        assert reader.communicate(timeout=10)[0] == b"text"
+    assert path.is_fifo()
+
+
 def test_canonical_json_has_one_hash() -> None:
     assert files.sha256_of_json({"a": 1, "b": [1, 2]}) == files.sha256_of_json({"b": [1, 2], "a": 1})
     assert files.sha256_of_json({"a": 1}) != files.sha256_of_json({"a": 2})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +62,7 @@ def command(model: str | None, json_to: str | None, csv_to: Path | None, report_
 
 
 def _show(run: PerfRun | None, json_to: str | None, csv_to: Path | None, report_to: Path | None) -> None:
-    """Print the run, then write the files that were asked for; one that cannot be written does not stop the next."""
+    """Print the run, then write the files that were asked for; what cannot be written does not stop the next."""
     from repo_builder import files
     from repo_builder.errors import OutputError
     from repo_builder.measure import perf_csv, schema
@@ -69,16 +71,22 @@ def _show(run: PerfRun | None, json_to: str | None, csv_to: Path | None, report_
 
     if run is None:
         return
-    if json_to == "-":
-        click.echo(schema.dumps(run), nl=False)
-    else:
-        terminal.show(run, stdout_console())
+    failed: Exception | None = None
+    try:
+        if json_to == "-":
+            click.echo(schema.dumps(run), nl=False)
+        else:
+            terminal.show(run, stdout_console())
+    except BrokenPipeError as error:
+        failed = error
+    except OSError as error:
+        failed = OutputError(f"cannot be written ({error.strerror})", where="stdout")
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - keeps the interpreter's last flush quiet
     outputs = {
         json_to if json_to != "-" else None: schema.dumps,
         csv_to: perf_csv.render,
         report_to: page.render,
     }
-    failed: OutputError | None = None
     for path, render in outputs.items():
         if path is None:
             continue

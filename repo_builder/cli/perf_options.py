@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,21 @@ if TYPE_CHECKING:
     from repo_builder.measuring import PerfOptions
     from repo_builder.results import Level
 
+
+class _Number(click.FloatRange):
+    """A finite number in a range; click's own lets ``nan`` and ``inf`` through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - as click has it
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number to measure with.", param, ctx)
+        return number
+
+
 _PATH = click.Path(path_type=Path)
+_OUTPUT = click.Path(path_type=Path, dir_okay=False)
+_ABOVE_0 = _Number(0, min_open=True)
+_FROM_0 = _Number(0)
 _OPTIONS = (
     click.option("--url", help="host:port of the server. [default: localhost:8001 for gRPC, :8000 for HTTP]"),
     click.option(
@@ -22,14 +37,14 @@ _OPTIONS = (
     ),
     click.option("--model-version", "version", default="", help="Version of the model. [default: the newest]"),
     click.option("--metrics-url", help="host:port of Triton's metrics. [default: the server's port 8002]"),
-    click.option("--timeout-s", type=float, default=10.0, show_default=True, help="Deadline of every call."),
+    click.option("--timeout-s", type=_ABOVE_0, default=10.0, show_default=True, help="Deadline of every call."),
     # load
     click.option("--concurrency", help="Requests in flight: 4, or 1,4,16, or 1:16:x2. [default: the recipe's]"),
     click.option("--batch-size", help="Samples a request, written alike. [default: the recipe's]"),
     click.option("--request-rate", help="Requests a second instead, whether or not the server keeps up."),
     click.option("--poisson", is_flag=True, help="With --request-rate: arrivals at random."),
     click.option("--trace", type=_PATH, help="Send at recorded times instead: one time in seconds a line."),
-    click.option("--max-p99-ms", type=float, help="Search the highest throughput whose p99 is under this."),
+    click.option("--max-p99-ms", type=_ABOVE_0, help="Search the highest throughput whose p99 is under this."),
     click.option(
         "--max-in-flight", type=click.IntRange(1), default=128, show_default=True,
         help="Requests that --request-rate and --trace may have in flight.",
@@ -47,14 +62,14 @@ _OPTIONS = (
     click.option("--window-requests", type=click.IntRange(1), default=50, show_default=True, help="Least requests."),
     click.option("--max-windows", type=click.IntRange(3), default=10, show_default=True, help="Then it is unstable."),
     click.option(
-        "--stability-percent", type=float, default=10.0, show_default=True,
+        "--stability-percent", type=_ABOVE_0, default=10.0, show_default=True,
         help="How far the last three windows may differ from their mean.",
     ),
     click.option(
         "--stability-percentile", type=click.Choice(["50", "90", "95", "99"]), default="50", show_default=True,
         help="The latency percentile that must be stable.",
     ),
-    click.option("--duration", type=float, metavar="SECONDS", help="Measure for so long instead of until stable."),
+    click.option("--duration", type=_ABOVE_0, metavar="SECONDS", help="Measure for so long instead of until stable."),
     click.option("--requests", type=click.IntRange(3), metavar="N", help="Measure so many instead of until stable."),
     # data
     click.option("--dataset", help="Data instead of the recipe's: .npz, .csv, a folder, module:function, or random."),
@@ -66,14 +81,14 @@ _OPTIONS = (
     # what comes out
     click.option("--explain", "explained", is_flag=True, help="Say where the time goes, and what would help."),
     click.option("--baseline", type=_PATH, metavar="RUN.json", help="Compare with an earlier run; exit 1 if worse."),
-    click.option("--accuracy-tolerance", type=float, default=1.0, show_default=True, help="Points of top-1 to lose."),
-    click.option("--latency-tolerance", type=float, default=10.0, show_default=True, help="Percent to rise."),
+    click.option("--accuracy-tolerance", type=_FROM_0, default=1.0, show_default=True, help="Points of top-1 to lose."),
+    click.option("--latency-tolerance", type=_FROM_0, default=10.0, show_default=True, help="Percent to rise."),
     click.option(
         "--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]",
         help="JSON on stdout instead of tables, or beside them in a FILE.",
     ),
-    click.option("--csv", "csv_to", type=_PATH, metavar="FILE", help="Levels in perf_analyzer's columns."),
-    click.option("--report", "report_to", type=_PATH, metavar="FILE.html", help="One self-contained page."),
+    click.option("--csv", "csv_to", type=_OUTPUT, metavar="FILE", help="Levels in perf_analyzer's columns."),
+    click.option("--report", "report_to", type=_OUTPUT, metavar="FILE.html", help="One self-contained page."),
     click.option("--raw", is_flag=True, help="Keep every latency in the JSON."),
 )  # fmt: skip
 
@@ -192,6 +207,7 @@ def _pace(
         window_s=window_ms / 1000,
         window_requests=window_requests,
         most_windows=max_windows,
+        most_s=max(Pace.most_s, 2 * max_windows * window_ms / 1000),
         tolerance=stability_percent / 100,
         percentile=float(stability_percentile),
         raw=raw,

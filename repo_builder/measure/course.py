@@ -50,6 +50,12 @@ class Pace:
         share = -(-number // MERGED)
         return dataclasses.replace(self, window_s=0.0, window_requests=share, until_stable=False, most_s=3600.0)
 
+    def for_rate(self, rate: float) -> Pace:
+        """Return the pace of an open loop: a number of requests is given up after ten times what it should take."""
+        if self.window_s:
+            return self
+        return dataclasses.replace(self, most_s=min(self.most_s, max(60.0, 10 * MERGED * self.window_requests / rate)))
+
     def for_trace(self, seconds: float) -> Pace:
         """Return the pace of windows of a third of a trace, until all of it is answered."""
         return dataclasses.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from repo_builder.errors import MeasureError
@@ -106,7 +107,7 @@ def _range(part: str, text: str, option: str) -> list[float]:
         values = [float(piece.lstrip("x") if place == 2 else piece) for place, piece in enumerate(pieces)]
     except ValueError:
         raise _unreadable(text, option) from None
-    if len(values) > 3 or min(values) <= 0 or (factor and values[2] <= 1):
+    if len(values) > 3 or not all(0 < item < math.inf for item in values) or (factor and values[2] <= 1):
         raise _unreadable(text, option)
     if len(values) == 1:
         return values

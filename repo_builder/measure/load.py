@@ -137,7 +137,7 @@ class Loop:
         if arrivals_ns is None:
             self._run_closed(tick)
         else:
-            self._run_open(arrivals_ns.tolist(), tick)
+            self._run_open(arrivals_ns.data, tick)
         self._draining = True
         while len(self._free) < self._transport.slots:
             self._transport.wait(0.01, self._on_done)
@@ -178,7 +178,7 @@ class Loop:
                     return
                 next_tick = now + _TICK_NS
 
-    def _run_open(self, arrivals: list[int], tick: Callable[[], bool]) -> None:
+    def _run_open(self, arrivals: Sequence[int], tick: Callable[[], bool]) -> None:
         position, next_tick = 0, time.monotonic_ns() + _TICK_NS
         while position < len(arrivals):
             now = time.monotonic_ns()

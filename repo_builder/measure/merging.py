@@ -94,7 +94,7 @@ def _notes(level: Level, records: Records, server: tuple[ServerTime, ...], clien
             f"the server does not keep up with this load: requests went out up to {records.lag_open_ns / 1e6:.0f} ms "
             "late, and latency from the intended time grows for as long as it is measured"
         )
-    ours = len(records.done_ns)
+    ours = len(records.done_ns) + len(records.failed_ns)
     if server and server[0].requests > ours * 1.05 + 2 * level.concurrency:
         notes.append(f"others used the model meanwhile: the server counted {server[0].requests} requests, ours {ours}")
     return notes

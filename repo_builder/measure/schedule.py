@@ -9,15 +9,28 @@ import numpy as np
 from repo_builder.errors import MeasureError
 from repo_builder.tensors import Array
 
+MOST_ARRIVALS = 20_000_000
+_LONGEST_TRACE_S = 7 * 86400
+
 
 def constant(rate: float, seconds: float) -> Array:
-    """Return offsets in ns, ``(n,)`` int64, of requests at a constant rate."""
+    """Return offsets in ns, ``(n,)`` int64, of requests at a constant rate.
+
+    Raises:
+        MeasureError: They are more than can be kept.
+    """
+    _check(rate, seconds)
     offsets: Array = (np.arange(int(rate * seconds)) * (1e9 / rate)).astype(np.int64)
     return offsets
 
 
 def poisson(rate: float, seconds: float, seed: int) -> Array:
-    """Return offsets in ns, ``(n,)`` int64, of a Poisson process: exponential gaps of mean ``1 / rate`` s."""
+    """Return offsets in ns, ``(n,)`` int64, of a Poisson process: exponential gaps of mean ``1 / rate`` s.
+
+    Raises:
+        MeasureError: They are more than can be kept.
+    """
+    _check(rate, seconds)
     generator = np.random.default_rng(seed)
     gaps = generator.exponential(1e9 / rate, size=int(rate * seconds * 1.2) + 100)
     offsets: Array = np.cumsum(gaps).astype(np.int64)
@@ -54,9 +67,23 @@ def read_trace(path: Path) -> Array:
     if not times:
         raise MeasureError("the trace holds no arrival times", where=str(path), hint="one time in seconds a line")
     seconds = np.array(times, dtype=np.float64)
-    backwards = np.flatnonzero(np.diff(seconds) < 0)
-    if not np.isfinite(seconds).all() or len(backwards):
-        place = int(backwards[0]) + 2 if len(backwards) else 1
-        raise MeasureError(f"the {place}. arrival time goes backwards", where=str(path), hint="sort the trace")
+    infinite, backwards = np.flatnonzero(~np.isfinite(seconds)), np.flatnonzero(np.diff(seconds) < 0)
+    if len(infinite):
+        raise MeasureError(f"the {infinite[0] + 1}. arrival time is {seconds[infinite[0]]}", where=str(path))
+    if len(backwards):
+        message = f"the {backwards[0] + 2}. arrival time goes backwards"
+        raise MeasureError(message, where=str(path), hint="sort the trace")
+    if seconds[-1] - seconds[0] > _LONGEST_TRACE_S:
+        message = f"the trace lasts {(seconds[-1] - seconds[0]) / 86400:.3g} days"
+        raise MeasureError(message, where=str(path), hint="its times are read as seconds")
     offsets: Array = ((seconds - seconds[0]) * 1e9).astype(np.int64)
     return offsets
+
+
+def _check(rate: float, seconds: float) -> None:
+    if rate * seconds > MOST_ARRIVALS:
+        raise MeasureError(
+            f"{rate:g} requests a second, for as long as it may take ({seconds:.0f} s), are too many",
+            where="--request-rate",
+            hint="ask for a lower rate, or a shorter --duration",
+        )

@@ -107,6 +107,8 @@ class Session:
         """
         self._check(level)
         payloads.check_samples(self.model, samples)
+        if level.request_rate:
+            pace = pace.for_rate(level.request_rate)
         arrivals = self._arrivals(level, pace)
         if level.mode == "trace" and arrivals is not None:
             pace = pace.for_trace(arrivals[-1] / 1e9)

@@ -98,7 +98,7 @@ def _fill(fleet: Fleet, course: Course) -> None:
     course.add(fleet.take())
     while course.waiting < pace.window_requests and not _out_of_time(course):
         rate = course.waiting / max(1e-9, (time.monotonic_ns() - course.since_ns) / 1e9)
-        time.sleep(min(1.0, max(0.02, (pace.window_requests - course.waiting) / max(rate, 1.0))))
+        time.sleep(min(1.0, max(0.02, (pace.window_requests - course.waiting) / rate)) if rate else 0.02)
         course.add(fleet.take())
 
 

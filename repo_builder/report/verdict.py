@@ -37,7 +37,9 @@ def best(run: PerfRun) -> LevelResult | None:
 def _failures(run: PerfRun) -> list[Sentence]:
     found = []
     if run.stopped:
-        found.append(f"The run ended early: {run.stopped}. What was measured until then stands below.")
+        some = run.accuracy or any(item.requests for item in run.levels)
+        rest = "What was measured until then stands below." if some else "Nothing was measured until then."
+        found.append(f"The run ended early: {run.stopped}. {rest}")
     if run.ladder and run.ladder.culprit:
         rung = next(item for item in run.ladder.rungs if item.form == run.ladder.culprit)
         above = run.ladder.rungs[run.ladder.rungs.index(rung) - 1]

@@ -33,6 +33,17 @@ class TritonPythonModel:
         inputs = [pb.get_input_tensor_by_name(item, "x").as_numpy() for item in requests]
         return [pb.InferenceResponse([pb.Tensor("y", np.ascontiguousarray(x[:, :3]))]) for x in inputs]
 """
+WRONG = [
+    ("timeout-s", "0"),
+    ("duration", "nan"),
+    ("duration", "-1"),
+    ("max-p99-ms", "inf"),
+    ("stability-percent", "0"),
+    ("accuracy-tolerance", "nan"),
+    ("latency-tolerance", "-5"),
+    ("report", "/"),
+    ("csv", "/"),
+]
 QUICK = ["--window-ms", "100", "--window-requests", "3", "--max-windows", "3", "--concurrency", "1,2"]
 
 
@@ -150,6 +161,21 @@ def test_a_full_disk_loses_no_figures(
 
 
 @pytest.mark.server
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_stdout_loses_no_file(server: serve.Server, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    command = [sys.executable, "-m", "repo_builder", "perf", "linear", "--url", server.grpc_url, *QUICK]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--json", str(path)], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 12
+    assert "error: stdout: cannot be written (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(path.read_text())["levels"]
+
+
+@pytest.mark.server
 def test_ctrl_c_prints_what_there_is(server: serve.Server, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     command = [
@@ -212,6 +238,9 @@ def test_what_cannot_be_done_is_one_sentence(
         (["m", "--poisson"], 2, "--poisson needs --request-rate"),
         (["m", "--duration", "1", "--requests", "9"], 2, "different ends"),
         (["m", "--concurrency", "1", "--request-rate", "5"], 2, "different loads"),
+        *((["m", f"--{option}", value], 2, f"Invalid value for '--{option}'") for option, value in WRONG),
+        (["m", "--concurrency", "nan"], 11, "--concurrency: 'nan' is neither numbers"),
+        (["m", "--request-rate", "1:inf:x2"], 11, "--request-rate: '1:inf:x2' is neither numbers"),
         ([], 2, "Missing argument 'MODEL'"),
         (["--json", "run.json"], 2, "Missing argument 'MODEL'"),
     ],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,6 +90,16 @@ def test_others_requests_are_noticed() -> None:
     assert "others used the model meanwhile: the server counted 450 requests, ours 300" in found.notes
 
 
+def test_ones_own_failed_requests_are_not_others() -> None:
+    made = course(*[10**6] * 3, counted=150)
+    for place in range(3):
+        failed = np.full(50, (place + 1) * SECOND + 5, dtype=np.int64)
+        made.pieces[place] = dataclasses.replace(
+            made.pieces[place], records=dataclasses.replace(made.pieces[place].records, failed_ns=failed)
+        )
+    assert not any("others" in note for note in merging.result(made, nothing).notes)
+
+
 def test_a_level_that_drifts_is_unstable_and_not_dropped() -> None:
     found = merging.result(course(10**6, 2 * 10**6, 4 * 10**6), nothing)
     assert found.stable is False
@@ -160,3 +172,9 @@ def test_paces_for_a_duration_and_for_a_number_of_requests() -> None:
     assert (Pace().for_seconds(6).window_s, Pace().for_seconds(6).until_stable) == (2, False)
     assert (Pace().for_requests(100).window_requests, Pace().for_requests(100).window_s) == (34, 0)
     assert Pace().for_seconds(120).longest_s > 120
+
+
+def test_a_number_of_requests_at_a_rate_ends_where_the_server_never_answers_them_all() -> None:
+    assert Pace().for_requests(300).for_rate(100_000).longest_s < 100
+    assert Pace().for_requests(30_000).for_rate(10).most_s == 3600
+    assert Pace().for_seconds(1000).for_rate(10) == Pace().for_seconds(1000)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ def test_poisson_has_the_rate_and_the_spread_of_one() -> None:
     assert not np.array_equal(offsets[:100], schedule.poisson(500, 20, seed=4)[:100])
 
 
+@pytest.mark.parametrize("draw", [schedule.constant, lambda rate, seconds: schedule.poisson(rate, seconds, 0)])
+def test_more_arrivals_than_can_be_kept_are_refused(draw: Callable[[float, float], object]) -> None:
+    with pytest.raises(
+        MeasureError, match=r"--request-rate: 1e\+09 requests a second.* \(60 s\), are too many → ask for"
+    ):
+        draw(1e9, 60)
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "trace.csv"
     path.write_text(text)
@@ -44,7 +53,8 @@ def test_trace_is_read_from_its_first_arrival(tmp_path: Path) -> None:
         ("", "holds no arrival times"),
         ("1\n2\n1.5\n", "the 3. arrival time goes backwards"),
         ("1\nnow\n", "trace.csv:2: 'now' is no time"),
-        ("1\nnan\n", "backwards"),
+        ("1\nnan\n", "the 2. arrival time is nan"),
+        ("0\n1e12\n", "lasts 1.16e\\+07 days → its times are read as seconds"),
     ],
 )
 def test_a_trace_that_is_none(tmp_path: Path, text: str, message: str) -> None:
