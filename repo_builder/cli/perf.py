@@ -71,13 +71,13 @@ def _show(run: PerfRun | None, json_to: str | None, csv_to: Path | None, report_
 
     if run is None:
         return
-    failed: Exception | None = None
+    failed: BaseException | None = None
     try:
         if json_to == "-":
             click.echo(schema.dumps(run), nl=False)
         else:
             terminal.show(run, stdout_console())
-    except BrokenPipeError as error:
+    except (BrokenPipeError, SystemExit) as error:  # the second is how rich answers a closed pipe
         failed = error
     except OSError as error:
         failed = OutputError(f"cannot be written ({error.strerror})", where="stdout")

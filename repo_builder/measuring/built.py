@@ -55,6 +55,11 @@ class Build:
             for item in (artifact.layers if artifact else ())
         )
 
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether the outputs are of a data set's samples, as far as the manifests say of which they are."""
+        artifacts = (item for item in (self.exported, self.engine) if item)
+        return all(item.details.get("data_sha256") in (None, fingerprint) for item in artifacts)
+
     def outputs(self) -> dict[str, Array]:
         """Return each form's outputs on the held-out samples, ``(n, ...)``, in the order in which they derive."""
         found: dict[str, Array] = {}

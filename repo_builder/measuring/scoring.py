@@ -64,14 +64,14 @@ def score(
             collected.update(accuracy=scored)
             step.note(f"top-1 {scored.top1:.4f} on {scored.samples} samples")
         if options.dataset is None:
-            collected.update(ladder=_ladder(build, values, labels, dataset.classes, spec, collected))
+            collected.update(ladder=_ladder(build, values, labels, dataset, spec, collected))
 
 
 def _ladder(
     build: Build,
     served: Array,
     labels: Array | None,
-    classes: tuple[str, ...],
+    dataset: Dataset,
     spec: MeasureSpec,
     collected: Collected,
 ) -> Ladder | None:
@@ -79,13 +79,13 @@ def _ladder(
     forms = build.outputs()
     if not forms:
         return None
-    if any(len(values) != len(served) for values in forms.values()):
+    if not build.is_of(dataset.fingerprint) or any(len(values) != len(served) for values in forms.values()):
         collected.note("the build's outputs are of other samples: there is no accuracy ladder")
         return None
     return ladder.climb(
         {**forms, "served": served},
         labels,
-        classes=classes,
+        classes=dataset.classes,
         accuracy_tolerance=spec.accuracy_tolerance,
         output_tolerance=None if spec.task == "classification" else spec.output_tolerance,
     )

@@ -51,6 +51,7 @@ def run(exported: OnnxArtifact, options: BuildOptions, dataset: Dataset | None, 
     with files.replacing_folder(folder) as fresh:
         details = _compile_into(fresh, target, exported, options, shown=folder)
         scored = _score_engine(fresh, target, details, exported, dataset, recipe)
+        details["data_sha256"] = dataset.fingerprint if scored and dataset else None
         artifact = EngineArtifact(
             path=fresh,
             key=key,

@@ -63,6 +63,7 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
                 "weights": source.description,
                 "weights_sha256": source.fingerprint,
                 "data": dataset.name,
+                "data_sha256": dataset.fingerprint,
             },
         )
         artifacts.write_manifest(artifact)

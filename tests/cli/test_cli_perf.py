@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -172,6 +173,23 @@ def test_a_full_stdout_loses_no_file(server: serve.Server, tmp_path: Path) -> No
     assert done.returncode == 12
     assert "error: stdout: cannot be written (No space left on device)" in done.stderr
     assert "Traceback" not in done.stderr
+    assert json.loads(path.read_text())["levels"]
+
+
+@pytest.mark.server
+def test_a_closed_pipe_loses_no_file(server: serve.Server, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    command = [sys.executable, "-m", "repo_builder", "perf", "linear", "--url", server.grpc_url, *QUICK]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*command, "--json", str(path)], stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    finally:
+        os.close(writing)
+    assert "Traceback" not in done.stderr
+    assert done.returncode
     assert json.loads(path.read_text())["levels"]
 
 

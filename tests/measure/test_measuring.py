@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,18 @@ def test_the_ladder_reaches_from_the_build_to_the_server(triton: serve.Server, t
 def test_outputs_of_other_samples_are_not_compared(triton: serve.Server, tmp_path: Path) -> None:
     few = values()[0][:50]
     build(tmp_path, recipe(tmp_path), fp32=few, onnx=few, engine=few)
+    run = measured(triton, tmp_path, levels=(Level(),))
+    assert run.ladder is None
+    assert "outputs are of other samples" in run.notes[0]
+
+
+def test_outputs_of_as_many_other_samples_are_not_compared_either(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
+    build(tmp_path, recipe(tmp_path), fp32=right, onnx=right, engine=right)
+    manifest = tmp_path / "build/identity/onnx/manifest.json"
+    recorded = json.loads(manifest.read_text())
+    recorded["details"]["data_sha256"] = "of others"
+    manifest.write_text(json.dumps(recorded))
     run = measured(triton, tmp_path, levels=(Level(),))
     assert run.ladder is None
     assert "outputs are of other samples" in run.notes[0]
