@@ -105,8 +105,9 @@ class HttpControl:
 
     def _object(self, method: str, path: str) -> Json:
         value = self._call(method, path)
-        if not isinstance(value, dict):
-            raise MeasureError("what answers is no inference server", where=f"{self._endpoint}{path}")
+        if not isinstance(value, dict) or not value or "error" in value:
+            message, hint = "what answers is no inference server", "check the port; Triton's for HTTP is usually 8000"
+            raise MeasureError(message, where=f"{self._endpoint}{path}", hint=hint)
         return value
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON
@@ -215,7 +216,8 @@ def unreachable(endpoint: Endpoint, error: OSError, timeout_s: float) -> Connect
     return ConnectionLost(
         f"cannot be reached ({reason.lower()})",
         where=str(endpoint),
-        hint="start the server with repo-builder serve, or name another with --url",
+        hint="start the server with repo-builder serve, or name another with --url"
+        + ("; HTTP's port does not speak gRPC" if endpoint.protocol != "http" and "lost" in reason else ""),
     )
 
 

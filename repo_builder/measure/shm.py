@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from multiprocessing.shared_memory import SharedMemory
 from types import TracebackType
@@ -133,7 +134,9 @@ class SharedRequests:
         self._control = control
         self._kind = kind
         self._reference = reference
-        self._names = [f"repo-builder-{os.getpid()}-{side}" for side in ("in", "out")]
+        # Never a name twice: Triton may forget a region some time after it was told to.
+        mark = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._names = [f"repo-builder-{mark}-{side}" for side in ("in", "out")]
         content, self._inputs = _lay_out([[(name, to_bytes(batch[name])) for name in batch] for batch in batches])
         space, self._outputs = _lay_out([[(name, bytes(batch[name].nbytes)) for name in batch] for batch in reference])
         self._memories: list[SystemMemory | CudaMemory] = []

@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 
 from repo_builder.errors import MeasureError
 from repo_builder.measure import grpc_wire, http1
+from repo_builder.measure.control import open_control
 from repo_builder.measure.transport import ConnectionLost, Endpoint, ProtocolName, Transport, open_transport
 
 Answer = tuple[int, "bytes | None", "str | None"]
@@ -285,6 +286,15 @@ def test_http_towards_something_else_is_said() -> None:
         pytest.raises(MeasureError, match="does not speak HTTP"),
     ):
         exchange(transport, [http_request(b"")])
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>hello</html>", b"[1]"])
+def test_an_http_server_of_another_kind_is_said(body: bytes) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with raw_server(answering(answer)) as port:
+        control = open_control(Endpoint(protocol="http", host="127.0.0.1", port=port), 5)
+        with contextlib.closing(control), pytest.raises(MeasureError, match="is no inference server → check the port"):
+            control.server()
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc", "grpc-stream"])

@@ -16,6 +16,7 @@ import pytest
 
 from repo_builder import serve
 from repo_builder.errors import MeasureError
+from repo_builder.measure.control import GrpcControl
 from repo_builder.measure.course import Pace
 from repo_builder.measure.model import random_samples
 from repo_builder.measure.server_stats import Snapshot
@@ -99,6 +100,15 @@ def test_system_shared_memory_carries_the_tensors(triton: serve.Server, protocol
         found = made.measure(Level(concurrency=3, batch_size=2, shared_memory="system"), numbers(40), QUICK)
     assert found.requests > 0
     assert set(memories.glob("psm_*")) <= before
+
+
+def test_a_region_that_the_server_still_knows_is_in_nobodys_way(
+    triton: serve.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GrpcControl, "unregister", lambda *_: None)
+    with session(triton) as made:
+        for _ in range(2):
+            assert made.measure(Level(shared_memory="system"), numbers(8), QUICK).requests
 
 
 def test_dynamic_batches_show_in_the_histogram(triton: serve.Server) -> None:
@@ -186,7 +196,7 @@ def test_models_that_are_not_there(triton: serve.Server, protocol: ProtocolName)
 def test_the_wrong_protocol_for_the_port(triton: serve.Server) -> None:
     with pytest.raises(MeasureError, match=r"does not speak HTTP|connection lost"):
         Session(Endpoint.parse(triton.grpc_url, "http"), "identity", timeout_s=5)
-    with pytest.raises(MeasureError):
+    with pytest.raises(MeasureError, match="HTTP's port does not speak gRPC"):
         Session(Endpoint.parse(triton.http_url, "grpc"), "identity", timeout_s=5)
 
 
