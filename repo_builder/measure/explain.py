@@ -9,6 +9,11 @@ from repo_builder.measure.model import ServedModel
 from repo_builder.results import Explanation, LevelResult, ServerTime, Term
 
 _LARGE_REQUEST = 100_000
+_LESS_COPYING = {
+    "none": "try --shared-memory system (cuda on a GPU)",
+    "system": "more samples a request; on a GPU, try --shared-memory cuda",
+    "cuda": "more samples a request",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +136,7 @@ def _on_copies(result: LevelResult, facts: Facts) -> str:
     spent = inside.compute_input_us + inside.compute_output_us
     return (
         f"the server spends {spent:.0f} µs copying {facts.request_bytes / 1000:.1f} kB a request in and results out: "
-        "try --shared-memory system (cuda on a GPU)"
+        f"{_LESS_COPYING[result.level.shared_memory]}"
     )
 
 
@@ -142,6 +147,8 @@ def _on_cache(result: LevelResult, facts: Facts) -> str:
 def _on_network(result: LevelResult, facts: Facts) -> str:
     size = f"{facts.request_bytes / 1000:.1f} kB"
     spent = result.network_and_client_us or 0.0
+    if result.level.shared_memory != "none":
+        return f"{spent:.0f} µs go by outside the model though tensors lie in shared memory: more samples a request"
     if facts.request_bytes > _LARGE_REQUEST:
         return f"{spent:.0f} µs go by outside the model while {size} a request travel: try --shared-memory system"
     other = "" if facts.protocol == "http" else ", or --protocol http, which costs the server less for small ones"

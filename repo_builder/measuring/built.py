@@ -97,32 +97,37 @@ class EngineClock:
 
     Args:
         engine: The compiled model; None where it is not at hand.
-        samples: ``(n, *shape)`` by input name.
     """
 
-    def __init__(self, engine: EngineArtifact | None, samples: Mapping[str, Array]) -> None:
-        self._samples = samples
+    def __init__(self, engine: EngineArtifact | None) -> None:
         self._engine = engine
-        self._known: dict[int, float] = {}
+        self._known: dict[object, float] = {}
         self.missing = "" if engine else "no build of the model is at hand (--work)"
 
-    def median_us(self, batch_size: int) -> float | None:
-        """Return the median time of a batch, microseconds; None where it cannot be had, which ``missing`` explains."""
+    def median_us(self, batch_size: int, samples: Mapping[str, Array]) -> float | None:
+        """Return the median time of a batch, microseconds; None where it cannot be had, which ``missing`` explains.
+
+        Args:
+            batch_size: Its size.
+            samples: ``(n, *shape)`` by input name; the batch is taken from them.
+        """
         if self._engine is None:
             return None
-        if batch_size not in self._known:
+        what = (batch_size, tuple(array.shape[1:] for array in samples.values()))
+        if what not in self._known:
             try:
                 target = compile.target(self._engine.target)
                 with target.runner(self._engine.model, self._engine.details) as run:
-                    self._known[batch_size] = _median_us(run, self._batch(batch_size))
+                    self._known[what] = _median_us(run, _batch(samples, batch_size))
             except RepoBuilderError as error:
                 self.missing, self._engine = str(error), None
                 return None
-        return self._known[batch_size]
+        return self._known[what]
 
-    def _batch(self, size: int) -> dict[str, Array]:
-        total = len(next(iter(self._samples.values())))
-        return {name: array[np.arange(size) % total] for name, array in self._samples.items()}
+
+def _batch(samples: Mapping[str, Array], size: int) -> dict[str, Array]:
+    total = len(next(iter(samples.values())))
+    return {name: array[np.arange(size) % total] for name, array in samples.items()}
 
 
 def _median_us(run: compile.Runner, batch: dict[str, Array]) -> float:

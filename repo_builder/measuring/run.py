@@ -76,7 +76,7 @@ class _Measurement:
     def __init__(self, options: PerfOptions, build: Build, session: Session, collected: Collected) -> None:
         self._options, self._build, self._session, self._collected = options, build, session, collected
         self._samples: dict[str, Array] | None = None
-        self._clock = EngineClock(None, {})
+        self._clock = EngineClock(None)
 
     def run(self) -> None:
         options, collected = self._options, self._collected
@@ -88,7 +88,7 @@ class _Measurement:
             else:
                 collected.update(accuracy_skipped="switched off")
         if options.with_explanation:
-            self._clock = EngineClock(self._build.engine, self._inputs(Level()))
+            self._clock = EngineClock(self._build.engine)
         if self._session.rest(_REST_S):
             progress.skipped("load", f"idle power was measured for {_REST_S} s first")
         if options.max_p99_ms is not None:
@@ -132,12 +132,12 @@ class _Measurement:
         return self._measure(replace(level, concurrency=concurrency))
 
     def _explanation(self, result: LevelResult) -> Explanation | None:
-        engine_us = self._clock.median_us(mean_batch(result.server[0])) if result.server else None
-        inputs = self._inputs(result.level).values()
+        inputs = self._inputs(result.level)
+        engine_us = self._clock.median_us(mean_batch(result.server[0]), inputs) if result.server else None
         facts = Facts(
             model=self._session.model,
             engine_us=engine_us,
-            request_bytes=sum(array[:1].nbytes for array in inputs) * result.level.batch_size,
+            request_bytes=sum(array[:1].nbytes for array in inputs.values()) * result.level.batch_size,
             protocol=self._session.endpoint.protocol,
         )
         return explain(result, facts)

@@ -177,6 +177,13 @@ def test_an_idle_processor_asks_for_another_instance() -> None:
     assert "the CPU is 40% busy: another instance (repository.instance_count = 2)" in words
 
 
+@pytest.mark.parametrize("spent", [{}, {"compute_output_us": 1500.0}])
+def test_shared_memory_is_not_advised_where_it_is_used(spent: dict[str, float]) -> None:
+    shared = level_result(load=Level(concurrency=4, shared_memory="system"), **spent)
+    assert "--shared-memory system" not in explained(shared, request_bytes=10**6)[1]
+    assert "more samples a request" in explained(shared, request_bytes=10**6)[1]
+
+
 def test_a_lone_request_waits_for_the_batcher() -> None:
     alone = level_result(queue_us=1500, load=Level(concurrency=1))
     assert "lower repository.max_queue_delay_us (now 100 µs)" in explained(alone)[1]

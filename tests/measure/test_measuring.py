@@ -166,6 +166,12 @@ def test_an_engine_that_cannot_run_here_is_said(triton: serve.Server, tmp_path: 
     assert "the engine alone was not timed: there is no compile target" in run.notes[0]
 
 
+def test_shapes_that_vary_are_explained_too(triton: serve.Server, tmp_path: Path) -> None:
+    levels = (Level(shapes={"x": (3,)}), Level(shapes={"x": (9,)}))
+    run = measured(triton, tmp_path, model="flexible", levels=levels, with_explanation=True)
+    assert all(item.explanation and item.explanation.suggestion for item in run.levels)
+
+
 def test_what_ends_the_run_is_kept_with_what_was_measured(triton: serve.Server, tmp_path: Path) -> None:
     collected = measuring.Collected()
     options = measuring.PerfOptions(
