@@ -50,6 +50,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         OutputError: The file cannot be written.
     """
     with output_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if _takes_a_stream(path):
             with path.open("ab") as stream:
                 stream.write(data)

@@ -24,7 +24,7 @@ def load(target: str, *, extra: str | None = None, what: str | None = None) -> A
         what: What needs it, in the user's words; None takes the attribute's name.
 
     Raises:
-        MissingDependency: A library that the module imports is not installed.
+        MissingDependency: A library that the module imports is not installed, or cannot be loaded.
     """
     module, _, attribute = target.partition(":")
     try:
@@ -35,6 +35,9 @@ def load(target: str, *, extra: str | None = None, what: str | None = None) -> A
         raise MissingDependency(
             f"{what or attribute} needs the library '{missing}', which is not installed", hint=hint
         ) from error
+    except ImportError as error:  # installed, and broken: a shared library of another version, say
+        message = f"{what or attribute} needs a library that cannot be loaded: {error}"
+        raise MissingDependency(message, hint="install it anew, as built for this machine") from error
 
 
 def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is named

@@ -26,6 +26,13 @@ def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
     assert files.sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_a_folder_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, Path()):
+        with pytest.raises(OutputError, match=r"cannot be written \(Is a directory\)"):
+            files.write_text(folder, "text")
+
+
 def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)

@@ -22,6 +22,15 @@ def test_a_missing_library_says_how_to_install_it() -> None:
         loading.load("no_such_library.part:Thing", what="reading it")
 
 
+def test_a_broken_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_leaf.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        MissingDependency, match=r"^Thing needs a library that cannot be loaded: libcuda.so.1: .* → install"
+    ):
+        loading.load("broken_leaf:Thing")
+
+
 def test_a_users_function_is_found_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "users_own_net.py").write_text("def make():\n    return 42\n")
     before = list(sys.path)

@@ -42,8 +42,10 @@ def command(model: str | None, json_to: str | None, csv_to: Path | None, report_
     from repo_builder import files, measuring
     from repo_builder.errors import CheckFailed, OutputError
 
-    targets = [Path(json_to)] if json_to not in (None, "-") else []
-    for path in (*targets, *(item for item in (csv_to, report_to) if item)):
+    outputs = (None if json_to in (None, "-") else Path(str(json_to)), csv_to, report_to)
+    for path in (item for item in outputs if item is not None):
+        if path.is_dir():
+            raise OutputError("is a folder", where=str(path), hint="name a file")
         files.require_writable(path.parent)
     asked_for = options(model, **asked)
     collected = measuring.Collected()

@@ -26,7 +26,6 @@ class _Number(click.FloatRange):
 
 
 _PATH = click.Path(path_type=Path)
-_OUTPUT = click.Path(path_type=Path, dir_okay=False)
 _ABOVE_0 = _Number(0, min_open=True)
 _FROM_0 = _Number(0)
 _OPTIONS = (
@@ -77,7 +76,7 @@ _OPTIONS = (
     click.option("--recipe", help="Where data and defaults come from. [default: the build's recipe, or a built-in]"),
     click.option("--work", type=_PATH, default=Path("build"), show_default=True, help="Folder of artifacts."),
     click.option("--no-accuracy", is_flag=True, help="Latency only."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of random inputs and arrivals."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random inputs and arrivals."),
     # what comes out
     click.option("--explain", "explained", is_flag=True, help="Say where the time goes, and what would help."),
     click.option("--baseline", type=_PATH, metavar="RUN.json", help="Compare with an earlier run; exit 1 if worse."),
@@ -87,8 +86,8 @@ _OPTIONS = (
         "--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]",
         help="JSON on stdout instead of tables, or beside them in a FILE.",
     ),
-    click.option("--csv", "csv_to", type=_OUTPUT, metavar="FILE", help="Levels in perf_analyzer's columns."),
-    click.option("--report", "report_to", type=_OUTPUT, metavar="FILE.html", help="One self-contained page."),
+    click.option("--csv", "csv_to", type=_PATH, metavar="FILE", help="Levels in perf_analyzer's columns."),
+    click.option("--report", "report_to", type=_PATH, metavar="FILE.html", help="One self-contained page."),
     click.option("--raw", is_flag=True, help="Keep every latency in the JSON."),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ import http.client
 import json
 from collections.abc import Mapping
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from repo_builder.errors import MeasureError
 from repo_builder.measure.transport import ConnectionLost, Endpoint
@@ -222,4 +223,4 @@ def unreachable(endpoint: Endpoint, error: OSError, timeout_s: float) -> Connect
 
 
 def _path(model: str, version: str) -> str:
-    return f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
+    return f"/v2/models/{quote(model)}" + (f"/versions/{quote(version)}" if version else "")

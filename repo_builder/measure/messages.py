@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import numpy as np
 
@@ -106,7 +107,7 @@ class HttpCodec:
 
     def __init__(self, endpoint: Endpoint, model: str, version: str) -> None:
         self._endpoint = endpoint
-        self.path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
+        self.path = f"/v2/models/{quote(model)}" + (f"/versions/{quote(version)}" if version else "") + "/infer"
 
     def encode(self, inputs: Sequence[Input], outputs: Sequence[tuple[str, Region]] = ()) -> bytes:
         """Return a whole HTTP request."""

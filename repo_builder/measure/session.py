@@ -176,7 +176,7 @@ class Session:
 
 
 def _sampler(endpoint: Endpoint, url: str | None, timeout_s: float) -> Sampler:
-    place = Endpoint.parse(url or f"{endpoint.host}:{METRICS_PORT}", "http")
+    place = Endpoint.parse(url or f"{endpoint.host}:{METRICS_PORT}", "http", "--metrics-url")
     sampler = Sampler(place.host, place.port, timeout_s=min(2.0, timeout_s))
     if url and not sampler.available:
         raise MeasureError("no metrics are to be had there", where=f"--metrics-url {url}", hint="Triton's is port 8002")

@@ -6,6 +6,7 @@ machine as little as it can. One slot carries one request at a time.
 
 from __future__ import annotations
 
+import errno
 import select
 import selectors
 import socket
@@ -47,7 +48,7 @@ class Endpoint:
     port: int
 
     @classmethod
-    def parse(cls, url: str | None, protocol: ProtocolName) -> Endpoint:
+    def parse(cls, url: str | None, protocol: ProtocolName, option: str = "--url") -> Endpoint:
         """Read ``host``, ``host:port`` or ``http://host:port``; None is this machine and the protocol's usual port.
 
         Raises:
@@ -63,7 +64,7 @@ class Endpoint:
         if not colon or port.endswith("]"):
             host, port = text.rstrip("/"), str(DEFAULT_PORTS[protocol])
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise MeasureError(f"'{url}' is not host:port", where="--url", hint="as in --url localhost:8001")
+            raise MeasureError(f"'{url}' is not host:port", where=option, hint=f"as in {option} localhost:8001")
         return cls(protocol=protocol, host=host.strip("[]"), port=int(port))
 
     def __str__(self) -> str:
@@ -111,10 +112,16 @@ def connect(endpoint: Endpoint, timeout_s: float) -> socket.socket:
 
     Raises:
         ConnectionLost: The connection was refused, or the deadline has passed.
+        MeasureError: This machine opens no more connections.
     """
     try:
         made = socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise MeasureError(
+                "this machine opens no more connections (too many open files)",
+                hint="raise the limit (ulimit -n), or ask for less concurrency",
+            ) from error
         reason = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
         raise ConnectionLost(
             f"cannot be reached ({reason})",

@@ -42,8 +42,7 @@ WRONG = [
     ("stability-percent", "0"),
     ("accuracy-tolerance", "nan"),
     ("latency-tolerance", "-5"),
-    ("report", "/"),
-    ("csv", "/"),
+    ("seed", "-1"),
 ]
 QUICK = ["--window-ms", "100", "--window-requests", "3", "--max-windows", "3", "--concurrency", "1,2"]
 
@@ -236,6 +235,7 @@ def test_ctrl_c_prints_what_there_is(server: serve.Server, tmp_path: Path) -> No
         (["--json", "/proc/run.json"], 12, "/proc"),
         (["--shape", "x:4,4"], 11, r"does not fit the input x fp32[4]"),
         (["--model-version", "7"], 11, "not ready"),
+        (["--metrics-url", "x:y"], 11, "--metrics-url: 'x:y' is not host:port"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
@@ -257,6 +257,9 @@ def test_what_cannot_be_done_is_one_sentence(
         (["m", "--duration", "1", "--requests", "9"], 2, "different ends"),
         (["m", "--concurrency", "1", "--request-rate", "5"], 2, "different loads"),
         *((["m", f"--{option}", value], 2, f"Invalid value for '--{option}'") for option, value in WRONG),
+        (["m", "--report", "/"], 12, "/: is a folder → name a file"),
+        (["m", "--csv", ""], 12, ".: is a folder → name a file"),
+        (["m", "--json", "/"], 12, "/: is a folder → name a file"),
         (["m", "--concurrency", "nan"], 11, "--concurrency: 'nan' is neither numbers"),
         (["m", "--request-rate", "1:inf:x2"], 11, "--request-rate: '1:inf:x2' is neither numbers"),
         ([], 2, "Missing argument 'MODEL'"),

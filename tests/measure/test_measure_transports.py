@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -286,6 +287,16 @@ def test_http_towards_something_else_is_said() -> None:
         pytest.raises(MeasureError, match="does not speak HTTP"),
     ):
         exchange(transport, [http_request(b"")])
+
+
+def test_too_many_open_files_are_not_the_servers_fault(grpc_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "create_connection", full)
+    with pytest.raises(MeasureError, match=r"opens no more connections .* → raise the limit"):  # noqa: SIM117
+        with opened(grpc_port, "http", 1):
+            pass
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>hello</html>", b"[1]"])
