@@ -161,8 +161,8 @@ def stable(windows: Sequence[Window], pace: Pace) -> bool:
 
 
 def _after(records: Records, moment_ns: int) -> Records:
-    """Return the requests that ended after a moment, without the costs and failures that came before it."""
-    return dataclasses.replace(records.between(moment_ns, 1 << 62), failures={}, cpu_ns=0, wall_ns=0)
+    """Return the requests that ended after a moment, without the costs, lag and failures that came before it."""
+    return dataclasses.replace(records.between(moment_ns, 1 << 62), failures={}, cpu_ns=0, wall_ns=0, lag_open_ns=0)
 
 
 def _window(piece: Piece, level: Level) -> Window:

@@ -37,6 +37,8 @@ def result(course: Course, metrics: Metrics, stopped: str = "") -> LevelResult:
     server = _server(course, number)
     inside_us = server[0].total_us if server and server[0].requests else None
     client = _client(records, course.workers) if requests else None
+    # Who has caught up by the end keeps up; a trace ends before its last window does.
+    late_ns = records.lag_open_ns if level.mode == "trace" or not merged else merged[-1].records.lag_open_ns
     return LevelResult(
         level=level,
         stable=None if level.mode == "trace" else not stopped and stable(windows, course.pace),
@@ -55,7 +57,7 @@ def result(course: Course, metrics: Metrics, stopped: str = "") -> LevelResult:
         network_and_client_us=max(0.0, latency.mean_us - inside_us) if latency and inside_us is not None else None,
         client=client,
         hardware=metrics(merged[0].start_ns, merged[-1].end_ns, requests * level.batch_size) if merged else None,
-        notes=tuple(_notes(level, records, server, client)),
+        notes=tuple(_notes(level, records, late_ns, server, client)),
         stopped=stopped,
         raw_latencies_us=tuple(latencies_us.tolist()) if course.pace.raw else (),
     )
@@ -82,16 +84,18 @@ def _client(records: Records, workers: int) -> ClientCost:
     )
 
 
-def _notes(level: Level, records: Records, server: tuple[ServerTime, ...], client: ClientCost | None) -> list[str]:
-    """Say what makes the figures mean something else than they seem to."""
+def _notes(
+    level: Level, records: Records, late_ns: int, server: tuple[ServerTime, ...], client: ClientCost | None
+) -> list[str]:
+    """Say what makes the figures mean something else than they seem to; ``late_ns`` is the schedule's lag."""
     notes = []
     if client and client.limited:
         notes.append(
             f"the client was the limit: it used {client.cpu_share:.0%} of {client.workers} cores; add --workers"
         )
-    if level.mode != "concurrency" and records.lag_open_ns > _LATE_NS and client and not client.limited:
+    if level.mode != "concurrency" and late_ns > _LATE_NS and client and not client.limited:
         notes.append(
-            f"the server does not keep up with this load: requests went out up to {records.lag_open_ns / 1e6:.0f} ms "
+            f"the server does not keep up with this load: requests went out up to {late_ns / 1e6:.0f} ms "
             "late, and latency from the intended time grows for as long as it is measured"
         )
     ours = len(records.done_ns) + len(records.failed_ns)

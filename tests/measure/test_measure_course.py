@@ -100,6 +100,16 @@ def test_ones_own_failed_requests_are_not_others() -> None:
     assert not any("others" in note for note in merging.result(made, nothing).notes)
 
 
+@pytest.mark.parametrize(("lags_ms", "said"), [((0, 500, 0), False), ((100, 300, 500), True)])
+def test_a_server_that_has_caught_up_is_not_said_to_fall_behind(lags_ms: tuple[int, ...], said: bool) -> None:
+    made = course(mode="rate")
+    for place, lag_ms in enumerate(lags_ms, 1):
+        made.add(dataclasses.replace(steady(place * SECOND, 1, 100, 10**6), lag_open_ns=lag_ms * 10**6))
+        made.cut((place + 1) * SECOND, None)
+    notes = merging.result(made, nothing).notes
+    assert any("up to 500 ms late" in note for note in notes) == said
+
+
 def test_a_level_that_drifts_is_unstable_and_not_dropped() -> None:
     found = merging.result(course(10**6, 2 * 10**6, 4 * 10**6), nothing)
     assert found.stable is False
