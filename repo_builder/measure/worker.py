@@ -1,7 +1,7 @@
 """Worker processes that make the load, and the handle by which the measuring process drives them.
 
-A worker is ``python -m repo_builder.measure.worker FD``; orders and records travel over the socket FD as pickles. It
-ends when that socket closes, so that none outlives the measuring process.
+A worker runs ``main`` with a file descriptor as its argument; orders and records travel over that socket as pickles. It
+ends when the socket closes, so that none outlives the measuring process.
 """
 
 from __future__ import annotations
@@ -133,7 +133,10 @@ class _Worker:
 
     def __init__(self) -> None:
         self._pipe, theirs = Pipe()
-        command = [sys.executable, "-m", "repo_builder.measure.worker", str(theirs.fileno())]
+        # The same places as here, and not the current folder first, where a file may be named like a library.
+        places = [str(place) for place in sys.path]
+        code = f"import sys; sys.path[:] = {places!r}; from repo_builder.measure.worker import main; main()"
+        command = [sys.executable, "-c", code, str(theirs.fileno())]
         # Its own session: Ctrl-C reaches the measuring process, which then asks for what there is.
         self._process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
@@ -243,7 +246,3 @@ def main() -> None:
         _Servant(Connection(int(sys.argv[1]))).serve()
     except (EOFError, OSError):
         return
-
-
-if __name__ == "__main__":
-    main()

@@ -408,6 +408,15 @@ def test_a_worker_that_is_killed(triton: serve.Server) -> None:
         assert has_a_part(stopped.result)
 
 
+def test_a_file_named_like_a_library_is_in_no_workers_way(
+    triton: serve.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "select.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    with session(triton) as made:
+        assert made.measure(Level(), numbers(8), QUICK).requests
+
+
 def test_workers_end_with_the_session(triton: serve.Server) -> None:
     with session(triton, workers=3) as made:
         processes = [worker._process for worker in made._fleet._workers]
