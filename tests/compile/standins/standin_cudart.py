@@ -1,16 +1,17 @@
 # ruff: noqa: N801, N815, N816 - the names are CUDA's
 """The CUDA calls that the tensorrt backend makes, on host memory: "device" addresses are addresses of this process.
 
-What is put into a stream happens as late as CUDA allows: when a stream, or an event behind it, is waited for. Memory
-that is given back too early is then read when it holds something else. While a stream is captured, ``RECORDING`` holds
-what the stand-in for TensorRT would have run.
+What is put into a stream happens as late as CUDA allows: when that stream, or an event in it, is waited for, by the
+host or by another stream. Memory that is given back too early is then read when it holds something else, and a stream
+that should have waited for another runs before it. While a stream is captured, ``RECORDING`` holds what the stand-in
+for TensorRT would have run.
 """
 
 import ctypes
 import enum
 import itertools
 import threading
-from collections import deque
+from collections import defaultdict, deque
 
 
 class cudaError_t(enum.IntEnum):
@@ -36,30 +37,30 @@ RECORDING: list | None = None
 _memory: dict[int, object] = {}
 _graphs: dict[int, list] = {}
 _numbers = itertools.count(1)
-_lock = threading.Lock()
-_waiting: deque = deque()  # what has been put into any stream and has not happened yet
-_put = _happened = 0  # how many of those there have been, and how many have happened
-_marks: dict[int, int] = {}  # event → what has to have happened
+_lock = threading.RLock()
+_waiting: dict[int, deque] = defaultdict(deque)  # stream → what has been put into it and has not happened yet
+_put: dict[int, int] = defaultdict(int)  # stream → how many of those there have been
+_happened: dict[int, int] = defaultdict(int)  # stream → how many have happened
+_marks: dict[int, tuple[int, int]] = {}  # event → its stream, and what has to have happened in it
 
 
 def _done(*values):
     return (cudaError_t.cudaSuccess, *values)
 
 
-def put(work):
-    """Put work into a stream; all streams are one, which no program that waits rightly can tell."""
-    global _put
+def put(work, stream):
+    """Put work into a stream."""
     with _lock:
-        _waiting.append(work)
-        _put += 1
+        _waiting[stream].append(work)
+        _put[stream] += 1
 
 
-def _catch_up(until):
-    global _happened
+def _catch_up(stream, until):
+    """Do what is first in a stream until so much of it has happened."""
     with _lock:
-        while _happened < until:
-            _waiting.popleft()()
-            _happened += 1
+        while _happened[stream] < until:
+            _waiting[stream].popleft()()
+            _happened[stream] += 1
     return _done()
 
 
@@ -97,7 +98,7 @@ def cudaHostRegister(address, size, flags):
 
 
 def cudaMemcpyAsync(target, source, size, kind, stream):
-    put(lambda: ctypes.memmove(target, source, size))
+    put(lambda: ctypes.memmove(target, source, size), stream)
     return _done()
 
 
@@ -106,7 +107,7 @@ def cudaStreamCreateWithFlags(flags):
 
 
 def cudaStreamSynchronize(stream):
-    return _catch_up(_put)
+    return _catch_up(stream, _put[stream])
 
 
 def cudaStreamDestroy(stream):
@@ -118,15 +119,17 @@ def cudaEventCreateWithFlags(flags):
 
 
 def cudaEventRecord(event, stream):
-    _marks[event] = _put
+    _marks[event] = stream, _put[stream]
     return _done()
 
 
 def cudaEventSynchronize(event):
-    return _catch_up(_marks[event])
+    return _catch_up(*_marks[event])
 
 
 def cudaStreamWaitEvent(stream, event, flags):
+    mark = _marks[event]  # as it was recorded last: what is recorded later does not count
+    put(lambda: _catch_up(*mark), stream)
     return _done()
 
 
@@ -153,5 +156,5 @@ def cudaGraphDestroy(graph):
 
 def cudaGraphLaunch(graph, stream):
     for run in _graphs[graph]:
-        put(run)
+        put(run, stream)
     return _done()

@@ -107,7 +107,7 @@ class Context:
                 self._array(name, taken.shape, addresses)[...] = 2 * taken
 
         if runtime.RECORDING is None:
-            runtime.put(run)
+            runtime.put(run, stream)
         else:
             runtime.RECORDING.append(run)
         return True
