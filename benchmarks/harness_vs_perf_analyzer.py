@@ -234,7 +234,7 @@ def show(results: list[dict[str, Any]]) -> None:
 def cpus(_context: click.Context, _option: click.Parameter, text: str | None) -> set[int]:
     """Read a set of cores, as in ``0-3,8``; empty where nothing is given."""
     found: set[int] = set()
-    for part in (text or "").split(",") if text else ():
+    for part in text.split(",") if text else ():
         first, _, last = part.partition("-")
         if not first.isdigit() or not (last or first).isdigit():
             raise click.BadParameter(f"'{text}' is no set of cores such as 0-3,8")
@@ -242,12 +242,6 @@ def cpus(_context: click.Context, _option: click.Parameter, text: str | None) ->
     if found - os.sched_getaffinity(0):
         raise click.BadParameter(f"this machine lends no cores {sorted(found - os.sched_getaffinity(0))}")
     return found
-
-
-def pin(cores: set[int]) -> None:
-    """Run on these cores from here on, and what is started too; on those there are where the set is empty."""
-    if cores:
-        os.sched_setaffinity(0, cores)
 
 
 @click.command()
@@ -282,7 +276,8 @@ def main(
         shutil.copytree(repository / "vgg", folder / "repository" / "vgg")
         files.write_text(folder / "repository" / "identity" / "config.pbtxt", IDENTITY_CONFIG)
         files.write_text(folder / "repository" / "identity" / "1" / "model.py", IDENTITY_MODEL)
-        pin(server_cpus)
+        everywhere = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, server_cpus or everywhere)  # what is started from here on inherits it
         with serve.start(
             folder / "repository",
             runtime="embedded",
@@ -292,7 +287,7 @@ def main(
             log=folder / "server.log",
         ) as server:
             server.wait_ready(120)
-            pin(client_cpus)
+            os.sched_setaffinity(0, client_cpus or everywhere)
             results = []
             for case in chosen:
                 results.append(compare(case, perf_analyzer, server, pairs, window_ms, folder))

@@ -6,13 +6,13 @@ python benchmarks/layer_times.py BATCH RESULTS.json name=PLAN [name=PLAN ...]
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import tensorrt as trt
+from gpu_facts import head
 
-from repo_builder import device, environment, files
+from repo_builder import files
 from repo_builder.compile import trt_inspector
 from repo_builder.compile.trt_plan import Plan, Session
 
@@ -62,10 +62,7 @@ def main() -> None:
         print(name, round(sum(row["us"] for row in found[name]), 1))
         for row in found[name]:
             print(f"  {row['us']:8.2f}  {row['layer'][:60]}")
-    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    machine = {**environment.describe(), "cuda": device.versions()}
-    head = {"schema": 1, "made": made, "machine": machine, "batch": batch, "runs": RUNS}
-    files.write_json(output, {**head, "engines": found})
+    files.write_json(output, {**head(), "batch": batch, "runs": RUNS, "engines": found})
 
 
 if __name__ == "__main__":

@@ -148,25 +148,27 @@ def _panel(model: str, rows: Sequence[dict[str, Any]], top: int) -> str:
     low, high = math.log10(min(item[1] for item in points)) - 0.05, math.log10(max(item[1] for item in points)) + 0.05
     least, most = min(item[2] for item in points) - 0.1, max(item[2] for item in points) + 0.1
     parts = [f'<text class="t" x="{x0}" y="{top + 22}">{model}: top-1 (%) against latency at batch 64 (µs)</text>']
+
+    def across(micros: float) -> float:
+        return x0 + (math.log10(micros) - low) / (high - low) * (x1 - x0)
+
+    def up(percent: float) -> float:
+        return y0 + (percent - least) / (most - least) * (y1 - y0)
+
     for tick in _steps(least, most):
-        y = y0 + (tick - least) / (most - least) * (y1 - y0)
+        y = up(tick)
         parts.append(f'<line class="g" x1="{x0}" x2="{x1}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{x0 - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
     for micros in (digit * 10**power for power in range(5) for digit in (1, 2, 5)):
-        x = x0 + (math.log10(micros) - low) / (high - low) * (x1 - x0)
+        x = across(micros)
         if x0 <= x <= x1:
             parts.append(f'<line class="g" x1="{x:.1f}" x2="{x:.1f}" y1="{y0}" y2="{y1}"/>')
             parts.append(f'<text x="{x:.1f}" y="{y0 + 18}" text-anchor="middle">{micros}</text>')
-    marks = [
-        (
-            x0 + (math.log10(micros) - low) / (high - low) * (x1 - x0),
-            y0 + (top1 - least) / (most - least) * (y1 - y0),
-            name,
-            f"{html.escape(name)} {micros:.0f} µs {top1:.2f} %",
-        )
+    marks = _fanned([
+        (across(micros), up(top1), name, f"{html.escape(name)} {micros:.0f} µs {top1:.2f} %")
         for name, micros, top1 in points
-    ]
-    for (x, y, name, tip), label in zip(_fanned(marks), _spread(marks, y1, y0), strict=True):
+    ])  # fmt: skip
+    for (x, y, name, tip), label in zip(marks, _spread(marks, y1, y0), strict=True):
         colour = next((value for prefix, value in _COLOURS.items() if name.startswith(prefix)), "#6b7280")
         parts.append(f'<path class="l" d="M{x:.1f},{y:.1f} L{x1 + 8},{label:.1f} H{_LABELS - 3}"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{tip}</title></circle>')
@@ -190,12 +192,12 @@ def _fanned(marks: Sequence[_Mark]) -> list[_Mark]:
 
 
 def _spread(marks: Sequence[_Mark], top: float, bottom: float) -> list[float]:
-    """Return where the labels of ``_fanned`` points go: near their points, a line apart, none beyond the panel."""
+    """Return where the labels of fanned points go: near their points, a line apart, none beyond the panel."""
     places: list[float] = []
-    for _, y, *_ in _fanned(marks):
+    for _, y, *_ in marks:
         places.append(max(y, places[-1] + _LINE if places else top))
     # as far up as all of them were pushed down on average
-    shift = sum(place - mark[1] for place, mark in zip(places, _fanned(marks), strict=True)) / len(places)
+    shift = sum(place - mark[1] for place, mark in zip(places, marks, strict=True)) / len(places)
     places = [place - shift for place in places]
     for place in reversed(range(len(places))):
         below = places[place + 1] - _LINE if place + 1 < len(places) else bottom

@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,10 @@ def measure(options: argparse.Namespace) -> None:
 
     power = Power()  # before anything opens the GPU
     import tensorrt_rows
+    from gpu_facts import head
 
     rows: list[dict[str, Any]] = []
-    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    results: dict[str, Any] = {"schema": 1, "made": made, "machine": tensorrt_rows.facts(), "rows": rows}
+    results: dict[str, Any] = {**head(), "rows": rows}
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)

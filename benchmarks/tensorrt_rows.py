@@ -11,7 +11,7 @@ import numpy as np
 from gpu_measure import Power, latency_us
 from precision_rows import BATCHES, ENERGY_BATCH, TestData, load_data, scores
 
-from repo_builder import artifacts, device, environment
+from repo_builder import artifacts, device
 from repo_builder.artifacts import OnnxArtifact
 from repo_builder.compile import CompileOptions, trt_build, trt_graph, trt_profiles
 from repo_builder.compile.tensorrt import TensorRTTarget
@@ -89,11 +89,6 @@ class Graph:
         """Give back the host's memory."""
         for buffer in self._host.values():
             buffer.free()
-
-
-def facts() -> dict[str, Any]:
-    """Return what the rows are measured with."""
-    return {**environment.describe(), "cuda": device.versions()}
 
 
 def rows(folder: Path, model: str, data_dir: Path, cache: Path, power: Power) -> Iterator[dict[str, Any]]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from repo_builder import artifacts, environment, files
+from gpu_facts import head
+
+from repo_builder import artifacts, files
 from repo_builder.artifacts import OnnxArtifact
 from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt import TensorRTTarget
@@ -36,9 +37,7 @@ def main() -> None:
             seconds.append(details["build_seconds"])
             cached.append(details["cached_tactics_bytes"])
     results = {
-        "schema": 1,
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": environment.describe(),
+        **head(),
         "model": artifact.recipe.name,
         "precisions": sorted(set(artifact.details["layer_precisions"].values())),
         "first_build_seconds": seconds[0],

@@ -20,7 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from repo_builder import artifacts, device, environment, files, serve
+from gpu_facts import head
+
+from repo_builder import artifacts, files, serve
 from repo_builder.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt import TensorRTTarget
@@ -72,12 +74,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         engine = build(options.artifact, options.engine or Path(temporary) / "engine")
         rows = list(measure(engine, options, Path(temporary)))
-    machine = {**environment.describe(), "cuda": device.versions()}
-    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     details = {
         name: engine.details[name] for name in ("tensorrt_version", "gpu", "driver", "precision_counts", "profiles")
     }
-    results = {"schema": 1, "made": made, "machine": machine, "engine": details, "rows": rows, "targets": targets(rows)}
+    results = {**head(), "engine": details, "rows": rows, "targets": targets(rows)}
     files.write_json(options.output, results)
     for item in results["targets"]:
         print(item)

@@ -14,7 +14,7 @@ from typing import Any
 from repo_builder import __version__
 
 LIBRARIES = (
-    "repo-builder", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "nvidia-modelopt",
+    "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "nvidia-modelopt",
     "pytorch-quantization", "tensorrt", "tritonclient", "nvidia-pytriton",
 )  # fmt: skip
 # Other distributions that install a library under the same module's name.
@@ -91,9 +91,8 @@ def cpu_name() -> str:
 
 def describe() -> dict[str, Any]:
     """Return versions, system, CPU and GPUs as plain JSON values, for manifests and reports."""
-    found = {name: version(name) for name in LIBRARIES} | {
-        "repo-builder": __version__
-    }  # also where it runs uninstalled
+    # repo-builder's own is told also where it runs uninstalled
+    found = {"repo-builder": __version__, **{name: version(name) for name in LIBRARIES}}
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -47,9 +47,8 @@ def _engine(folder: ModelFolder, version: int) -> tuple[EngineArtifact | None, l
         return None, []
     try:
         engine = artifacts.read(EngineArtifact, place)
-    except (RepoBuilderError, KeyError, TypeError, ValueError) as reason:
-        text = reason.message if isinstance(reason, RepoBuilderError) else repr(reason)
-        return None, [warning(where, f"cannot be understood: {text}", "build the model again")]
+    except RepoBuilderError as reason:
+        return None, [warning(where, f"cannot be understood: {reason.message}", "build the model again")]
     file = folder.file(version)
     recorded = engine.files.get(file.name)
     if recorded and file.is_file() and files.sha256_of(file) != recorded:
