@@ -83,7 +83,7 @@ class Graph:
                 ends = (self.session.buffers[item.name].handle, self._host[item.name].handle)
                 target, source = ends if inputs else ends[::-1]
                 kind = device.TO_DEVICE if inputs else device.TO_HOST
-                device.check(device.cudart.cudaMemcpyAsync(target, source, size, kind, self.session.stream.handle))
+                device.copy(target, source, size, kind, self.session.stream)
 
     def free(self) -> None:
         """Give back the host's memory."""

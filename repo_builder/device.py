@@ -17,7 +17,7 @@ from repo_builder.tensors import Array
 
 __all__ = [
     "ON_DEVICE", "TO_DEVICE", "TO_HOST", "CudaError", "DeviceBuffer", "Event", "PinnedBuffer", "Stream", "check",
-    "cudart", "versions",
+    "copy", "cudart", "versions",
 ]  # fmt: skip
 
 TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -44,6 +44,11 @@ def check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - whatever the call r
     if not values:
         return None
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def copy(target: int, source: int, size: int, kind: Any, stream: Stream) -> None:  # noqa: ANN401 - cudaMemcpyKind
+    """Put a copy of so many bytes into a stream; ``kind`` is one of ``TO_DEVICE``, ``TO_HOST`` and ``ON_DEVICE``."""
+    check(cudart.cudaMemcpyAsync(target, source, size, kind, stream.handle))
 
 
 def versions() -> dict[str, str]:

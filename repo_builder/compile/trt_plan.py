@@ -162,15 +162,12 @@ class Session:
         shapes = self.set_shapes({name: array.shape for name, array in ready.items()})
         outputs = {item.name: np.empty(shapes[item.name], item.dtype.numpy) for item in self.plan.outputs}
         for name, array in ready.items():
-            self._copy(self.buffers[name].handle, array.ctypes.data, array.nbytes, device.TO_DEVICE)
+            device.copy(self.buffers[name].handle, array.ctypes.data, array.nbytes, device.TO_DEVICE, self.stream)
         self.enqueue()
         for name, array in outputs.items():
-            self._copy(array.ctypes.data, self.buffers[name].handle, array.nbytes, device.TO_HOST)
+            device.copy(array.ctypes.data, self.buffers[name].handle, array.nbytes, device.TO_HOST, self.stream)
         self.stream.synchronize()
         return outputs
-
-    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:  # noqa: ANN401 - cudaMemcpyKind
-        device.check(device.cudart.cudaMemcpyAsync(target, source, size, kind, self.stream.handle))
 
     def close(self) -> None:
         """Give back the context, the stream and the buffers."""

@@ -73,7 +73,9 @@ def in_standins() -> Iterator[None]:
 def served(tmp_path_factory: pytest.TempPathFactory, in_standins: None) -> Iterator[SimpleNamespace]:
     repository = tmp_path_factory.mktemp("repository")
     rows = [[size, *ROW] for size in (1, 8, MAX_BATCH)]
-    place(repository, "one", config("one", {"x": list(ROW)}, batch=MAX_BATCH, warmup=(1, 4, 16)), engine({"x": rows}))
+    place(
+        repository, "one", config("one", {"x": list(ROW)}, batch=MAX_BATCH, warmup=(1, 4, 16, 32)), engine({"x": rows})
+    )
     two = {"a": [-1], "b": [2]}
     bounds = {"a": [[1, 1], [4, 8], [8, 64]], "b": [[1, 2], [4, 2], [8, 2]]}
     place(repository, "two", config("two", two, batch=8), engine(bounds))
@@ -107,7 +109,7 @@ def values(random: np.random.Generator, *shape: int) -> Any:
     return random.normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 5, 16, 17, 22, 40, 64])
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 16, 17, 21, 22, 40, 64])
 def test_any_batch_comes_back_doubled(infer: Callable[..., dict[str, np.ndarray]], count: int) -> None:
     """In a graph of its size, of the next larger one, or none; gathered, or taken from Triton's memory."""
     x = values(np.random.default_rng(count), count, *ROW)

@@ -3,8 +3,7 @@
 
 What is put into a stream happens as late as CUDA allows: when that stream, or an event in it, is waited for, by the
 host or by another stream. Memory that is given back too early is then read when it holds something else, and a stream
-that should have waited for another runs before it. While a stream is captured, ``RECORDING`` holds what the stand-in
-for TensorRT would have run.
+that should have waited for another runs before it. What is put into a stream that is captured goes into the graph.
 """
 
 import ctypes
@@ -33,9 +32,9 @@ cudaHostAllocDefault = cudaHostRegisterDefault = cudaEventDefault = 0
 cudaStreamNonBlocking = 1
 cudaEventDisableTiming = 2
 
-RECORDING: list | None = None
 _memory: dict[int, object] = {}
 _graphs: dict[int, list] = {}
+_captured: dict[int, list] = {}  # stream that is captured → what has been put into it
 _numbers = itertools.count(1)
 _lock = threading.RLock()
 _waiting: dict[int, deque] = defaultdict(deque)  # stream → what has been put into it and has not happened yet
@@ -51,6 +50,9 @@ def _done(*values):
 def put(work, stream):
     """Put work into a stream."""
     with _lock:
+        if stream in _captured:
+            _captured[stream].append(work)
+            return
         _waiting[stream].append(work)
         _put[stream] += 1
 
@@ -134,15 +136,13 @@ def cudaStreamWaitEvent(stream, event, flags):
 
 
 def cudaStreamBeginCapture(stream, mode):
-    global RECORDING
-    RECORDING = []
+    _captured[stream] = []
     return _done()
 
 
 def cudaStreamEndCapture(stream):
-    global RECORDING
     graph = next(_numbers)
-    _graphs[graph], RECORDING = RECORDING, None
+    _graphs[graph] = _captured.pop(stream)
     return _done(graph)
 
 

@@ -106,10 +106,7 @@ class Context:
                 taken = values.reshape(len(values), -1)[:, : item["take"]] if "take" in item else values
                 self._array(name, taken.shape, addresses)[...] = 2 * taken
 
-        if runtime.RECORDING is None:
-            runtime.put(run, stream)
-        else:
-            runtime.RECORDING.append(run)
+        runtime.put(run, stream)
         return True
 
     def _array(self, name, shape, addresses):

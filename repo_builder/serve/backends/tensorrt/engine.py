@@ -1,14 +1,14 @@
-"""One engine instance: two streams, two sets of buffers, an execution context a profile, and CUDA graphs.
+"""One engine instance: three streams, two sets of buffers, an execution context a profile, and CUDA graphs.
 
 A batch is gathered once. Small inputs are copied into page-locked staging and go to the GPU in one piece; large ones go
 there straight from where Triton put them, so that the next is prepared while one travels. Inputs on the GPU are copied
-there. A batch of large inputs is answered from behind: its copies to the GPU go through a stream of their own into the
-set of buffers that the batch before does not use, and so overlap its arithmetic. Copies of outputs follow the
-arithmetic in its stream; those of one instance overlap with what other instances do.
+there. A batch of large inputs is answered from behind: its copies to the GPU and back go through streams of their own,
+in the set of buffers that its neighbours do not use, and so overlap the arithmetic of the batches before and after it.
 
-A CUDA graph is captured for each batch size of the warm-up. A batch of another size runs in the graph of the next
-larger one, with rows that are left over from earlier batches: setting shapes and launching kernels one by one costs
-more than those.
+CUDA graphs are captured for each batch size of the warm-up: of the run, and of the way from the staging buffers through
+the run into the staging buffers, which is all that a small batch takes: between several launches the GPU would turn to
+other processes. A batch of another size runs in the graph of the next larger one, with rows that are left over from
+earlier batches: setting shapes and launching kernels one by one costs more than those.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import tensorrt as trt
 
-from repo_builder.device import ON_DEVICE, TO_DEVICE, TO_HOST, Stream, check, cudart
+from repo_builder.device import ON_DEVICE, TO_DEVICE, TO_HOST, Stream, check, copy, cudart
+from repo_builder.serve.backends.tensorrt.lane import Graphs, Lane
 from repo_builder.serve.backends.tensorrt.memory import LockedPages
 from repo_builder.serve.backends.tensorrt.slots import Batch, Piece, Shapes, Slot, Tensor
-from repo_builder.tensors import DType
+from repo_builder.tensors import Array, DType
 
 # From this size on, a copy of the GPU's own for each request beats one copy of all after a gathering by the CPU.
 DIRECT_BYTES = 64 << 10
@@ -34,58 +35,6 @@ STAY_BYTES = 64 << 10
 # A batch runs in a graph of at most this many times its size.
 _PADDING = 4
 _SLOTS = 2
-
-
-class Lane:
-    """An execution context of one profile, and the graphs captured in it.
-
-    Args:
-        engine: The engine.
-        profile: Its optimization profile; before TensorRT 8.6 only one context may use each.
-        stream: The stream of all arithmetic.
-    """
-
-    def __init__(self, engine: Any, profile: int, stream: Stream) -> None:  # noqa: ANN401 - tensorrt.ICudaEngine
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise RuntimeError("TensorRT makes no execution context: the GPU's memory may be full")
-        self._context.set_optimization_profile_async(profile, stream.handle)
-        stream.synchronize()
-        self._stream = stream
-        self._shapes: Shapes = ()
-        self._results: Shapes = ()
-        # number of the slot, inputs' shapes → graph, outputs' shapes
-        self.graphs: dict[tuple[int, Shapes], tuple[Any, Shapes]] = {}
-
-    def set(self, names: tuple[Sequence[str], Sequence[str]], shapes: Shapes) -> Shapes:
-        """Set the inputs' shapes and return the outputs'; ``names`` are those of inputs and outputs."""
-        if shapes != self._shapes:
-            for name, shape in zip(names[0], shapes, strict=True):
-                if not self._context.set_input_shape(name, shape):
-                    raise ValueError(f"the engine does not take {name} of shape {list(shape)}")
-            self._shapes = shapes
-            self._results = tuple(tuple(self._context.get_tensor_shape(name)) for name in names[1])
-        return self._results
-
-    def run(self, slot: Slot) -> None:
-        """Put a run with the shapes set last into the stream."""
-        for item in (*slot.inputs, *slot.outputs):
-            self._context.set_tensor_address(item.name, item.device.handle)
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise RuntimeError("TensorRT does not run the engine")
-
-    def capture(self, slot: Slot, shapes: Shapes, results: Shapes) -> None:
-        """Record the run for the shapes set last as a CUDA graph, after one plain run, which TensorRT needs first."""
-        self.run(slot)
-        self._stream.synchronize()
-        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        check(cudart.cudaStreamBeginCapture(self._stream.handle, mode))
-        try:
-            self.run(slot)
-        finally:
-            graph = check(cudart.cudaStreamEndCapture(self._stream.handle))
-        self.graphs[slot.number, shapes] = check(cudart.cudaGraphInstantiate(graph, 0)), results
-        check(cudart.cudaGraphDestroy(graph))
 
 
 class Engine:
@@ -111,7 +60,7 @@ class Engine:
                 "build it on this machine with repo-builder compile"
             )
         self._engine, self._batches = engine, batches
-        self._arithmetic, self._copies = Stream(), Stream()
+        self._arithmetic, self._there, self._back = Stream(), Stream(), Stream()
         self._locked = LockedPages()
         names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
         taken = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -181,7 +130,7 @@ class Engine:
             requests: For each request one piece an input; together they make up the batch. On the host they must live
                 until the batch is done; on the GPU they are read when this returns.
             stays: Whether large outputs may stay on the GPU.
-            behind: Whether the copies to the GPU may overlap the batch before.
+            behind: Whether copies may overlap the batches before and after.
 
         Raises:
             ValueError: No profile covers the shapes.
@@ -189,9 +138,11 @@ class Engine:
         lane = self._lane(shapes)
         slot = self._free.get()
         try:
-            found = self._graph(lane, slot, shapes)
-            results = lane.set(self._names, shapes) if found is None else self._cut(found[1], shapes)
-            stream = self._copies if behind else self._arithmetic
+            found = self._graphs(lane, slot, shapes)
+            results = lane.set(self._names, shapes) if found is None else self._cut(found.results, shapes)
+            if found and not behind and all(piece.array is not None for pieces in requests for piece in pieces):
+                return self._go_round(lane, slot, shapes, requests, found)
+            stream = self._there if behind else self._arithmetic
             for place, tensor in enumerate(slot.inputs):
                 self._gather(tensor, shapes[place], [pieces[place] for pieces in requests], stream)
             if behind:
@@ -200,8 +151,8 @@ class Engine:
             if found is None:
                 lane.run(slot)
             else:
-                check(cudart.cudaGraphLaunch(found[0], self._arithmetic.handle))
-            batch = self._collect(slot, results, len(requests), stays=stays)
+                lane.launch(found.run)
+            batch = self._collect(slot, results, len(requests), stays=stays, behind=behind)
             if behind and any(piece.on_gpu for pieces in requests for piece in pieces):
                 slot.gathered.synchronize()
         except BaseException:
@@ -209,14 +160,29 @@ class Engine:
             raise
         return batch
 
-    def _collect(self, slot: Slot, shapes: Shapes, requests: int, *, stays: bool) -> Batch:
+    def _go_round(
+        self, lane: Lane, slot: Slot, shapes: Shapes, requests: Sequence[Sequence[Piece]], graphs: Graphs
+    ) -> Batch:
+        """Enqueue a batch that begins and ends in the staging buffers."""
+        for place, tensor in enumerate(slot.inputs):
+            _stage(tensor, shapes[place], [pieces[place].array for pieces in requests])
+        lane.launch(graphs.round)
+        slot.done.record(self._arithmetic)
+        arrays = _views(slot, self._cut(graphs.results, shapes))
+        return Batch(slot, arrays, [True] * len(arrays))
+
+    def _collect(self, slot: Slot, shapes: Shapes, requests: int, *, stays: bool, behind: bool) -> Batch:
         """Enqueue the copies of the outputs, and the mark behind them."""
-        arrays = [item.view(shape) for item, shape in zip(slot.outputs, shapes, strict=True)]
+        arrays = _views(slot, shapes)
         on_host = [not stays or array.nbytes // requests < STAY_BYTES for array in arrays]
+        stream = self._back if behind and any(on_host) else self._arithmetic
+        if stream is self._back:
+            slot.computed.record(self._arithmetic)
+            stream.wait(slot.computed)
         for item, array, wanted in zip(slot.outputs, arrays, on_host, strict=True):
             if wanted:
-                _copy(item.host.handle, item.device.handle, array.nbytes, TO_HOST, self._arithmetic)
-        slot.done.record(self._arithmetic)
+                copy(item.host.handle, item.device.handle, array.nbytes, TO_HOST, stream)
+        slot.done.record(stream)
         return Batch(slot, arrays, on_host)
 
     def release(self, batch: Batch) -> None:
@@ -227,8 +193,8 @@ class Engine:
         """Return a graph's output shapes with the batch's own number of rows."""
         return tuple((shapes[0][0], *shape[1:]) for shape in results) if self._batches else results
 
-    def _graph(self, lane: Lane, slot: Slot, shapes: Shapes) -> tuple[Any, Shapes] | None:
-        """Return the graph of these shapes, or of the next larger batch of them; None where there is none."""
+    def _graphs(self, lane: Lane, slot: Slot, shapes: Shapes) -> Graphs | None:
+        """Return the graphs of these shapes, or of the next larger batch of them; None where there is none."""
         key = (slot.number, shapes)
         if key not in lane.graphs and self._batches:
             count, tails = shapes[0][0], [shape[1:] for shape in shapes]
@@ -247,10 +213,9 @@ class Engine:
     def _gather(self, tensor: Tensor, shape: tuple[int, ...], pieces: Sequence[Piece], stream: Stream) -> None:
         """Copy the requests' pieces of one input, side by side, to the GPU."""
         arrays = [piece.array for piece in pieces if piece.array is not None]
-        if len(arrays) == len(pieces) and shape:
-            whole = tensor.view(shape)
-            np.concatenate(arrays, out=whole)
-            _copy(tensor.device.handle, tensor.host.handle, whole.nbytes, TO_DEVICE, stream)
+        if len(arrays) == len(pieces):
+            size = _stage(tensor, shape, arrays).nbytes
+            copy(tensor.device.handle, tensor.host.handle, size, TO_DEVICE, stream)
             return
         offset = 0
         for array, address, size, on_gpu in pieces:
@@ -258,7 +223,7 @@ class Engine:
             if array is not None or not (on_gpu or self._locked.hold(address, size)):
                 source = tensor.host.handle + offset
                 ctypes.memmove(source, address if array is None else array.ctypes.data, size)
-            _copy(tensor.device.handle + offset, source, size, ON_DEVICE if on_gpu else TO_DEVICE, stream)
+            copy(tensor.device.handle + offset, source, size, ON_DEVICE if on_gpu else TO_DEVICE, stream)
             offset += size
 
 
@@ -267,8 +232,19 @@ def use_gpu(number: int) -> None:
     check(cudart.cudaSetDevice(number))
 
 
-def _copy(target: int, source: int, size: int, kind: Any, stream: Stream) -> None:  # noqa: ANN401 - cudaMemcpyKind
-    check(cudart.cudaMemcpyAsync(target, source, size, kind, stream.handle))
+def _stage(tensor: Tensor, shape: tuple[int, ...], arrays: Sequence[Any]) -> Array:
+    """Put the requests' arrays side by side into the staging buffer and return all of them."""
+    whole = tensor.view(shape)
+    if shape:
+        np.concatenate(arrays, out=whole)
+    else:
+        whole[...] = arrays[0]
+    return whole
+
+
+def _views(slot: Slot, shapes: Shapes) -> list[Array]:
+    """Return the outputs' staging buffers as arrays."""
+    return [item.view(shape) for item, shape in zip(slot.outputs, shapes, strict=True)]
 
 
 def _between(low: int, size: int, high: int) -> bool:

@@ -4,12 +4,12 @@ A batch of small requests is answered when ``execute`` returns: one exchange wit
 is answered from behind, by response senders: ``execute`` returns when the batch is enqueued, and Triton hands over the
 next one while the GPU computes.
 
-What comes in CUDA shared memory is read there. Large outputs stay on the GPU where all inputs of the batch came there
-and the batch is answered at once; others, and those of batches answered from behind, go through page-locked memory.
+What comes in CUDA shared memory is read there; large outputs stay on the GPU where all inputs of the batch came there.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -76,7 +76,7 @@ class TritonPythonModel:
         self._batches = int(config["max_batch_size"]) > 0
         self._nanoseconds = dict.fromkeys(_STAGES, 0)
         self._batch_count = self._request_count = self._ended = 0
-        self._exported: list[Exported] = []
+        self._exported: list[Exported] = []  # of the batch answered last: Triton reads it when execute has returned
         self._lock = threading.Lock()
         self._senders = ThreadPoolExecutor(_SENDERS, initializer=use_gpu, initargs=(self._gpu,))
         try:
@@ -176,7 +176,7 @@ class TritonPythonModel:
         if not self._batches:
             batch = self._engine.start(first, [members[0].pieces], stays=stays, behind=behind)
             return batch, [slice(None)]
-        ends = np.cumsum([item.shapes[0][0] for item in members]).tolist()
+        ends = list(itertools.accumulate(item.shapes[0][0] for item in members))
         whole = tuple((ends[-1], *shape[1:]) for shape in first)
         batch = self._engine.start(whole, [item.pieces for item in members], stays=stays, behind=behind)
         return batch, [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
@@ -198,7 +198,7 @@ class TritonPythonModel:
             before = self._count("finish", before)
             self._exported.clear()
             for item, cut in zip(members, cuts, strict=True):
-                responses[item.place] = self._response(batch, cut, copy=not alone)
+                responses[item.place] = self._response(batch, cut, self._exported, copy=not alone)
             self._engine.release(batch)
         except (RuntimeError, ValueError) as error:
             for item in members:
@@ -208,7 +208,8 @@ class TritonPythonModel:
     def _start_behind(self, requests: Sequence[Any], members: list[_Item], responses: list[Any], before: int) -> bool:
         """Enqueue a batch that is answered later; where that fails, fill in the responses and return False."""
         try:
-            batch, cuts = self._start(members, stays=False, behind=True)
+            stays = all(piece.on_gpu for item in members for piece in item.pieces)
+            batch, cuts = self._start(members, stays=stays, behind=True)
         except (RuntimeError, ValueError) as error:
             responses[:] = [_failure(str(error), pb_utils.TritonError.INTERNAL) for _ in requests]
             return False
@@ -221,10 +222,11 @@ class TritonPythonModel:
     def _answer(self, batch: Batch, cuts: list[slice], senders: list[Any], requests: Sequence[Any]) -> None:
         """Wait for a batch and send its responses; ``requests`` are held, since the GPU reads from their memory."""
         before = time.perf_counter_ns()
+        exported: list[Exported] = []
         try:
             batch.slot.done.synchronize()
             before = self._count("finish", before)
-            made = [self._response(batch, cut, copy=False) for cut in cuts]
+            made = [self._response(batch, cut, exported, copy=False) for cut in cuts]
         except RuntimeError as error:
             made = [_failure(str(error), pb_utils.TritonError.INTERNAL) for _ in requests]
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -238,22 +240,22 @@ class TritonPythonModel:
         self._engine.release(batch)
         self._count("respond", before)
 
-    def _response(self, batch: Batch, cut: slice, *, copy: bool) -> Any:  # noqa: ANN401 - pb_utils.InferenceResponse
-        """Return the response of the request whose rows are ``cut``."""
+    def _response(self, batch: Batch, cut: slice, exported: list[Exported], *, copy: bool) -> Any:  # noqa: ANN401
+        """Return the response of the request whose rows are ``cut``; ``exported`` takes what must outlive it."""
         return pb_utils.InferenceResponse(
             [
-                self._output(item, array[cut], on_host=here, copy=copy)
+                self._output(item, array[cut], exported, on_host=here, copy=copy)
                 for item, array, here in zip(batch.slot.outputs, batch.arrays, batch.on_host, strict=True)
             ]
         )
 
-    def _output(self, item: Tensor, values: Array, *, on_host: bool, copy: bool) -> Any:  # noqa: ANN401 - pb_utils.Tensor
+    def _output(self, item: Tensor, values: Array, kept: list[Exported], *, on_host: bool, copy: bool) -> Any:  # noqa: ANN401
         """Return one output of one request, where it is."""
         if on_host:
             return pb_utils.Tensor(item.name, values.copy() if copy else values)
         start = values.ctypes.data - item.host.handle  # the staging buffer mirrors the one on the GPU
         exported = Exported(item.device.handle + start, values, self._gpu)
-        self._exported.append(exported)
+        kept.append(exported)
         return pb_utils.Tensor.from_dlpack(item.name, exported.capsule())
 
     def _tally(self, requests: int) -> None:

@@ -67,6 +67,7 @@ class Slot:
         self.inputs = inputs
         self.outputs = outputs
         self.gathered = Event()
+        self.computed = Event()
         self.done = Event()
 
 
