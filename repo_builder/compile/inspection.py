@@ -8,9 +8,10 @@ from typing import Any
 
 from repo_builder import artifacts, environment, files, loading
 from repo_builder.artifacts import EngineArtifact
-from repo_builder.compile import trt_inspector, trt_profiles
+from repo_builder.compile import trt_inspector
 from repo_builder.compile.trt_inspector import EngineLayer, Verdict
 from repo_builder.errors import CompileError, MissingDependency, RepositoryError
+from repo_builder.profiles import to_json
 
 _FACTS = (
     "tensorrt_version", "cuda_version", "driver", "gpu", "compute_capability", "flags", "build_seconds", "plan_bytes",
@@ -80,7 +81,7 @@ def inspect_plan(plan: Path) -> Inspection:
                 raise
         else:
             layers = trt_inspector.parse(loaded.inspect())
-            facts.setdefault("profiles", trt_profiles.to_json(loaded.profiles))
+            facts.setdefault("profiles", to_json(loaded.profiles))
     told = [name for name, there in (("manifest", told_by_manifest), ("engine", layers)) if there]
     return Inspection(model=plan, source=", ".join(told), facts=facts, verdicts=verdicts, layers=layers)
 

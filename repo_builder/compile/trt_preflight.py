@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder import environment, loading
+from repo_builder import profiles as trt_profiles
 from repo_builder.artifacts import MANIFEST
-from repo_builder.compile import trt_profiles
-from repo_builder.compile.trt_profiles import Profile
 from repo_builder.environment import Gpu
 from repo_builder.errors import CompileError, MissingDependency
+from repo_builder.profiles import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
