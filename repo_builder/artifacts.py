@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from repo_builder import files
 from repo_builder.errors import RecipeError, RepositoryError
+from repo_builder.profiles import Profile, from_json
 from repo_builder.recipe import Recipe, parse
 from repo_builder.tensors import DType, TensorSpec
 
@@ -149,6 +150,19 @@ class EngineArtifact(Artifact):
     def model(self) -> Path:
         """The model file."""
         return self.path / ("model.plan" if self.target == "tensorrt" else "model.onnx")
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """What shapes a plan takes; empty for ONNX.
+
+        Raises:
+            RepositoryError: The manifest's are damaged.
+        """
+        try:
+            return from_json(self.details.get("profiles") or ())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            message = f"the profiles in it are damaged ({error!r})"
+            raise RepositoryError(message, where=str(self.path / MANIFEST), hint="build again with --force") from None
 
 
 A = TypeVar("A", bound=Artifact)

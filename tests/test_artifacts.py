@@ -11,6 +11,7 @@ from repo_builder import artifacts
 from repo_builder.artifacts import AccuracyRecord, EngineArtifact, LayerRecord, OnnxArtifact
 from repo_builder.errors import RepositoryError
 from repo_builder.recipe import parse
+from repo_builder.tensors import ShapeProfile
 
 DOCUMENT: dict[str, Any] = {
     "name": "net",
@@ -79,3 +80,15 @@ def test_an_engine_names_its_file_by_target(tmp_path: Path) -> None:
     engine = EngineArtifact(**{**values, "details": {"target": "tensorrt"}})
     assert engine.model.name == "model.plan"
     assert dataclasses.replace(engine, details={"target": "onnxruntime"}).model.name == "model.onnx"
+
+
+@pytest.mark.parametrize("damaged", ["x", 3, [3], [{"image": 3}], [{"image": {"min": [1]}}]])
+def test_an_engine_says_what_shapes_it_takes(tmp_path: Path, damaged: Any) -> None:
+    base = written(tmp_path)
+    values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    profile = {"image": {"min": [1, 4], "opt": [2, 4], "max": [8, 4]}}
+    engine = EngineArtifact(**{**values, "details": {"profiles": [profile]}})
+    assert engine.profiles == ({"image": ShapeProfile(min=(1, 4), opt=(2, 4), max=(8, 4))},)
+    assert dataclasses.replace(engine, details={}).profiles == ()
+    with pytest.raises(RepositoryError, match="the profiles in it are damaged"):
+        _ = dataclasses.replace(engine, details={"profiles": damaged}).profiles

@@ -98,17 +98,24 @@ def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) ->
 
 def _preflight(repository: Path, models: tuple[str, ...], *, container: bool) -> None:
     """Refuse plans that cannot be served on this machine."""
-    folders = {path.parents[1] for path in repository.glob("*/*/*.plan")}
-    chosen = sorted(folder for folder in folders if not models or folder.name in models)
+    names = {path.parents[1].name for path in repository.glob("*/*/*.plan")}
+    chosen = sorted(name for name in names if not models or name in models)
     if not chosen:
         return
-    from repo_builder.compile.trt_preflight import preflight
+    from repo_builder.compile.inspection import ask_engine
+    from repo_builder.repository.validate import preflight
 
-    problems = [problem for folder in chosen for problem in preflight(folder, container=container)]
-    for problem in problems[1:]:
-        click.echo(f"also: {problem}", err=True)
-    if problems:
-        raise ServeError(problems[0].message, where=str(problems[0].path), hint=problems[0].hint)
+    refusals = []
+    for item in preflight(repository, chosen, ask_engine=None if container else ask_engine):
+        told = ServeError(item.message, where=str(repository / item.path), hint=item.hint)
+        if item.level == "error":
+            refusals.append(told)
+        else:
+            click.echo(f"{item.level}: {told}", err=True)
+    for refusal in refusals[1:]:
+        click.echo(f"also: {refusal}", err=True)
+    if refusals:
+        raise refusals[0]
 
 
 @contextmanager

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from repo_builder.errors import CheckFailed
-
-if TYPE_CHECKING:
-    from repo_builder.repository.checks.findings import Finding
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
@@ -34,10 +29,11 @@ def command(repository: Path, names: tuple[str, ...], strict: bool, as_json: boo
     repo-builder validate model_repository
     repo-builder validate model_repository --model vgg --json
     """
+    from repo_builder.compile.inspection import ask_engine
     from repo_builder.repository import validate
 
     checked = names or validate.models(repository)
-    findings = [*validate.validate(repository, names), *_ask_engines(repository, checked)]
+    findings = validate.validate(repository, names, ask_engine=ask_engine)
     counts = {level: sum(item.level == level for item in findings) for level in _COLOURS}
     if as_json:
         rows = [dataclasses.asdict(item) for item in findings]
@@ -52,18 +48,6 @@ def command(repository: Path, names: tuple[str, ...], strict: bool, as_json: boo
         raise CheckFailed(told, where=str(repository))
     if not as_json:
         click.echo(f"{click.style('ok'.ljust(7), fg='green', bold=True)}  {repository}: {told}")
-
-
-def _ask_engines(repository: Path, names: Iterable[str]) -> list[Finding]:
-    """Return what the engines of plans without a manifest tell; nothing where none can be loaded."""
-    from repo_builder import environment
-    from repo_builder.compile.trt_preflight import preflight
-    from repo_builder.repository.checks.findings import error
-
-    if not environment.gpus() or environment.version("tensorrt") is None:
-        return []
-    problems = [problem for name in dict.fromkeys(names) for problem in preflight(repository / name, only_bare=True)]
-    return [error(str(item.path.relative_to(repository)), item.message, item.hint) for item in problems]
 
 
 def _count(number: int, what: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 from repo_builder import artifacts, environment, files, loading
 from repo_builder.artifacts import EngineArtifact
-from repo_builder.compile import trt_inspector, trt_profiles
+from repo_builder.compile import trt_inspector
 from repo_builder.compile.trt_inspector import EngineLayer, Verdict
 from repo_builder.errors import CompileError, MissingDependency, RepositoryError
+from repo_builder.profiles import Profile, to_json
 
 _FACTS = (
     "tensorrt_version", "cuda_version", "driver", "gpu", "compute_capability", "flags", "build_seconds", "plan_bytes",
@@ -72,17 +73,31 @@ def inspect_plan(plan: Path) -> Inspection:
     told_by_manifest = bool(facts)
     if environment.gpus() or not facts:
         try:
-            loaded = loading.load(
-                "repo_builder.compile.trt_plan:Plan", extra="tensorrt", what="looking into a plan"
-            ).load(plan)
+            loaded = _load(plan)
         except (MissingDependency, CompileError):  # the manifest is enough, also for another machine's plan
             if not facts:
                 raise
         else:
             layers = trt_inspector.parse(loaded.inspect())
-            facts.setdefault("profiles", trt_profiles.to_json(loaded.profiles))
+            facts.setdefault("profiles", to_json(loaded.profiles))
     told = [name for name, there in (("manifest", told_by_manifest), ("engine", layers)) if there]
     return Inspection(model=plan, source=", ".join(told), facts=facts, verdicts=verdicts, layers=layers)
+
+
+def ask_engine(plan: Path) -> tuple[Profile, ...]:
+    """Return the optimization profiles that a plan's engine has.
+
+    Raises:
+        MissingDependency: TensorRT is not installed.
+        CompileError: TensorRT cannot load the plan.
+    """
+    profiles: tuple[Profile, ...] = _load(plan).profiles
+    return profiles
+
+
+def _load(plan: Path) -> Any:  # noqa: ANN401 - a trt_plan.Plan, whose module needs TensorRT
+    what = "looking into a plan"
+    return loading.load("repo_builder.compile.trt_plan:Plan", extra="tensorrt", what=what).load(plan)
 
 
 def _from_manifest(plan: Path) -> tuple[dict[str, Any], tuple[Verdict, ...]]:

@@ -13,6 +13,7 @@ from repo_builder.artifacts import OnnxArtifact
 from repo_builder.compile import CompileOptions, trt_graph, trt_inspector, trt_profiles
 from repo_builder.compile.trt_versions import TACTIC_SOURCES
 from repo_builder.errors import CompileError, MissingDependency
+from repo_builder.profiles import to_json
 from repo_builder.progress import stderr_console
 from repo_builder.recipe import Recipe
 
@@ -79,7 +80,7 @@ class TensorRTTarget:
             "backend": "tensorrt",
             "max_batch_size": batch,
             **_provenance(),
-            "profiles": trt_profiles.to_json(profiles),
+            "profiles": to_json(profiles),
             "flags": list(built.flags),
             "constrained_layers": built.constraints,
             "tactic_sources": list(TACTIC_SOURCES),

@@ -14,9 +14,9 @@ import tensorrt as trt
 from repo_builder import files
 from repo_builder.compile import trt_log
 from repo_builder.compile.trt_graph import GraphPrecisions
-from repo_builder.compile.trt_profiles import Profile
 from repo_builder.compile.trt_versions import TACTIC_SOURCES, Dialect, dialect
 from repo_builder.errors import CompileError
+from repo_builder.profiles import Profile
 
 _DIGEST = hashlib.sha256().digest_size
 _KINDS = {"fp16": "HALF", "fp32": "FLOAT"}

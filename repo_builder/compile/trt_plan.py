@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import tensorrt as trt
 
-from repo_builder import device
+from repo_builder import device, profiles
 from repo_builder.compile import trt_log, trt_profiles
-from repo_builder.compile.trt_profiles import Profile
 from repo_builder.errors import CompileError
+from repo_builder.profiles import Profile
 from repo_builder.tensors import Array, DType, ShapeProfile
 
 
@@ -196,7 +196,7 @@ class PlanRunner:
             CompileError: No profile covers the samples' shape.
         """
         count = len(next(iter(inputs.values())))
-        largest = trt_profiles.max_batch(self.plan.profiles)
+        largest = profiles.max_batch(self.plan.profiles)
         parts = [
             self._batch({name: array[start : start + largest] for name, array in inputs.items()})
             for start in range(0, count, largest)
@@ -206,7 +206,7 @@ class PlanRunner:
     def _batch(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Run one batch; one smaller than the smallest that any profile takes is filled up with its last sample."""
         count = len(next(iter(inputs.values())))
-        smallest = min(max(shape.min[0] for shape in profile.values()) for profile in self.plan.profiles)
+        smallest = profiles.min_batch(self.plan.profiles)
         if count < smallest:
             inputs = {
                 name: np.concatenate([array, np.repeat(array[-1:], smallest - count, axis=0)])

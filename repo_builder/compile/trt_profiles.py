@@ -1,16 +1,13 @@
-"""Optimization profiles: from the recipe's batch sizes and shapes to full shapes per input, and what they cover."""
+"""Optimization profiles: from the recipe's batch sizes and shapes to full shapes per input, and the one for a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from repo_builder.errors import CompileError, RecipeError, did_you_mean
+from repo_builder.profiles import BOUNDS, Profile, max_batch
 from repo_builder.recipe import ProfileSpec, Recipe
 from repo_builder.tensors import ShapeProfile, TensorSpec
-
-Profile = dict[str, ShapeProfile]
-_BOUNDS = ("min", "opt", "max")
 
 
 def from_recipe(recipe: Recipe) -> tuple[Profile, ...]:
@@ -55,16 +52,16 @@ def _shapes(tensor: TensorSpec, spec: ProfileSpec, where: str) -> ShapeProfile:
     bounds = spec.shapes.get(tensor.name, {})
     where_shape = f"{where}.shapes.{tensor.name}"
     for key in bounds:
-        if key not in _BOUNDS:
-            raise RecipeError(f"unknown key '{key}'", where=where_shape, hint=did_you_mean(key, _BOUNDS))
-    if -1 in tensor.shape and set(bounds) != set(_BOUNDS):
+        if key not in BOUNDS:
+            raise RecipeError(f"unknown key '{key}'", where=where_shape, hint=did_you_mean(key, BOUNDS))
+    if -1 in tensor.shape and set(bounds) != set(BOUNDS):
         raise RecipeError(
             f"the input {tensor} has dynamic dimensions and no min, opt and max shape",
             where=where,
             hint=f"add shapes.{tensor.name} = {{ min = [...], opt = [...], max = [...] }}, without the batch",
         )
     full: dict[str, tuple[int, ...]] = {}
-    for key in _BOUNDS:
+    for key in BOUNDS:
         shape = tuple(bounds.get(key, tensor.shape))
         if not tensor.fits(shape):
             raise RecipeError(f"{list(shape)} is no shape of the input {tensor}", where=f"{where_shape}.{key}")
@@ -73,11 +70,6 @@ def _shapes(tensor: TensorSpec, spec: ProfileSpec, where: str) -> ShapeProfile:
         return ShapeProfile(**full)
     except ValueError as error:
         raise RecipeError(str(error), where=where) from None
-
-
-def max_batch(profiles: Iterable[Profile]) -> int:
-    """Return the largest batch that some profile takes in every input."""
-    return max((min(shape.max[0] for shape in profile.values()) for profile in profiles), default=0)
 
 
 def choose(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -94,19 +86,3 @@ def _slack(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """How far the shapes are from what the profile is tuned for, summed over all dimensions."""
     pairs = ((profile[name].opt, shape) for name, shape in shapes.items())
     return sum(abs(tuned - size) for opt, shape in pairs for tuned, size in zip(opt, shape, strict=True))
-
-
-def to_json(profiles: Iterable[Profile]) -> list[dict[str, Any]]:
-    """Return profiles as plain JSON values: [{input: {min, opt, max}}]."""
-    return [
-        {name: {key: list(getattr(shape, key)) for key in _BOUNDS} for name, shape in profile.items()}
-        for profile in profiles
-    ]
-
-
-def from_json(value: Iterable[Mapping[str, Mapping[str, Sequence[int]]]]) -> tuple[Profile, ...]:
-    """Return what ``to_json`` was given."""
-    return tuple(
-        {name: ShapeProfile(**{key: tuple(shape[key]) for key in _BOUNDS}) for name, shape in profile.items()}
-        for profile in value
-    )

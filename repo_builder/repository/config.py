@@ -42,15 +42,11 @@ _ON_GPU = {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
 def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
     """Return the configuration of what a compile target made.
 
-    ``engine.details["profiles"]`` (TensorRT) is a list with one mapping a profile: input name → ``{"min": shape,
-    "opt": shape, "max": shape}``, batch first.
-
     Raises:
         RepositoryError: The recipe asks for what the engine cannot do.
     """
     asked = engine.recipe.repository
     batch = int(engine.details["max_batch_size"])
-    profiles = engine.details.get("profiles") or []
     accelerators = _accelerators(engine)
     on_gpu = engine.target == "tensorrt" or bool(accelerators)
     kind: Literal["cpu", "gpu"] = ("gpu" if on_gpu else "cpu") if asked.instance_kind == "auto" else asked.instance_kind
@@ -69,7 +65,7 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         max_queue_delay_us=asked.max_queue_delay_us,
         instance_count=asked.instance_count,
         instance_kind=kind,
-        profiles=tuple(str(place) for place in range(len(profiles))) if len(profiles) > 1 else (),
+        profiles=tuple(map(str, range(len(engine.profiles)))) if len(engine.profiles) > 1 else (),
         keep_versions=asked.keep_versions,
         response_cache=asked.response_cache,
         parameters=_threads(engine.recipe.compile.onnxruntime) if engine.target == "onnxruntime" else _ON_GPU,
@@ -215,8 +211,8 @@ def _whole(engine: EngineArtifact, tensors: tuple[TensorSpec, ...]) -> tuple[Ten
         known = onnx_file.read(engine.model).tensors
         sizes = {item.name: item.shape[0] for item in known if item.shape}
     else:
-        bounds = [bound for profile in engine.details.get("profiles") or [] for bound in profile.values()]
-        fixed = {size for bound in bounds for size in (bound["min"][0], bound["max"][0])}
+        shapes = [shape for profile in engine.profiles for shape in profile.values()]
+        fixed = {size for shape in shapes for size in (shape.min[0], shape.max[0])}
         if len(fixed) == 1:
             sizes = dict.fromkeys((item.name for item in tensors), fixed.pop())
     return tuple(dataclasses.replace(item, shape=(sizes.get(item.name, -1), *item.shape)) for item in tensors)
@@ -224,9 +220,9 @@ def _whole(engine: EngineArtifact, tensors: tuple[TensorSpec, ...]) -> tuple[Ten
 
 def _usual_shape(engine: EngineArtifact, tensor: TensorSpec, *, batched: bool) -> tuple[int, ...]:
     """Return the shape that the first profile, of the engine or else of the recipe, is tuned for."""
-    for profile in engine.details.get("profiles") or ():
-        opt = profile[tensor.name]["opt"]
-        return tuple(opt[1:] if batched else opt)
+    for profile in engine.profiles:
+        opt = profile[tensor.name].opt
+        return opt[1:] if batched else opt
     inner = tensor.shape if batched else tensor.shape[1:]
     for named in engine.recipe.compile.tensorrt.profiles[:1]:
         inner = tuple(named.shapes.get(tensor.name, {}).get("opt", inner))

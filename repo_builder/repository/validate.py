@@ -6,16 +6,17 @@ wrote it. Which questions are asked stands in ``checks/``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from repo_builder.errors import RepositoryError, did_you_mean
 from repo_builder.repository.checks import ensemble, settings, tensors, versions
 from repo_builder.repository.checks.findings import Finding, error, info
 from repo_builder.repository.checks.folder import ModelFolder, read
+from repo_builder.repository.checks.plans import AskEngine
 from repo_builder.repository.spec import CONFIG
 
-__all__ = ["Finding", "models", "validate"]
+__all__ = ["Finding", "models", "preflight", "validate"]
 
 
 def models(repository: Path) -> tuple[str, ...]:
@@ -42,12 +43,15 @@ def models(repository: Path) -> tuple[str, ...]:
     return names
 
 
-def validate(repository: Path, names: Sequence[str] = ()) -> tuple[Finding, ...]:
+def validate(
+    repository: Path, names: Sequence[str] = (), *, ask_engine: AskEngine | None = None
+) -> tuple[Finding, ...]:
     """Check a repository.
 
     Args:
         repository: The model repository.
         names: Models to report on; all where there are none.
+        ask_engine: Returns the profiles of a plan by means of this machine's TensorRT; None leaves that out.
 
     Returns:
         What was found, in the order of the models.
@@ -64,9 +68,25 @@ def validate(repository: Path, names: Sequence[str] = ()) -> tuple[Finding, ...]
     for name in there:
         folders[name], findings[name] = _read(repository / name)
     for name in names or there:
-        findings[name].extend(_check(folders[name], folders))
+        findings[name].extend(_check(folders[name], folders, ask_engine))
     chosen = [finding for name in names or there for finding in findings[name]]
     return tuple(chosen if names else [*_strays(repository), *chosen])
+
+
+def preflight(repository: Path, names: Sequence[str], *, ask_engine: AskEngine | None) -> tuple[Finding, ...]:
+    """Check the TensorRT plans of models that are about to be served here.
+
+    Args:
+        repository: The model repository.
+        names: The models; a configuration that cannot be understood is left to Triton.
+        ask_engine: As for ``validate``; None where Triton's TensorRT is another than this machine's.
+    """
+    found: list[Finding] = []
+    for name in names:
+        folder, _ = _read(repository / name)
+        if folder is not None and folder.config.backend == "tensorrt":
+            found += _found(folder, tensors.check(folder, ask_engine, serving=True))
+    return tuple(found)
 
 
 def _read(path: Path) -> tuple[ModelFolder | None, list[Finding]]:
@@ -79,15 +99,20 @@ def _read(path: Path) -> tuple[ModelFolder | None, list[Finding]]:
         return None, [_unreadable(path.name, reason)]
 
 
-def _check(folder: ModelFolder | None, folders: dict[str, ModelFolder | None]) -> list[Finding]:
+def _check(
+    folder: ModelFolder | None, folders: dict[str, ModelFolder | None], ask_engine: AskEngine | None
+) -> list[Finding]:
     if folder is None:
         return []  # has its own finding
+    content = ensemble.check(folder, folders) if folder.ensemble else tensors.check(folder, ask_engine)
+    return _found(folder, versions.check(folder), settings.check(folder), content)
+
+
+def _found(folder: ModelFolder, *checks: Iterator[Finding]) -> list[Finding]:
     try:
-        found = [*versions.check(folder), *settings.check(folder)]
-        found.extend(ensemble.check(folder, folders) if folder.ensemble else tensors.check(folder))
+        return [finding for check in checks for finding in check]
     except OSError as reason:
         return [_unreadable(folder.name, reason)]
-    return found
 
 
 def _unreadable(name: str, reason: OSError) -> Finding:

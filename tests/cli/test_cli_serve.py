@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from repo_builder import artifacts, environment, recipes
+from repo_builder.artifacts import EngineArtifact
 from repo_builder.cli import run
 
 
@@ -93,15 +95,33 @@ def test_a_port_in_use_is_named_with_its_option(repository: Path, capsys: pytest
 
 
 def test_a_plan_for_another_gpu_is_refused_before_triton_starts(
-    repository: Path, capsys: pytest.CaptureFixture[str]
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = repository / "vgg" / "1"
-    (version / "model.plan").write_bytes(b"plan")
-    details = {"tensorrt_version": "8.5.3.1", "compute_capability": "1.0", "gpu": "GeForce 8800"}
-    (version / "manifest.json").write_text(json.dumps({"details": details}))
+    gpu = environment.Gpu(name="NVIDIA H200", compute_capability="9.0", memory_mib=143771, driver="580.159.04")
+    monkeypatch.setattr(environment, "gpus", lambda: (gpu,))
+    monkeypatch.setattr(environment, "version", lambda _: "8.5.3.1")
+    recipe, version = recipes.load("vgg"), repository / "vgg" / "1"
+    plan = version / "model.plan"
+    plan.write_bytes(b"plan")
+    profile = {"image": {"min": [2, 3, 32, 32], "opt": [2, 3, 32, 32], "max": [8, 3, 32, 32]}}
+    details = {"tensorrt_version": "8.4.0.1", "compute_capability": "1.0", "gpu": "8800", "profiles": [profile]}
+    inputs, outputs = recipe.model.inputs, recipe.model.outputs
+    artifacts.write_manifest(
+        EngineArtifact(path=version, key="", recipe=recipe, inputs=inputs, outputs=outputs, details=details)
+    )
+    (repository / "vgg" / "config.pbtxt").write_text('backend: "tensorrt"\nmax_batch_size: 8\n')
+    assert run(["serve", str(repository), "--runtime", "embedded"]) == 10
+    again = "→ repo-builder compile build/vgg --target tensorrt, on this machine"
+    config = repository / "vgg" / "config.pbtxt"
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        f"warning: {config}: the plan's profiles begin at a batch of 2 → smaller ones would fail",
+        f"also: {plan}: was built by TensorRT 8.4.0.1, and 8.5.3.1 is installed here {again}",
+        f"error: {plan}: was built for 8800 (compute capability 1.0), and here is NVIDIA H200 (9.0) {again}",
+    ]
     assert run(["serve", str(repository), "--runtime", "container"]) == 10
     captured = capsys.readouterr()
-    assert f"error: {version / 'model.plan'}: " in captured.err
+    assert f"error: {plan}: was built for 8800" in captured.err
+    assert "TensorRT" not in captured.err
     assert "docker" not in captured.err
     # another model of the repository may be served all the same; here it is not even there
     assert run(["serve", str(repository), "--runtime", "container", "--model", "other"]) == 10

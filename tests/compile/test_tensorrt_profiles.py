@@ -4,12 +4,11 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from repo_builder import recipes
 from repo_builder.compile import trt_profiles
 from repo_builder.errors import CompileError, RecipeError
+from repo_builder.profiles import Profile
 from repo_builder.recipe import ProfileSpec, Recipe, RepositorySpec, parse
 from repo_builder.tensors import ShapeProfile
 
@@ -26,7 +25,7 @@ def recipe(*profiles: ProfileSpec, shape: list[int] | None = None, **repository:
     )
 
 
-def batches(profile: trt_profiles.Profile) -> tuple[int, int, int]:
+def batches(profile: Profile) -> tuple[int, int, int]:
     shape = profile["image"]
     return shape.min[0], shape.opt[0], shape.max[0]
 
@@ -89,13 +88,3 @@ def test_the_tightest_profile_is_chosen() -> None:
     assert trt_profiles.choose(profiles, {"image": (50, 3, 32, 32)}) == 1
     assert trt_profiles.choose(profiles, {"image": (65, 3, 32, 32)}) is None
     assert trt_profiles.choose(profiles, {"picture": (1, 3, 32, 32)}) is None
-
-
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4))
-def test_profiles_survive_json(triples: list[tuple[int, int, int]]) -> None:
-    profiles = tuple(
-        {"x": ShapeProfile(min=(low, 2), opt=(low + more, 2), max=(low + more + most, 2))}
-        for low, more, most in triples
-    )
-    assert trt_profiles.from_json(trt_profiles.to_json(profiles)) == profiles
-    assert trt_profiles.max_batch(profiles) == max(sum(item) for item in triples)

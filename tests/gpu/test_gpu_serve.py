@@ -13,7 +13,10 @@ import pytest
 
 from repo_builder.artifacts import EngineArtifact, OnnxArtifact, hashes, write_manifest
 from repo_builder.compile import CompileOptions
+from repo_builder.compile.inspection import ask_engine
 from repo_builder.errors import ServeError
+from repo_builder.repository import validate
+from repo_builder.repository.checks.findings import Finding
 
 pytestmark = [pytest.mark.server]
 MAX_BATCH = 16
@@ -216,13 +219,15 @@ def test_a_corrupt_plan_is_refused_with_a_reason(served: SimpleNamespace, tmp_pa
     assert "cannot load" in str(caught.value)
 
 
+def preflight(repository: Path) -> tuple[Finding, ...]:
+    return validate.preflight(repository, ["int8"], ask_engine=ask_engine)
+
+
 def test_a_plan_for_another_machine_is_refused_before_triton_starts(served: SimpleNamespace, tmp_path: Path) -> None:
     import json
     import shutil
 
-    from repo_builder.compile.trt_preflight import preflight
-
-    assert preflight(served.repository / "int8") == []
+    assert preflight(served.repository) == ()
     copy = tmp_path / "int8"
     shutil.copytree(served.repository / "int8", copy)
     manifest = copy / "1" / "manifest.json"
@@ -233,7 +238,7 @@ def test_a_plan_for_another_machine_is_refused_before_triton_starts(served: Simp
         document = json.loads((served.repository / "int8" / "1" / "manifest.json").read_text())
         document["details"][key] = value
         manifest.write_text(json.dumps(document))
-        (problem,) = preflight(copy)
+        (problem,) = preflight(tmp_path)
         assert told in problem.message
         assert "repo-builder compile build/int8" in problem.hint
 
@@ -241,16 +246,14 @@ def test_a_plan_for_another_machine_is_refused_before_triton_starts(served: Simp
 def test_without_a_manifest_the_engine_is_asked(served: SimpleNamespace, tmp_path: Path) -> None:
     import shutil
 
-    from repo_builder.compile.trt_preflight import preflight
-
     copy = tmp_path / "int8"
     shutil.copytree(served.repository / "int8", copy)
     (copy / "1" / "manifest.json").unlink()
-    assert preflight(copy) == []
+    assert preflight(tmp_path) == ()
     config = copy / "config.pbtxt"
     config.write_text(config.read_text().replace("max_batch_size: 16", "max_batch_size: 64"))
-    (problem,) = preflight(copy)
+    (problem,) = preflight(tmp_path)
     assert "end at 16" in problem.message
     (copy / "1" / "model.plan").write_bytes(b"no plan")
-    (problem,) = preflight(copy)
+    (problem,) = preflight(tmp_path)
     assert "cannot load" in problem.message

@@ -12,6 +12,7 @@ import pytest
 from repo_builder import recipes
 from repo_builder.artifacts import EngineArtifact
 from repo_builder.compile import TARGETS, trt_profiles
+from repo_builder.profiles import to_json
 from repo_builder.repository import config
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
@@ -23,7 +24,7 @@ def _engine(name: str, target: str) -> EngineArtifact:
     recipe = recipes.load(name)
     details = {"target": target, "backend": target, "max_batch_size": recipe.repository.max_batch_size}
     if target == "tensorrt":
-        details["profiles"] = trt_profiles.to_json(trt_profiles.from_recipe(recipe))
+        details["profiles"] = to_json(trt_profiles.from_recipe(recipe))
     return EngineArtifact(
         path=Path("engine"),
         key="",

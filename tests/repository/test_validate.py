@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
 import errno
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,15 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from repo_builder import environment
-from repo_builder.artifacts import EngineArtifact
-from repo_builder.environment import Gpu
 from repo_builder.errors import RepositoryError
 from repo_builder.repository import config, layout
 from repo_builder.repository.checks.findings import Finding
 from repo_builder.repository.validate import models, validate
 
-MakeEngine = Callable[..., EngineArtifact]
 WriteOnnx = Callable[..., Path]
 
 CONFIG = """
@@ -450,97 +444,3 @@ def test_an_ensemble_of_models_that_triton_completes(model: Callable[..., Path])
     assert [item.level for item in _check(folder)] == ["info"]
     (folder / "config.pbtxt").write_text(ENSEMBLE.replace("[ 4 ]", "[ 5 ]"))
     assert "tensor 'in' is [-1, 5]" in _check(folder)[0].message
-
-
-# --- TensorRT plans -------------------------------------------------------------------------------------------------
-
-
-def _plan(make_engine: MakeEngine, path: Path, **details: Any) -> Path:
-    profile = {"x": {"min": [1, 4], "opt": [8, 4], "max": [64, 4]}}
-    versions = {"gpu": "NVIDIA H200", "compute_capability": "9.0", "tensorrt_version": "8.5.3.1"}
-    engine = make_engine(target="tensorrt", details={"profiles": [profile], **versions, **details})
-    return layout.place(engine, path / "r")
-
-
-def _edit(folder: Path, old: str, new: str) -> None:
-    text = (folder / "config.pbtxt").read_text()
-    assert old in text
-    (folder / "config.pbtxt").write_text(text.replace(old, new))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("max_batch_size: 64", "max_batch_size: 128", "max_batch_size is 128, and the plan's profiles end at 64"),
-        ("dims: [ 4 ]", "dims: [ 5 ]", "input 'x' has dims [5], and the plan's profiles take [1, 4] to [64, 4]"),
-        ("dims: [ 4 ]", "dims: [ 5 ]", "output 'y' has dims [5], and the plan [4]"),
-        ('name: "x"', 'name: "z"', "input 'z' is not in the plan"),
-        ('name: "x"', 'name: "z"', "does not name the plan's input 'x'"),
-        ("TYPE_FP32", "TYPE_FP16", "input 'x' is TYPE_FP16, and TYPE_FP32 in the plan"),
-        ("KIND_GPU", "KIND_CPU", "a TensorRT plan runs on GPUs only"),
-        ("KIND_GPU", 'KIND_GPU profile: [ "1" ]', "names profile 1, and the plan has 1"),
-        ("KIND_GPU", 'KIND_GPU profile: [ "a" ]', "names the profile 'a'"),
-    ],
-)
-def test_a_plan_must_cover_the_configuration(
-    make_engine: MakeEngine, tmp_path: Path, old: str, new: str, message: str
-) -> None:
-    folder = _plan(make_engine, tmp_path)
-    assert _check(folder) == ()
-    _edit(folder, old, new)
-    assert any(message in item.message for item in _check(folder) if item.level == "error")
-
-
-@pytest.mark.parametrize("profiles", ["x", [3], [{"x": 3}], [{"x": {"min": [1]}}]])
-def test_damaged_profiles_are_told(make_engine: MakeEngine, tmp_path: Path, profiles: Any) -> None:
-    folder = _plan(make_engine, tmp_path)
-    manifest = folder / "1" / "manifest.json"
-    document = json.loads(manifest.read_text())
-    document["details"]["profiles"] = profiles
-    manifest.write_text(json.dumps(document))
-    assert "the profiles in it are damaged" in _one(folder, "error").message
-
-
-def test_several_profiles_cover_together(make_engine: MakeEngine, tmp_path: Path) -> None:
-    small = {"x": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}
-    large = {"x": {"min": [2, 4], "opt": [8, 4], "max": [64, 4]}}
-    folder = _plan(make_engine, tmp_path, profiles=[small, large])
-    assert _check(folder) == ()
-    _edit(folder, 'profile: [ "0", "1" ]', 'profile: [ "0" ]')
-    assert "end at 1" in _one(folder, "error").message
-    _edit(folder, 'profile: [ "0" ]', 'profile: [ "1" ]')
-    assert "begin at a batch of 2" in _one(folder, "warning").message
-
-
-def test_a_plan_of_another_gpu_or_version_is_refused(
-    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = _plan(make_engine, tmp_path)
-    gpu = Gpu(name="NVIDIA H200", compute_capability="9.0", memory_mib=1, driver="580")
-    here, installed = [gpu], ["8.5.3.1"]
-    monkeypatch.setattr(environment, "gpus", lambda: tuple(here))
-    monkeypatch.setattr(environment, "version", lambda name: installed[0] if name == "tensorrt" else None)
-    assert _check(folder) == ()
-    here[0] = dataclasses.replace(gpu, name="NVIDIA H100")
-    assert "was tuned for NVIDIA H200, and here is NVIDIA H100" in _one(folder, "error").message
-    here[0] = Gpu(name="NVIDIA L4", compute_capability="8.9", memory_mib=1, driver="580")
-    finding = _one(folder, "error")
-    assert "was built for NVIDIA H200 (9.0), and here is NVIDIA L4 (8.9)" in finding.message
-    assert "repo-builder compile build/toy" in finding.hint
-    here[0], installed[0] = gpu, "10.0.1"
-    assert "was built by TensorRT 8.5.3.1, and 10.0.1 is installed" in _one(folder, "error").message
-    here.clear()
-    assert _check(folder) == ()  # a machine without a GPU cannot tell
-
-
-def test_a_manifest_that_is_about_another_file_or_damaged(make_engine: MakeEngine, tmp_path: Path) -> None:
-    folder = _plan(make_engine, tmp_path)
-    plan, manifest = folder / "1" / "model.plan", folder / "1" / "manifest.json"
-    plan.write_bytes(b"another")
-    assert "is about another model.plan" in _one(folder, "error").message
-    manifest.write_text("{")
-    assert "cannot be understood" in _one(folder, "warning").message
-    manifest.write_text(json.dumps({"schema": 1, "kind": "engine"}))
-    assert "is damaged (KeyError('key'))" in _one(folder, "warning").message
-    manifest.unlink()
-    assert "only its engine can tell" in _one(folder, "info").message

@@ -85,9 +85,22 @@ class ModelFolder:
             return named or "model.graphdef"
         return named or BACKENDS.get(self.config.backend, ((), ""))[1]
 
+    @property
+    def named_inputs(self) -> set[str]:
+        """The model's inputs that the configuration names: its own, and those that sequences and batches fill."""
+        config = self.config
+        named = {item.name for item in (*config.input, *config.sequence_batching.control_input)}
+        named |= {item.input_name for item in config.sequence_batching.state}
+        return named | {name for item in config.batch_input for name in item.target_name}
+
     def file(self, version: int) -> Path:
         """Return the model file of a version."""
         return self.path / str(version) / self.filename
+
+
+def shape_of(tensor: Any) -> list[int]:  # noqa: ANN401 - a ModelInput or ModelOutput
+    """Return the shape that the model gets: dims, or what they are reshaped to."""
+    return list(tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims)
 
 
 def read(path: Path) -> tuple[ModelFolder | None, list[Finding]]:

@@ -1,0 +1,168 @@
+"""Whether a TensorRT plan goes with its configuration and with this machine.
+
+A plan loads on the TensorRT version and the kind of GPU that it was built for, and runs the shapes that its
+optimization profiles hold. The manifest beside it says which those are; where none does, the engine itself is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from repo_builder import environment
+from repo_builder.artifacts import MANIFEST, EngineArtifact
+from repo_builder.errors import CompileError, MissingDependency, RepositoryError
+from repo_builder.profiles import Profile, max_batch, min_batch
+from repo_builder.repository import protobuf
+from repo_builder.repository.checks.findings import Finding, error, info, warning
+from repo_builder.repository.checks.folder import ModelFolder, shape_of
+
+AskEngine = Callable[[Path], tuple[Profile, ...]]
+
+
+def check(
+    folder: ModelFolder, version: int, engine: EngineArtifact | None, ask_engine: AskEngine | None, *, serving: bool
+) -> Iterator[Finding]:
+    """Compare a plan with its configuration and this machine.
+
+    Args:
+        folder: The model's folder.
+        version: The plan's version.
+        engine: What the manifest beside the plan says; None where there is none for it.
+        ask_engine: Loads a plan into this machine's TensorRT and returns its profiles. None leaves that TensorRT out: a
+            container brings its own.
+        serving: Whether the plan is to run here and now: what is missing here is an error then, and tells nothing else.
+    """
+    where = f"{folder.name}/{version}/{folder.filename}"
+    details = engine.details if engine else {}
+    if not environment.gpus():
+        ask_engine = None  # a TensorRT without a GPU is not the one that will run it, and loads nothing
+    unfit = [*_gpu(folder, where, details, serving=serving)]
+    unfit += _library(folder, where, details, serving=serving) if ask_engine else ()
+    yield from unfit
+    if engine is not None:
+        yield from _tensors(folder, engine)
+    profiles: tuple[Profile, ...] = ()
+    try:
+        profiles = engine.profiles if engine else ()
+        if not profiles and ask_engine and not unfit:
+            profiles = ask_engine(folder.file(version))
+    except RepositoryError as reason:
+        yield error(f"{folder.name}/{version}/{MANIFEST}", reason.message, _again(folder))
+        return
+    except CompileError as reason:
+        yield error(where, reason.message, reason.hint or _again(folder))
+        return
+    except MissingDependency:
+        pass
+    if profiles:
+        yield from _coverage(folder, profiles)
+    elif not unfit:
+        yield info(where, "has no manifest.json that says what it is for: only its engine can tell")
+
+
+def _again(folder: ModelFolder) -> str:
+    return f"repo-builder compile build/{folder.name} --target tensorrt, on this machine"
+
+
+def _gpu(folder: ModelFolder, where: str, details: Mapping[str, Any], *, serving: bool) -> Iterator[Finding]:
+    here = environment.gpus()
+    names = ", ".join(sorted({f"{gpu.name} ({gpu.compute_capability})" for gpu in here}))
+    name, capability = details.get("gpu"), details.get("compute_capability")
+    if not here:
+        if serving:
+            yield error(where, "needs an NVIDIA GPU, and nvidia-smi lists none", "serve it where the GPU is")
+    elif capability and all(gpu.compute_capability != capability for gpu in here):
+        yield error(
+            where, f"was built for {name} (compute capability {capability}), and here is {names}", _again(folder)
+        )
+    elif name and all(gpu.name != name for gpu in here):
+        yield error(where, f"was tuned for {name}, and here is {names}", _again(folder))
+
+
+def _library(folder: ModelFolder, where: str, details: Mapping[str, Any], *, serving: bool) -> Iterator[Finding]:
+    built, installed = details.get("tensorrt_version"), environment.version("tensorrt")
+    if installed is None:
+        if serving:
+            yield error(where, "needs TensorRT, which is not installed", "pip install 'repo-builder[tensorrt]'")
+    elif built and built != installed:
+        yield error(where, f"was built by TensorRT {built}, and {installed} is installed here", _again(folder))
+
+
+def _tensors(folder: ModelFolder, engine: EngineArtifact) -> Iterator[Finding]:
+    """Compare types and outputs with the manifest; the inputs' names and dims are compared with the profiles."""
+    where, config = folder.config_path, folder.config
+    types = {item.name: item.dtype.config for item in engine.inputs + engine.outputs}
+    shapes = {item.name: item.shape for item in engine.outputs}
+    for kind, tensors in (("input", config.input), ("output", config.output)):
+        for tensor in tensors:
+            given = protobuf.type_name(tensor.data_type)
+            wanted = types.get(tensor.name, given)
+            if given != wanted:
+                yield error(where, f"{kind} '{tensor.name}' is {given}, and {wanted} in the plan")
+    for output in config.output:
+        if output.name not in shapes:
+            yield error(where, f"output '{output.name}' is not in the plan", f"there are: {', '.join(shapes)}")
+        elif config.max_batch_size and tuple(output.dims) != (shapes[output.name] or (1,)):
+            dims, shape = list(output.dims), list(shapes[output.name])
+            yield error(where, f"output '{output.name}' has dims {dims}, and the plan {shape}")
+
+
+def _coverage(folder: ModelFolder, profiles: Sequence[Profile]) -> Iterator[Finding]:
+    """Compare with the profiles that the instance groups use."""
+    where, config = folder.config_path, folder.config
+    used = sorted({int(name) for group in config.instance_group for name in group.profile if name.isdecimal()}) or [0]
+    for number in used:
+        if number >= len(profiles):
+            yield error(
+                where,
+                f"instance_group names the optimization profile {number}, and the plan has {len(profiles)}",
+                "remove it from instance_group.profile, or add it to compile.tensorrt.profiles and compile again",
+            )
+    chosen = [profiles[number] for number in used if number < len(profiles)]
+    if not chosen:
+        return
+    yield from _batches(folder, chosen)
+    for tensor in config.input:
+        yield from _input(folder, tensor, chosen)
+    for name in sorted(set(chosen[0]) - folder.named_inputs) if config.input else ():
+        yield error(where, f"does not name the plan's input '{name}'")
+
+
+def _batches(folder: ModelFolder, profiles: Sequence[Profile]) -> Iterator[Finding]:
+    """Check that the profiles hold every batch that Triton may form."""
+    where, largest = folder.config_path, folder.config.max_batch_size
+    if not largest:
+        return
+    begins, ends = min_batch(profiles), max_batch(profiles)
+    if ends < largest:
+        yield error(
+            where,
+            f"max_batch_size is {largest}, and the plan's profiles end at {ends}",
+            f"set max_batch_size: {ends}, or compile with --set repository.max_batch_size={largest}",
+        )
+    if begins > 1:
+        yield warning(where, f"the plan's profiles begin at a batch of {begins}", "smaller ones would fail")
+
+
+def _input(folder: ModelFolder, tensor: Any, profiles: Sequence[Profile]) -> Iterator[Finding]:  # noqa: ANN401
+    """Check that some profile has the input and takes its dims."""
+    where, dims, batch = folder.config_path, shape_of(tensor), 1 if folder.config.max_batch_size else 0
+    shapes = [profile[tensor.name] for profile in profiles if tensor.name in profile]
+    bounds = [(list(shape.min[batch:]), list(shape.max[batch:])) for shape in shapes]
+    if not shapes:
+        yield error(where, f"input '{tensor.name}' is not in the plan", f"there are: {', '.join(profiles[0])}")
+    elif not any(_within(dims, low, high) for low, high in bounds):
+        ranges = ", ".join(f"{low} to {high}" for low, high in bounds)
+        yield error(
+            where,
+            f"input '{tensor.name}' has dims {dims}, and the plan's profiles take {ranges}",
+            f"set dims to what the plan takes, or compile it again: {_again(folder)}",
+        )
+
+
+def _within(dims: Sequence[int], low: Sequence[int], high: Sequence[int]) -> bool:
+    return len(dims) == len(low) and all(
+        size == -1 or least <= size <= most for size, least, most in zip(dims, low, high, strict=True)
+    )
