@@ -1,10 +1,11 @@
-"""ONNX Runtime's TensorRT provider as one row of the precision table; prints the row, or what the provider printed.
+"""ONNX Runtime's TensorRT provider as one row of the precision table; prints the row. ``precision_table.py`` runs it.
 
-    python benchmarks/onnxruntime_gpu.py ARTIFACT DATA_DIR [fp16]
+    python benchmarks/onnxruntime_gpu.py ARTIFACT DATA_DIR IDLE_W
 
 onnxruntime-gpu 1.14.1 is the version whose provider was built against TensorRT 8.5. ARTIFACT is a folder that
-``precision_variants.py`` wrote. The provider in use is asserted: the profile names that of every node that ran. Times
-are of the host's clock around a call with inputs and outputs bound on the GPU.
+``precision_variants.py`` wrote, IDLE_W what the GPU draws when nothing runs. The provider in use is asserted: the
+profile names that of every node that ran. Its options take no stream from Python, so times are of the host's clock
+around a call that returns when the GPU is done: with inputs and outputs bound on the GPU, and with arrays of the host.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from gpu_measure import ITERATIONS, WARM_UP
-from precision_rows import BATCHES, TestData, load_data, scores
+from gpu_measure import Power, latency_us
+from precision_rows import BATCHES, ENERGY_BATCH, TestData, load_data, scores
 
 from repo_builder import artifacts
 from repo_builder.artifacts import OnnxArtifact
+from repo_builder.tensors import Array
 
 PROVIDER = "TensorrtExecutionProvider"
 
@@ -46,12 +48,31 @@ def session(model: Path, folder: Path, *, int8: bool, fp16: bool) -> ort.Inferen
     return made
 
 
-def measure(made: ort.InferenceSession, name: str, output: str, data: TestData) -> dict[str, Any]:
-    """Score and time a session."""
+class Returned:
+    """A clock for calls that return when the GPU is done: there is nothing to wait for."""
+
+    def mark(self) -> float:
+        """Return the present, seconds."""
+        return time.perf_counter()
+
+    def between(self, start: float, end: float) -> float:
+        """Return the time between two marks, milliseconds."""
+        return 1e3 * (end - start)
+
+    def wait(self) -> None:
+        """Do nothing."""
+
+
+def outputs_of(made: ort.InferenceSession, name: str, data: TestData) -> Array:
+    """Return the outputs (n, classes) for every test sample."""
     step = BATCHES[-1]
     starts = range(0, len(data.values), step)
-    outputs = [made.run([output], {name: data.values[start : start + step]})[0] for start in starts]
-    row: dict[str, Any] = {"accuracy": scores(np.concatenate(outputs), data), "latency_us": {}, "with_copies_us": {}}
+    return np.concatenate([made.run(None, {name: data.values[start : start + step]})[0] for start in starts])
+
+
+def times(made: ort.InferenceSession, name: str, output: str, data: TestData, power: Power) -> dict[str, Any]:
+    """Time a session, and measure what it draws."""
+    found: dict[str, Any] = {"latency_us": {}, "with_copies_us": {}}
     for size in BATCHES:
         values = np.ascontiguousarray(data.values[:size])
         bound = made.io_binding()
@@ -59,21 +80,15 @@ def measure(made: ort.InferenceSession, name: str, output: str, data: TestData) 
         bound.bind_ortvalue_output(
             output, ort.OrtValue.ortvalue_from_shape_and_type([size, data.classes_count], np.float32, "cuda", 0)
         )
-        row["latency_us"][str(size)] = clock(lambda bound=bound: made.run_with_iobinding(bound))
-        row["with_copies_us"][str(size)] = clock(lambda values=values: made.run([output], {name: values}))
-    return row
-
-
-def clock(run: Any) -> dict[str, float]:  # noqa: ANN401 - a function
-    """Return p50, p99 and mean of the host's time for one call, microseconds."""
-    times = []
-    for place in range(WARM_UP + ITERATIONS):
-        started = time.perf_counter()
-        run()
-        if place >= WARM_UP:
-            times.append(1e6 * (time.perf_counter() - started))
-    p50, p99 = np.percentile(times, [50, 99])
-    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "mean": round(float(np.mean(times)), 2)}
+        calls = {
+            "latency_us": lambda bound=bound: made.run_with_iobinding(bound),
+            "with_copies_us": lambda values=values: made.run([output], {name: values}),
+        }
+        for key, call in calls.items():
+            found[key][str(size)] = latency_us(call, Returned())
+        if size == ENERGY_BATCH:
+            found["energy"] = power.over(calls["latency_us"], Returned(), size)
+    return found
 
 
 def main() -> None:
@@ -81,18 +96,20 @@ def main() -> None:
     artifact = artifacts.read(OnnxArtifact, Path(sys.argv[1]))
     kinds = set(artifact.details["layer_precisions"].values())
     data = load_data(artifact.recipe.name, Path(sys.argv[2]))
-    variant = Path(sys.argv[1]).name
-    row: dict[str, Any] = {"model": artifact.recipe.name, "row": f"ONNX Runtime TensorRT provider {variant}"}
+    variant, power = Path(sys.argv[1]).name, Power(float(sys.argv[3]))
+    row: dict[str, Any] = {"model": artifact.recipe.name, "row": f"ONNX Runtime, TensorRT provider {variant}"}
+    name = artifact.inputs[0].name
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         made = session(artifact.model, Path(folder), int8="int8" in kinds, fp16="fp16" in kinds)
-        made.run(None, {artifact.inputs[0].name: data.values[: BATCHES[-1]]})
+        made.run(None, {name: data.values[: BATCHES[-1]]})
         row["build_seconds"] = round(time.perf_counter() - started, 2)
-        row |= measure(made, artifact.inputs[0].name, artifact.outputs[0].name, data)
+        row["accuracy"] = scores(outputs_of(made, name, data), data)
         profile = json.loads(Path(made.end_profiling()).read_text(encoding="utf-8"))
-        ran = Counter(item["args"]["provider"] for item in profile if item.get("args", {}).get("provider"))
-        row["nodes_by_provider"] = dict(ran)
+        row |= times(made, name, artifact.outputs[0].name, data, power)
         row["plan_bytes"] = sum(item.stat().st_size for item in Path(folder).glob("*.engine"))
+    ran = Counter(item["args"]["provider"] for item in profile if item.get("args", {}).get("provider"))
+    row["nodes_by_provider"] = dict(ran)
     if set(ran) != {PROVIDER}:
         row["failed"] = f"nodes ran on {dict(ran)}"
     print(json.dumps({**row, "onnxruntime": ort.__version__}), flush=True)

@@ -41,7 +41,8 @@ def markdown(document: dict[str, Any], shown: str) -> str:
         f"{gpu['name']}, driver {gpu['driver']}, TensorRT {machine['libraries'].get('tensorrt')}, CUDA "
         f"{machine['cuda']['runtime']}, torch {machine.get('torch', {}).get('torch', 'not measured')}; "
         f"made {document['made']} by `benchmarks/precision_table.py`. Latency is the GPU's time for one batch, "
-        "microseconds, p50 / p99 of 300 runs; power and energy are over idle, at batch 64.",
+        "microseconds, p50 / p99 of 300 runs (of ONNX Runtime the host's time for one call); power and energy are over "
+        "idle, at batch 64.",
         "",
         f"![Accuracy against latency of every row]({shown})",
     ]
