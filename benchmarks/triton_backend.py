@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument("--perf-analyzer", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("triton_backend.json"))
     parser.add_argument("--instances", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument(
+        "--mps-instances", type=int, nargs="*", default=[], help="ours with CUDA MPS, which must be there"
+    )
     parser.add_argument("--naive-instances", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--loads", type=int, nargs="*", default=list(range(len(LOADS))), help="which loads, by number")
     parser.add_argument("--delay-us", type=int, default=100)
@@ -117,9 +120,10 @@ def build(folder: Path, target: Path) -> EngineArtifact:
 
 def measure(engine: EngineArtifact, options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Serve with each backend and number of instances, and put each load on it."""
-    cases = [("repo-builder", count) for count in options.instances]
-    cases += [("naive", count) for count in options.naive_instances]
-    for backend, count in cases:
+    cases = [("repo-builder", count, False) for count in options.instances]
+    cases += [("repo-builder", count, True) for count in options.mps_instances]
+    cases += [("naive", count, False) for count in options.naive_instances]
+    for backend, count, mps in cases:
         settings = dataclasses.replace(
             engine.recipe.repository,
             instance_count=count,
@@ -128,27 +132,31 @@ def measure(engine: EngineArtifact, options: argparse.Namespace, folder: Path) -
             warmup_batch_sizes=WARM_UP,
         )
         recipe = dataclasses.replace(engine.recipe, repository=settings)
-        repository = folder / f"{backend}-{count}"
+        case = f"{backend}-{count}{'-mps' if mps else ''}"
+        repository = folder / case
         placed = layout.place(dataclasses.replace(engine, recipe=recipe), repository)
         extra = []
         if backend == "naive":
             extra = [f"--backend-directory={naive_backends(folder)}"]
             config = placed / "config.pbtxt"  # it reads host memory only, as the Python backend gives it by default
             files.write_text(config, config.read_text(encoding="utf-8").replace('"no"', '"yes"'))
-        log = (options.log_folder or folder) / f"triton-{backend}-{count}.log"
+        log = (options.log_folder or folder) / f"triton-{case}.log"
         rows = []
-        with serve.start(repository, http_port=0, grpc_port=0, metrics_port=0, log=log, options=extra) as server:
+        with serve.start(
+            repository, http_port=0, grpc_port=0, metrics_port=0, log=log, options=extra, mps=mps
+        ) as server:
             server.wait_ready(120)
             for load in (LOADS[number] for number in options.loads):
                 time.sleep(_PAUSE_SECONDS)
                 found = analyze(options, recipe.name, server.grpc_url, load.options)
                 rows.append({
-                    "backend": backend, "instances": count, "delay_us": options.delay_us, "load": load.name, **found,
+                    "backend": backend, "instances": count, "mps": mps, "delay_us": options.delay_us,
+                    "load": load.name, **found,
                 })  # fmt: skip
         stages = stage_times(log.read_text(encoding="utf-8", errors="replace"))
         for place, row in enumerate(rows):
             row["stages"] = stages[place * count : (place + 1) * count]
-            print(backend, count, row["load"], row["inferences_per_s"], row["p50_us"], row["server_us"], flush=True)
+            print(case, row["load"], row["inferences_per_s"], row["p50_us"], row["server_us"], flush=True)
             yield row
 
 
@@ -208,7 +216,7 @@ def targets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 if row["backend"] == backend and row["load"] == load.name and row["inferences_per_s"]
             ]
             best = max(mine, key=lambda row: row["inferences_per_s"], default=None)
-            item[backend] = best and {"inferences_per_s": best["inferences_per_s"], "instances": best["instances"]}
+            item[backend] = best and {key: best[key] for key in ("inferences_per_s", "instances", "mps")}
         reached = item["repo-builder"] and item["repo-builder"]["inferences_per_s"]
         found.append({**item, "share_of_native": reached and round(reached / load.native, 3)})
     return found
