@@ -193,7 +193,7 @@ def _status(repository: Path | None, *, as_json: bool) -> None:
         click.echo("no detached server is running", err=True)
         return
     rows: list[tuple[str, ...]] = [
-        ("REPOSITORY", "MODELS", "STATE", "RUNTIME", "PROCESS", "UP", "HTTP", "GRPC", "METRICS")
+        ("REPOSITORY", "MODELS", "STATE", "RUNTIME", "PROCESS", "UP", "HTTP", "GRPC", "METRICS", "MPS")
     ]
     rows += [_row(item) for item in servers]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -202,6 +202,8 @@ def _status(repository: Path | None, *, as_json: bool) -> None:
 
 
 def _row(server: Detached) -> tuple[str, ...]:
+    from repo_builder.cli import serve_mps
+
     minutes = int(time.time() - server.since) // 60
     at = server.endpoints
     return (
@@ -212,6 +214,7 @@ def _row(server: Detached) -> tuple[str, ...]:
         str(server.pid),
         f"{minutes // 60}h{minutes % 60:02d}m",
         *(at.http_url, at.grpc_url, at.metrics_url),
+        serve_mps.cell(server.mps, server.pid),
     )
 
 

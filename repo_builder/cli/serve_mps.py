@@ -31,17 +31,25 @@ def shown(mps: Mps | None, group: int) -> dict[str, Any] | None:
     return {**mps.to_dict(), "clients": mps.clients(group)} if mps else None
 
 
+def cell(mps: Mps | None, group: int) -> str:
+    """Return how many processes of a server use its MPS, for a table."""
+    if mps is None:
+        return "-"
+    clients = mps.clients(group)
+    return "no answer" if clients is None else _processes(len(clients))
+
+
 def words(clients: Sequence[int] | None) -> str:
     """Return what is to be said of the processes that use an MPS; None is a control daemon that does not answer."""
     if clients is None:
         return "warning: its control daemon does not answer; who shares the GPU is not known"
     if not clients:
         return "warning: no process of Triton uses it; that is right only where no model runs on the GPU"
-    return (
-        f"{len(clients)} processes share the GPU"
-        if len(clients) > 1
-        else "1 process uses the GPU, and shares it with none"
-    )
+    return f"{_processes(len(clients))} {'share' if len(clients) > 1 else 'uses'} the GPU"
+
+
+def _processes(count: int) -> str:
+    return f"{count} process" if count == 1 else f"{count} processes"
 
 
 def _hint(repository: Path, models: Sequence[str]) -> str | None:
