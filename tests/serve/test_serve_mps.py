@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +79,8 @@ with socket.socket(socket.AF_UNIX) as listener:
                 answer = []
             link.sendall("".join(f"{word}\\n" for word in answer).encode())
         if request == ["quit"] and how != "deaf":
+            if "STAND_IN_ENDED" in os.environ:
+                Path(os.environ["STAND_IN_ENDED"]).touch()
             server.kill()
             server.wait()
             sys.exit(0)
@@ -165,16 +168,32 @@ class Everything:
         return soon(lambda: not self.left())
 
 
+@pytest.fixture
+def all_of() -> Iterator[Callable[[dict[str, Any]], Everything]]:
+    """Look at a server; where the test fails, it is this that clears away."""
+    looked_at: list[Everything] = []
+
+    def look(told: dict[str, Any]) -> Everything:
+        looked_at.append(Everything(told))
+        return looked_at[-1]
+
+    yield look
+    for item in looked_at:
+        for pid in filter(runs, item.pids):
+            os.kill(pid, signal.SIGKILL)
+        item.mps.clean_up()
+
+
 @needs_wheel
 @pytest.mark.server
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_and_its_mps(
-    driver: Path, cli: Callable[..., Any], pair: Path, sent: signal.Signals
+    driver: Path, all_of: Callable[..., Everything], cli: Callable[..., Any], pair: Path, sent: signal.Signals
 ) -> None:
     command = cli(pair, *EMBEDDED, "--json", *QUICKLY)
     told = command.told()
     assert health.ready(told["http"], ["linear"])
-    everything = Everything(told)
+    everything = all_of(told)
     assert told["mps"]["control"] == str(driver)
     assert len(told["mps"]["clients"]) == 2
     assert set(told["mps"]["clients"]) < set(everything.pids)
@@ -191,13 +210,15 @@ def test_a_signal_ends_the_server_and_its_mps(
 
 @needs_wheel
 @pytest.mark.server
-def test_a_detached_server_keeps_its_mps_until_it_is_stopped(driver: Path, cli: Callable[..., Any], pair: Path) -> None:
+def test_a_detached_server_keeps_its_mps_until_it_is_stopped(
+    driver: Path, all_of: Callable[..., Everything], cli: Callable[..., Any], pair: Path
+) -> None:
     started = cli(pair, *EMBEDDED, "--detach", "--json", *QUICKLY)
     told = started.told()
     code, errors = started.end()
     assert code == 0, errors
     assert "mps: 2 processes share the GPU" in errors
-    everything = Everything(told)
+    everything = all_of(told)
     (shown,) = json.loads(cli("--status", "--json").process.communicate()[0])
     assert (shown["pid"], shown["mps"]) == (told["pid"], told["mps"])
     head, row = cli("--status").process.communicate()[0].splitlines()
@@ -211,11 +232,11 @@ def test_a_detached_server_keeps_its_mps_until_it_is_stopped(driver: Path, cli: 
 @pytest.mark.server
 @pytest.mark.parametrize("victim", ["triton", "leader"])
 def test_whichever_is_killed_all_ends_and_is_told(
-    driver: Path, cli: Callable[..., Any], pair: Path, victim: str
+    driver: Path, all_of: Callable[..., Everything], cli: Callable[..., Any], pair: Path, victim: str
 ) -> None:
     command = cli(pair, *EMBEDDED, "--json", *QUICKLY)
     told = command.told()
-    everything = Everything(told)
+    everything = all_of(told)
     os.kill(everything.triton if victim == "triton" else told["pid"], signal.SIGKILL)
     code, errors = command.end()
     assert code == 10
@@ -226,9 +247,11 @@ def test_whichever_is_killed_all_ends_and_is_told(
 
 @needs_wheel
 @pytest.mark.server
-def test_killing_the_command_takes_server_and_mps_along(driver: Path, cli: Callable[..., Any], pair: Path) -> None:
+def test_killing_the_command_takes_server_and_mps_along(
+    driver: Path, all_of: Callable[..., Everything], cli: Callable[..., Any], pair: Path
+) -> None:
     command = cli(pair, *EMBEDDED, "--json", *QUICKLY)
-    everything = Everything(command.told())
+    everything = all_of(command.told())
     command.process.kill()
     assert everything.gone(), everything.left()
 
@@ -236,10 +259,10 @@ def test_killing_the_command_takes_server_and_mps_along(driver: Path, cli: Calla
 @needs_wheel
 @pytest.mark.server
 def test_of_a_killed_detached_server_the_rest_goes_when_it_is_looked_for(
-    driver: Path, cli: Callable[..., Any], pair: Path
+    driver: Path, all_of: Callable[..., Everything], cli: Callable[..., Any], pair: Path
 ) -> None:
     started = cli(pair, *EMBEDDED, "--detach", "--json", *QUICKLY)
-    everything = Everything(started.told())
+    everything = all_of(started.told())
     assert started.end()[0] == 0
     (server,) = serve.running(pair)
     os.kill(server.pid, signal.SIGKILL)
@@ -256,8 +279,12 @@ def test_an_mps_that_runs_already_is_used_and_left(
 ) -> None:
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(short))
     environment = {**os.environ, "CUDA_MPS_LOG_DIRECTORY": str(short)}
-    with subprocess.Popen([driver, "-f"], env=environment, stdout=subprocess.DEVNULL) as daemon:
-        theirs = Mps(control=driver, pipes=short, started=False)
+    theirs = Mps(control=driver, pipes=short, started=False)
+    with (
+        subprocess.Popen([driver, "-f"], env=environment, stdout=subprocess.DEVNULL) as daemon,
+        ExitStack() as at_the_end,
+    ):
+        at_the_end.callback(theirs.ask, "quit")
         assert soon(lambda: theirs.ask("get_server_list") is not None)
         command = cli(pair, *EMBEDDED, "--json", *QUICKLY)
         told = command.told()
@@ -271,8 +298,7 @@ def test_an_mps_that_runs_already_is_used_and_left(
         assert daemon.poll() is None
         theirs.clean_up()
         assert theirs.ask("get_server_list") is not None
-        theirs.ask("quit")
-        assert daemon.wait(10) == 0
+    assert daemon.returncode == 0
 
 
 @needs_wheel
@@ -349,12 +375,33 @@ def test_it_ends_as_what_it_ran(lead: Callable[..., tuple[Child, Mps]], script: 
     assert not made.pipes.parent.exists()
 
 
-def test_a_signal_is_handed_on_and_heeded_in_its_own_way(lead: Callable[..., tuple[Child, Mps]]) -> None:
+def test_a_signal_is_handed_on_and_the_daemon_asked_to_quit(
+    lead: Callable[..., tuple[Child, Mps]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_ENDED", str(tmp_path / "ended"))
     child, made = lead("trap 'exit 9' TERM; echo on; while :; do sleep 0.05; done")
     assert soon(lambda: child.tail() == ["on"])
     child.stop(10)
     assert child.exit_code == 9
     assert made.processes() == []
+    assert (tmp_path / "ended").exists()
+
+
+def test_what_a_killed_leader_started_ends_by_itself(driver: Path) -> None:
+    """As of a detached server, when nobody looks: only the daemon's own child is not this program's to tie."""
+    made = mps.prepare(gpu=True)
+    leader = subprocess.Popen(made.command(["sleep", "60"]), start_new_session=True)
+    try:
+        assert soon(lambda: len(made.processes()) == 3)
+        (server,) = made.ask("get_server_list") or [0]
+        leader.kill()
+        leader.wait()
+        assert soon(lambda: made.processes() == [server])
+    finally:
+        leader.kill()
+        leader.wait()
+        made.clean_up()
+    assert soon(lambda: made.processes() == [])
 
 
 def test_a_signal_before_there_is_a_daemon_ends_it_cleanly(
