@@ -109,6 +109,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "nobody"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(embedded, "_has_gpu", lambda: True)  # here: what nvidia-smi says is asked once a process
     return folder / "nvidia-cuda-mps-control"
 
 
@@ -523,7 +524,6 @@ def test_a_server_that_cannot_be_run_leaves_no_folder(
 
     monkeypatch.setenv("TMPDIR", str(short))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(embedded, "_has_gpu", lambda: True)
     monkeypatch.setattr(embedded, "Child", fail)
     monkeypatch.setattr(embedded, "find_wheel", lambda: SimpleNamespace(server=Path("/bin/sh")))
     monkeypatch.setattr(embedded, "assemble", lambda _: short)
@@ -579,11 +579,10 @@ def test_who_only_names_the_pipes_is_not_taken_for_ours(driver: Path) -> None:
 
 
 def test_idle_is_a_machine_that_could_and_does_not(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_has_gpu", lambda: True)
     assert embedded.mps_is_idle()
-    monkeypatch.setattr(mps.Mps, "ask", lambda *_: [])
-    assert not embedded.mps_is_idle()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(mps.Mps, "ask", lambda *_: [])
+        assert not embedded.mps_is_idle()
     monkeypatch.setattr(embedded, "_has_gpu", lambda: False)
     assert not embedded.mps_is_idle()
 
