@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 @click.option("--status", is_flag=True, help="Show the servers that were left running.")
 @click.option("--stop", is_flag=True, help="Stop those: the one of REPOSITORY, or all.")
 @click.option("--image", help="Container image instead of the release that fits the repository's plans.")
+@click.option(
+    "--mps",
+    is_flag=True,
+    help="Let the instances of a plan use the GPU at the same time instead of in turns, through CUDA MPS of NVIDIA's "
+    "driver. Only embedded needs it.",
+)
 @click.option("--print-command", is_flag=True, help="Print the container's command and run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(repository: Path | None, options: tuple[str, ...], status: bool, stop: bool, **given: Any) -> None:  # noqa: ANN401
@@ -53,6 +59,7 @@ def command(repository: Path | None, options: tuple[str, ...], status: bool, sto
     repo-builder serve                                   until Ctrl-C
     repo-builder serve --detach && repo-builder perf vgg && repo-builder serve --stop
     repo-builder serve --model vgg --http-port 0         one model, any free port for HTTP
+    repo-builder serve --mps                             several instances of a plan at the same time on the GPU
     repo-builder serve --print-command                   the docker command, to be run elsewhere
     repo-builder serve model_repository -- --log-verbose=1
     """
@@ -72,12 +79,13 @@ def command(repository: Path | None, options: tuple[str, ...], status: bool, sto
 
 def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) -> None:
     from repo_builder import serve
+    from repo_builder.cli import serve_mps
     from repo_builder.progress import stderr_console, step
 
     console = stderr_console()
-    runtime, why = serve.choose_runtime(given["runtime"], image=given["image"])
+    runtime, why = serve.choose_runtime(given["runtime"], image=given["image"], mps=given["mps"])
     console.print(f"runtime: {runtime} ({why})", markup=False)
-    wanted = {key: given[key] for key in ("host", "http_port", "grpc_port", "metrics_port", "models", "image")}
+    wanted = {key: given[key] for key in ("host", "http_port", "grpc_port", "metrics_port", "models", "image", "mps")}
     server = serve.start(
         repository,
         runtime=runtime,
@@ -86,6 +94,8 @@ def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) ->
         preflight=lambda folder: _preflight(folder, given["models"], container=runtime == "container"),
         **wanted,
     )
+    if runtime == "embedded":
+        serve_mps.before(server, repository)
     if given["detach"]:
         with step("start triton") as current, _log_told(server):
             server.wait_ready(given["timeout"])
@@ -155,8 +165,11 @@ def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None
 
 def _print_command(repository: Path, options: tuple[str, ...], given: dict[str, Any]) -> None:
     from repo_builder.serve import container
+    from repo_builder.serve.launch import no_mps_there
     from repo_builder.serve.ports import Endpoints
 
+    if given["mps"]:
+        raise no_mps_there()
     if not repository.is_dir():
         raise ServeError("there is no model repository", where=str(repository), hint="run repo-builder build first")
     endpoints = Endpoints(
@@ -167,16 +180,20 @@ def _print_command(repository: Path, options: tuple[str, ...], given: dict[str, 
 
 def _status(repository: Path | None, *, as_json: bool) -> None:
     from repo_builder import serve
+    from repo_builder.cli import serve_mps
 
     servers = serve.running(repository)
     if as_json:
-        click.echo(json.dumps([{**item.to_dict(), "ready": item.ready()} for item in servers], indent=2))
+        values = [
+            {**item.to_dict(), "ready": item.ready(), "mps": serve_mps.shown(item.mps, item.pid)} for item in servers
+        ]
+        click.echo(json.dumps(values, indent=2))
         return
     if not servers:
         click.echo("no detached server is running", err=True)
         return
     rows: list[tuple[str, ...]] = [
-        ("REPOSITORY", "MODELS", "STATE", "RUNTIME", "PROCESS", "UP", "HTTP", "GRPC", "METRICS")
+        ("REPOSITORY", "MODELS", "STATE", "RUNTIME", "PROCESS", "UP", "HTTP", "GRPC", "METRICS", "MPS")
     ]
     rows += [_row(item) for item in servers]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -185,6 +202,8 @@ def _status(repository: Path | None, *, as_json: bool) -> None:
 
 
 def _row(server: Detached) -> tuple[str, ...]:
+    from repo_builder.cli import serve_mps
+
     minutes = int(time.time() - server.since) // 60
     at = server.endpoints
     return (
@@ -195,6 +214,7 @@ def _row(server: Detached) -> tuple[str, ...]:
         str(server.pid),
         f"{minutes // 60}h{minutes % 60:02d}m",
         *(at.http_url, at.grpc_url, at.metrics_url),
+        serve_mps.cell(server.mps, server.pid),
     )
 
 
@@ -213,7 +233,12 @@ def _stop(repository: Path | None) -> None:
 
 
 def _report(server: Server, repository: Path, *, as_json: bool) -> None:
-    """Print where the server is, on stdout, for programs."""
+    """Say who uses MPS, and print where the server is on stdout, for programs."""
+    from repo_builder.cli import serve_mps
+
+    mps = serve_mps.shown(server.mps, server.pid)
+    if mps is not None:
+        click.echo(f"mps: {serve_mps.words(mps['clients'])}", err=True)
     if not as_json:
         return
     value = {
@@ -224,6 +249,7 @@ def _report(server: Server, repository: Path, *, as_json: bool) -> None:
         "grpc": server.grpc_url,
         "metrics": server.metrics_url,
         "log": str(server.log) if server.log else None,
+        "mps": mps,
     }
     click.echo(json.dumps(value))
 

@@ -21,6 +21,7 @@ from repo_builder import files
 from repo_builder.errors import ServeError
 from repo_builder.serve import health
 from repo_builder.serve.folders import cache_folder
+from repo_builder.serve.mps import Mps
 from repo_builder.serve.ports import Endpoints
 from repo_builder.serve.process import kill_group
 
@@ -40,6 +41,7 @@ class Detached:
         repository: The model repository.
         models: Models that were named; empty means all.
         endpoints: Where it listens.
+        mps: The CUDA MPS that its processes are to use.
     """
 
     pid: int
@@ -49,6 +51,7 @@ class Detached:
     repository: Path
     models: tuple[str, ...]
     endpoints: Endpoints
+    mps: Mps | None = None
 
     @property
     def log(self) -> Path:
@@ -65,8 +68,9 @@ class Detached:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
+        mps = self.mps.to_dict() if self.mps else None
         value = {**dataclasses.asdict(self), "repository": str(self.repository), "models": list(self.models)}
-        return {**value, "log": str(self.log)}
+        return {**value, "mps": mps, "log": str(self.log)}
 
 
 def log_file(repository: Path) -> Path:
@@ -77,7 +81,15 @@ def log_file(repository: Path) -> Path:
     return folder / _LOG
 
 
-def remember(*, pid: int, runtime: str, repository: Path, models: Sequence[str], endpoints: Endpoints) -> None:
+def remember(
+    *,
+    pid: int,
+    runtime: str,
+    repository: Path,
+    models: Sequence[str],
+    endpoints: Endpoints,
+    mps: Mps | None = None,
+) -> None:
     """Write down a server that was started detached."""
     state = Detached(
         pid=pid,
@@ -87,6 +99,7 @@ def remember(*, pid: int, runtime: str, repository: Path, models: Sequence[str],
         repository=repository.resolve(),
         models=tuple(models),
         endpoints=endpoints,
+        mps=mps,
     )
     files.write_json(_folder(repository) / _STATE, state.to_dict())
 
@@ -102,6 +115,8 @@ def running(repository: Path | None = None) -> list[Detached]:
     for path in sorted((cache_folder() / "servers").glob(f"*/{_STATE}")):
         state = _read(path)
         if state is None or not state.alive():
+            if state is not None and state.mps is not None:
+                state.mps.clean_up()  # what led the group was killed, and could not
             path.unlink(missing_ok=True)
         elif repository is None or state.repository == repository.resolve():
             found.append(state)
@@ -152,6 +167,8 @@ def stop(server: Detached, grace_s: float = 15.0) -> None:
         while server.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         kill_group(server.pid)
+        if server.mps is not None:
+            server.mps.clean_up()
     forget(server.repository)
 
 
@@ -183,6 +200,7 @@ def _read(path: Path) -> Detached | None:
                 "repository": Path(value["repository"]),
                 "models": tuple(value["models"]),
                 "endpoints": Endpoints(**value["endpoints"]),
+                "mps": Mps.from_dict(value["mps"]) if value.get("mps") else None,
             }
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

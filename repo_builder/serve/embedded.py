@@ -15,6 +15,7 @@ from pathlib import Path
 
 from repo_builder import environment, files
 from repo_builder.errors import MissingDependency, ServeError
+from repo_builder.serve import mps as cuda_mps
 from repo_builder.serve.folders import cache_folder
 from repo_builder.serve.ports import Endpoints
 from repo_builder.serve.process import Child
@@ -97,8 +98,9 @@ def start(
     options: Sequence[str] = (),
     log: Path | None = None,
     detached: bool = False,
+    mps: bool = False,
 ) -> Server:
-    """Start tritonserver on a repository; it may not be ready yet when this returns."""
+    """Start tritonserver on a repository, under CUDA MPS if asked; it may not be ready yet when this returns."""
     wheel = find_wheel()
     _check_shared_memory()
     backends = assemble(wheel)
@@ -106,8 +108,25 @@ def start(
     quiet = () if _has_gpu() else _WITHOUT_GPU
     served = arguments(repository, endpoints, models)
     command = [str(server), *served, f"--backend-directory={backends}", *quiet, *options]
-    child = Child(command, stub_environment(wheel), log=log, detached=detached)
-    return Server(child, endpoints, runtime="embedded", models=tuple(models), log=log)
+    values = stub_environment(wheel)
+    if not mps:
+        child = Child(command, values, log=log, detached=detached)
+        return Server(child, endpoints, runtime="embedded", models=tuple(models), log=log)
+    shared = cuda_mps.prepare(gpu=_has_gpu())
+    try:
+        child = Child(shared.command(command), values, log=log, detached=detached)
+    except BaseException:
+        shared.clean_up()
+        raise
+    return Server(
+        child, endpoints, runtime="embedded", models=tuple(models), clean_up=shared.clean_up, log=log, mps=shared
+    )
+
+
+def mps_is_idle() -> bool:
+    """Whether this machine has a GPU and CUDA MPS, and nobody started the latter."""
+    control = cuda_mps.find_control()
+    return control is not None and _has_gpu() and cuda_mps.running(control) is None
 
 
 def arguments(repository: Path, endpoints: Endpoints, models: Sequence[str]) -> list[str]:

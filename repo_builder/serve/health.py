@@ -17,6 +17,7 @@ _FAILURES = (
     re.compile(r"failed to poll model '(?P<model>[^']+)': (?P<reason>.*?)\"?$"),
 )
 _FATAL = re.compile(r"^error: (?:creating server: )?(?P<reason>.+)$|(?P<port>failed to start \w+ service: .+?)\"?$")
+_NO_MPS = re.compile(r"^mps: error: (?P<reason>.+)$")  # what serve/mps.py says
 # what says nothing in "Internal: ServeError: the model has no input 'x'"
 _PREFIXES = re.compile(
     r"^(?:(?:Internal|Invalid argument|Not found|Unavailable|Unknown|Unsupported): )?(?:ServeError: )?"
@@ -51,8 +52,13 @@ def failure(exit_code: int | None, lines: Sequence[str], *, log: Path | None = N
         model, reason = next(iter(problems.items()))
         others = f" (nor did {', '.join(list(problems)[1:])})" if len(problems) > 1 else ""
         return ServeError(f"the model '{model}' did not load{others}: {reason}", hint=_advice(reason, log))
+    mps = next((match["reason"] for line in lines if (match := _NO_MPS.search(line))), None)
+    if mps:
+        advice = "leave --mps out, or see whether nvidia-cuda-mps-control -f runs by itself"
+        return ServeError(f"CUDA MPS did not start: {mps}", hint=_hint(advice, log))
     fatal = [match["reason"] or match["port"] for line in lines if (match := _FATAL.search(line))]
-    reason = (fatal or [line.strip() for line in lines if line.strip()] or ["it printed nothing"])[-1]
+    said = [line.strip() for line in lines if line.strip() and not line.startswith("mps: ")]
+    reason = (fatal or said or ["it printed nothing"])[-1]
     return ServeError(
         f"Triton ended with exit code {exit_code} before it was ready: {reason}", hint=_advice(reason, log)
     )

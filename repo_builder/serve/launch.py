@@ -16,20 +16,26 @@ from repo_builder.serve.server import Server
 Runtime = Literal["auto", "container", "embedded"]
 
 
-def choose_runtime(runtime: Runtime, *, image: str | None = None) -> tuple[Runtime, str]:
+def choose_runtime(runtime: Runtime, *, image: str | None = None, mps: bool = False) -> tuple[Runtime, str]:
     """Return the runtime that ``auto`` means here, and why.
 
     Args:
         runtime: What was asked; anything but ``auto`` is returned as it is.
         image: A container image that was asked for, which leaves only the container.
+        mps: Whether CUDA MPS was asked for, which leaves only the embedded one.
 
     Raises:
         MissingDependency: Neither can be used here.
+        ServeError: MPS was asked for with the container.
     """
+    if mps and (runtime == "container" or (runtime == "auto" and image)):
+        raise no_mps_there()
     if runtime != "auto":
         return runtime, "as asked"
     if image:
         return "container", "an image was named"
+    if mps:
+        return "embedded", "as --mps asks"
     try:
         return "container", f"{container.find_engine()} answers"
     except RepoBuilderError as error:
@@ -40,6 +46,15 @@ def choose_runtime(runtime: Runtime, *, image: str | None = None) -> tuple[Runti
     raise MissingDependency(
         f"Triton can be run in no way here: container: {no_container}; embedded: {no_embedded}",
         hint="install docker (any platform), or pip install 'repo-builder[embedded]' (Linux x86-64)",
+    )
+
+
+def no_mps_there() -> ServeError:
+    """Return the error that says why the container takes no MPS."""
+    return ServeError(
+        "is for the embedded Triton: in the container one process runs all instances of a plan, and needs no MPS",
+        where="--mps",
+        hint="leave --mps out, or use --runtime embedded",
     )
 
 
@@ -57,6 +72,7 @@ def start(
     preflight: Callable[[Path], None] | None = None,
     log: Path | None = None,
     detach: bool = False,
+    mps: bool = False,
 ) -> Server:
     """Start Triton on a model repository; call ``wait_ready`` on what this returns.
 
@@ -73,16 +89,19 @@ def start(
         preflight: Called with the repository before anything starts; raises to refuse it.
         log: File for Triton's log; None forwards it to stderr.
         detach: Whether the server outlives this process, to be found by ``detached.running``; its log goes to a file.
+        mps: Whether the embedded Triton's processes share the GPU through CUDA MPS: the one that runs here, else one
+            that is started and ended with the server. ``Server.mps`` tells who uses it.
 
     Raises:
-        ServeError: The repository or a model is not there, a port is in use, or it is served already.
-        MissingDependency: The runtime cannot be used here.
+        ServeError: The repository or a model is not there, a port is in use, it is served already, or MPS is asked for
+            without a GPU or for the container.
+        MissingDependency: The runtime or MPS cannot be used here.
     """
     _check_platform(detach=detach)
     _check_repository(repository, models)
     if preflight is not None:
         preflight(repository)
-    chosen, _ = choose_runtime(runtime, image=image)
+    chosen, _ = choose_runtime(runtime, image=image, mps=mps)
     endpoints = Endpoints(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
     detached.refuse_clash(repository if detach else None, endpoints)
     endpoints = settle(endpoints)
@@ -94,10 +113,17 @@ def start(
             repository, endpoints, models=models, image=image, options=options, log=log, detached=detach
         )
     else:
-        server = embedded.start(repository, endpoints, models=models, options=options, log=log, detached=detach)
+        server = embedded.start(
+            repository, endpoints, models=models, options=options, log=log, detached=detach, mps=mps
+        )
     if detach:
         detached.remember(
-            pid=server.pid, runtime=chosen, repository=repository, models=models, endpoints=server.endpoints
+            pid=server.pid,
+            runtime=chosen,
+            repository=repository,
+            models=models,
+            endpoints=server.endpoints,
+            mps=server.mps,
         )
         server.when_ended(lambda: detached.forget(repository))
     return server

@@ -96,7 +96,7 @@ class Child:
             # Not reaped yet, it counts as alive for its children: they are still there to be found.
             with contextlib.suppress(ChildProcessError):  # `exit_code` has reaped it
                 os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        regions = _shared_memory(self.pid)
+        regions = shared_memory(self.pid)
         self._process.wait()
         kill_group(self.pid, regions)  # its children may hold the pipe open
         pump.join(2)
@@ -123,11 +123,11 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=None if self._detached else _tie_to_parent(),
+                preexec_fn=None if self._detached else tie_to_parent(),
             )
 
 
-def _tie_to_parent() -> Callable[[], None] | None:
+def tie_to_parent() -> Callable[[], None] | None:
     """Return what the forked child calls so that it gets SIGTERM when its parent dies; None where that is unknown."""
     if sys.platform != "linux":
         return None
@@ -149,7 +149,7 @@ def kill_group(group: int, regions: Sequence[Path] = ()) -> None:
         group: Number of the group.
         regions: Shared memory known already to be the group's.
     """
-    regions = [*regions, *_shared_memory(group)]
+    regions = [*regions, *shared_memory(group)]
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
         deadline = time.monotonic() + 0.5
@@ -160,7 +160,7 @@ def kill_group(group: int, regions: Sequence[Path] = ()) -> None:
         region.unlink(missing_ok=True)
 
 
-def _shared_memory(group: int) -> list[Path]:
+def shared_memory(group: int) -> list[Path]:
     """Return the regions of Triton's Python backend in a group: its stubs have their names on the command line."""
     names: set[str] = set()
     for process in Path("/proc").glob("[0-9]*"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from repo_builder.serve import health
+from repo_builder.serve.mps import Mps
 from repo_builder.serve.ports import Endpoints
 from repo_builder.serve.process import Child
 
@@ -16,12 +17,13 @@ class Server:
     """A Triton that this process started; leaving its ``with`` block stops it.
 
     Args:
-        child: The process: tritonserver itself, or the container engine's client.
+        child: The process: tritonserver itself, what leads it and its MPS, or the container engine's client.
         endpoints: Where it listens.
         runtime: ``embedded`` or ``container``.
         models: Models that must be ready; empty means all of the repository's.
         clean_up: Called once when it has been stopped.
         log: File that its log goes to, None for stderr.
+        mps: The CUDA MPS that its processes are to use.
     """
 
     def __init__(
@@ -33,12 +35,14 @@ class Server:
         models: tuple[str, ...] = (),
         clean_up: Callable[[], None] | None = None,
         log: Path | None = None,
+        mps: Mps | None = None,
     ) -> None:
         self._child = child
         self.endpoints = endpoints
         self.runtime = runtime
         self.models = models
         self.log = log
+        self.mps = mps
         self._clean_up = [clean_up] if clean_up else []
 
     @property

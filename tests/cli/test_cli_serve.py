@@ -76,6 +76,9 @@ def test_where_nothing_runs_status_and_stop_say_so(capsys: pytest.CaptureFixture
         (["one", "two"], 2, "unexpected argument 'two'"),
         (["--runtime", "magic"], 2, "magic"),
         (["--http-port", "x"], 2, "not a valid integer"),
+        (["--mps", "--print-command"], 10, "--mps: is for the embedded Triton"),
+        (["--mps", "--runtime", "container"], 10, "→ leave --mps out, or use --runtime embedded"),
+        (["--mps", "--image", "mine:7"], 10, "--mps: is for the embedded Triton"),
     ],
 )
 def test_misuse_is_one_sentence(

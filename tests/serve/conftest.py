@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -171,3 +175,38 @@ def server(served: Path, tmp_path_factory: pytest.TempPathFactory, any_ports: di
     with serve.start(repository, runtime="embedded", options=options, log=log, **any_ports) as running:
         running.wait_ready(60)
         yield running
+
+
+class Cli:
+    """``repo-builder serve`` as a process of its own."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        words = [sys.executable, "-m", "repo_builder", "serve", *map(str, arguments)]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def told(self) -> dict[str, Any]:
+        """Wait until it says where the server is."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()[1]
+        value: dict[str, Any] = json.loads(line)
+        return value
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end; return exit code and stderr."""
+        errors = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def cli() -> Iterator[Callable[..., Cli]]:
+    started: list[Cli] = []
+
+    def run(*arguments: str | Path) -> Cli:
+        started.append(Cli(*arguments))
+        return started[-1]
+
+    yield run
+    for item in started:
+        item.process.kill()
+        item.process.communicate()

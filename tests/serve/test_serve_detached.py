@@ -92,6 +92,16 @@ def test_another_process_with_that_id_is_not_taken_for_it(left_running: Callable
     assert process.poll() is None
 
 
+def test_what_an_earlier_version_wrote_is_read(left_running: Callable[..., Any]) -> None:
+    left_running()
+    (state,) = cache_folder().rglob("server.json")
+    value = json.loads(state.read_text())
+    assert value.pop("mps", "missing") is None
+    state.write_text(json.dumps(value))
+    (found,) = detached.running()
+    assert found.mps is None
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"log": 1}', '{"log": 1, "pid": 2, "surprise": 3}'])
 def test_a_damaged_state_is_forgotten(left_running: Callable[..., Any], text: str) -> None:
     left_running()

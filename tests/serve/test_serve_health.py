@@ -60,6 +60,8 @@ def test_several_that_failed_are_all_named() -> None:
         ([LOADED, FATAL], "exit code 1 before it was ready: Internal - failed to load all models", "validate"),
         (["tritonserver: error while loading shared libraries: libb64.so", ""], "libb64.so", "validate"),
         ([], "it printed nothing", "validate"),
+        (["unrecognized option", "mps: control.log: an error"], "unrecognized option", "validate"),
+        (["mps: error: the daemon ended"], "CUDA MPS did not start: the daemon ended", "leave --mps out"),
         ([PYTHON.replace("there is no such file", "unable to initialize shared memory")], "shared memory", "shm-size"),
     ],
 )

@@ -7,9 +7,8 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,41 +24,6 @@ pytestmark = pytest.mark.server
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 QUICKLY = [*FREE_PORTS, "--", "--disable-auto-complete-config"]
-
-
-class Cli:
-    """``repo-builder serve`` as a process of its own."""
-
-    def __init__(self, *arguments: str | Path) -> None:
-        words = [sys.executable, "-m", "repo_builder", "serve", *map(str, arguments)]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def told(self) -> dict[str, Any]:
-        """Wait until it says where the server is."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.process.communicate()[1]
-        value: dict[str, Any] = json.loads(line)
-        return value
-
-    def end(self) -> tuple[int, str]:
-        """Wait for its end; return exit code and stderr."""
-        errors = self.process.communicate(timeout=60)[1]
-        return self.process.returncode, errors
-
-
-@pytest.fixture
-def cli() -> Iterator[Callable[..., Cli]]:
-    started: list[Cli] = []
-
-    def run(*arguments: str | Path) -> Cli:
-        started.append(Cli(*arguments))
-        return started[-1]
-
-    yield run
-    for item in started:
-        item.process.kill()
-        item.process.communicate()
 
 
 def members(group: int) -> list[str]:
@@ -79,7 +43,7 @@ def gone(group: int, seconds: float = 25) -> bool:
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_and_its_server_cleanly(
-    cli: Callable[..., Cli], small: Path, sent: signal.Signals
+    cli: Callable[..., Any], small: Path, sent: signal.Signals
 ) -> None:
     command = cli(small, "--runtime", "embedded", "--json", *QUICKLY)
     told = command.told()
@@ -92,14 +56,14 @@ def test_a_signal_ends_the_command_and_its_server_cleanly(
     assert members(told["pid"]) == []
 
 
-def test_killing_the_command_takes_the_server_along(cli: Callable[..., Cli], small: Path) -> None:
+def test_killing_the_command_takes_the_server_along(cli: Callable[..., Any], small: Path) -> None:
     command = cli(small, "--runtime", "embedded", "--json", *QUICKLY)
     told = command.told()
     command.process.kill()
     assert gone(told["pid"])
 
 
-def test_a_server_that_dies_is_told_and_leaves_no_children(cli: Callable[..., Cli], small: Path) -> None:
+def test_a_server_that_dies_is_told_and_leaves_no_children(cli: Callable[..., Any], small: Path) -> None:
     command = cli(small, "--runtime", "embedded", "--json", *QUICKLY)
     told = command.told()
     words = [word for line in members(told["pid"]) for word in line.split() if "_shm_region_" in word]
@@ -113,7 +77,7 @@ def test_a_server_that_dies_is_told_and_leaves_no_children(cli: Callable[..., Cl
     assert not regions[0].exists()
 
 
-def test_detached_servers_are_found_again_and_stopped(cli: Callable[..., Cli], small: Path) -> None:
+def test_detached_servers_are_found_again_and_stopped(cli: Callable[..., Any], small: Path) -> None:
     started = cli(small, "--runtime", "embedded", "--detach", "--json", *QUICKLY)
     told = started.told()
     assert started.end()[0] == 0
@@ -194,7 +158,7 @@ def test_each_model_that_does_not_load_is_named_with_the_reason(
         assert "\\n" not in reasons[name]
 
 
-def test_the_command_says_why_a_model_did_not_load(cli: Callable[..., Cli], small: Path) -> None:
+def test_the_command_says_why_a_model_did_not_load(cli: Callable[..., Any], small: Path) -> None:
     (small / "linear" / "1" / "model.onnx").write_bytes(b"\0" * 100)
     code, errors = cli(small, "--runtime", "embedded", "--detach", *FREE_PORTS).end()
     assert code == 10
