@@ -17,7 +17,7 @@ _FAILURES = (
     re.compile(r"failed to poll model '(?P<model>[^']+)': (?P<reason>.*?)\"?$"),
 )
 _FATAL = re.compile(r"^error: (?:creating server: )?(?P<reason>.+)$|(?P<port>failed to start \w+ service: .+?)\"?$")
-_NO_MPS = re.compile(r"^mps: error: (?P<reason>.+)$")  # what serve/mps.py says
+_NO_MPS = re.compile(r"^mps: error: (?P<reason>.+)$")  # what serve/mps_leader.py says
 # what says nothing in "Internal: ServeError: the model has no input 'x'"
 _PREFIXES = re.compile(
     r"^(?:(?:Internal|Invalid argument|Not found|Unavailable|Unknown|Unsupported): )?(?:ServeError: )?"

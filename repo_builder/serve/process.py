@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -140,6 +140,13 @@ def tie_to_parent() -> Callable[[], None] | None:
             os._exit(1)
 
     return tie
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill processes; harmless to those that are gone."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def kill_group(group: int, regions: Sequence[Path] = ()) -> None:

@@ -1,10 +1,12 @@
-"""Small ONNX models, repositories of them, and one Triton that serves them."""
+"""Small ONNX models, repositories of them, one Triton that serves them, and a stand-in for CUDA MPS."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder import serve
+from repo_builder.serve import detached, embedded
 
+STANDINS = Path(__file__).parent / "standins"
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
 TABLE = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -210,3 +214,48 @@ def cli() -> Iterator[Callable[..., Cli]]:
     for item in started:
         item.process.kill()
         item.process.communicate()
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A driver's programs, first on PATH: one that lists a GPU and one that is MPS; return the latter."""
+    folder = tmp_path / "driver"
+    folder.mkdir()
+    programs = {
+        "nvidia-smi": "print('Stand-in, 9.0, 1000, 1.0')",
+        "nvidia-cuda-mps-control": (STANDINS / "nvidia_cuda_mps_control.py").read_text(encoding="utf-8"),
+    }
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!{sys.executable} -IS\n{text}")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "nobody"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(embedded, "_has_gpu", lambda: True)  # here: what nvidia-smi says is asked once a process
+    return folder / "nvidia-cuda-mps-control"
+
+
+@pytest.fixture(scope="session")
+def soon() -> Callable[..., bool]:
+    """What waits until something holds, and returns whether it does."""
+
+    def wait(holds: Callable[[], bool], seconds: float = 20) -> bool:
+        deadline = time.monotonic() + seconds
+        while not holds() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return holds()
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def group() -> Callable[[int], dict[int, str]]:
+    """What lists the processes of a group that run: number → command line."""
+
+    def listed(leader: int) -> dict[int, str]:
+        command = ["ps", "-ww", "-o", "pid=,args=", "-g", str(leader)]
+        lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        split = (line.split(maxsplit=1) for line in lines)
+        return {int(pid): words for pid, words in split if detached.began(int(pid)) is not None}
+
+    return listed

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +21,6 @@ from repo_builder import serve
 from repo_builder.errors import MissingDependency, ServeError
 from repo_builder.serve import detached, embedded, health, launch, mps
 from repo_builder.serve.mps import Mps
-from repo_builder.serve.process import Child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MPS and the embedded server are Linux's")
 needs_wheel = pytest.mark.skipif(embedded.unavailable() is not None, reason=str(embedded.unavailable()))
@@ -30,87 +28,12 @@ FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 EMBEDDED = ["--runtime", "embedded", "--mps", *FREE_PORTS]
 QUICKLY = ["--", "--disable-auto-complete-config"]
 
-# What the documented program does, as far as it is used. Its server is in a session of its own, out of reach of a
-# signal to the group, and the processes that it calls clients are the stubs whose environment leads to its pipes.
-STAND_IN = """
-import os, signal, socket, subprocess, sys
-from pathlib import Path
-pipes, how = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]), os.environ.get("STAND_IN", "")
-place = str(pipes / "control")
-
-def stub(process):
-    try:
-        return (b"python_backend_stub" in (process / "cmdline").read_bytes()
-                and os.fsencode(f"CUDA_MPS_PIPE_DIRECTORY={pipes}") in (process / "environ").read_bytes().split(b"\\0"))
-    except OSError:
-        return False
-
-if sys.argv[1:] != ["-f"]:
-    with socket.socket(socket.AF_UNIX) as link:
-        try:
-            link.connect(place)
-        except OSError:
-            sys.exit("Cannot find MPS control daemon process")
-        link.sendall(sys.stdin.buffer.read())
-        link.shutdown(socket.SHUT_WR)
-        sys.stdout.write(link.makefile().read())
-    sys.exit(0)
-
-(Path(os.environ["CUDA_MPS_LOG_DIRECTORY"]) / "control.log").write_text("Starting\\nno such error as this\\n")
-print("Starting control daemon", flush=True)
-if how == "dies":
-    sys.exit("no GPU is fit for it")
-if how == "deaf":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if how == "mute":
-    signal.pause()
-server = subprocess.Popen([sys.executable, "-IS", "-c", "import signal; signal.pause()"], start_new_session=True)
-with socket.socket(socket.AF_UNIX) as listener:
-    listener.bind(place)
-    listener.listen()
-    while True:
-        with listener.accept()[0] as link:
-            request = link.makefile().read().split()
-            if request == ["get_server_list"]:
-                answer = [server.pid]
-            elif request == ["get_client_list", str(server.pid)]:
-                answer = [] if how == "alone" else [p.name for p in Path("/proc").glob("[0-9]*") if stub(p)]
-            else:
-                answer = []
-            link.sendall("".join(f"{word}\\n" for word in answer).encode())
-        if request == ["quit"] and how != "deaf":
-            if "STAND_IN_ENDED" in os.environ:
-                Path(os.environ["STAND_IN_ENDED"]).touch()
-            server.kill()
-            server.wait()
-            sys.exit(0)
-"""
-
 PAIR = """
 max_batch_size: 8
 input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
 output [ { name: "y" data_type: TYPE_FP32 dims: [ 3 ] }, { name: "twice" data_type: TYPE_FP32 dims: [ 3 ] } ]
 instance_group [ { kind: KIND_CPU count: 2 } ]
 """
-
-
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A driver's programs, first on PATH: one that lists a GPU and one that is MPS; return the latter."""
-    folder = tmp_path / "driver"
-    folder.mkdir()
-    programs = {
-        "nvidia-smi": "print('Stand-in, 9.0, 1000, 1.0')",
-        "nvidia-cuda-mps-control": STAND_IN,
-    }
-    for name, text in programs.items():
-        (folder / name).write_text(f"#!{sys.executable} -IS\n{text}")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "nobody"))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(embedded, "_has_gpu", lambda: True)  # here: what nvidia-smi says is asked once a process
-    return folder / "nvidia-cuda-mps-control"
 
 
 @pytest.fixture
@@ -127,32 +50,15 @@ def short() -> Iterator[Path]:
         yield Path(folder)
 
 
-def soon(holds: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return holds()
-
-
 def runs(pid: int) -> bool:
     return detached.began(pid) is not None
-
-
-def group(leader: int) -> dict[int, str]:
-    """The processes of a group that run: number → command line."""
-    listed = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,args=", "-g", str(leader)], capture_output=True, text=True, check=False
-    )
-    split = (line.split(maxsplit=1) for line in listed.stdout.splitlines())
-    return {int(pid): words for pid, words in split if runs(int(pid))}
 
 
 class Everything:
     """All that a server under an MPS of its own consists of, to be asked later whether it is gone."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
+    def __init__(self, told: dict[str, Any], members: dict[int, str]) -> None:
         self.mps = Mps.from_dict(told["mps"])
-        members = group(told["pid"])
         (self.triton,) = [pid for pid, words in members.items() if "bin/tritonserver" in words.split()[0]]
         (self.daemon,) = [pid for pid, words in members.items() if words.endswith("nvidia-cuda-mps-control -f")]
         self.pids = [*members, *(self.mps.ask("get_server_list") or [])]
@@ -165,17 +71,14 @@ class Everything:
     def left(self) -> list[Any]:
         return [*filter(runs, self.pids), *(place for place in self.places if place.exists())]
 
-    def gone(self) -> bool:
-        return soon(lambda: not self.left())
-
 
 @pytest.fixture
-def all_of() -> Iterator[Callable[[dict[str, Any]], Everything]]:
+def all_of(group: Callable[[int], dict[int, str]]) -> Iterator[Callable[[dict[str, Any]], Everything]]:
     """Look at a server; where the test fails, it is this that clears away."""
     looked_at: list[Everything] = []
 
     def look(told: dict[str, Any]) -> Everything:
-        looked_at.append(Everything(told))
+        looked_at.append(Everything(told, group(told["pid"])))
         return looked_at[-1]
 
     yield look
@@ -249,18 +152,18 @@ def test_whichever_is_killed_all_ends_and_is_told(
 @needs_wheel
 @pytest.mark.server
 def test_killing_the_command_takes_server_and_mps_along(
-    driver: Path, all_of: Callable[..., Everything], cli: Callable[..., Any], pair: Path
+    driver: Path, all_of: Callable[..., Everything], cli: Callable[..., Any], pair: Path, soon: Callable[..., bool]
 ) -> None:
     command = cli(pair, *EMBEDDED, "--json", *QUICKLY)
     everything = all_of(command.told())
     command.process.kill()
-    assert everything.gone(), everything.left()
+    assert soon(lambda: not everything.left()), everything.left()
 
 
 @needs_wheel
 @pytest.mark.server
 def test_of_a_killed_detached_server_the_rest_goes_when_it_is_looked_for(
-    driver: Path, all_of: Callable[..., Everything], cli: Callable[..., Any], pair: Path
+    driver: Path, all_of: Callable[..., Everything], cli: Callable[..., Any], pair: Path, soon: Callable[..., bool]
 ) -> None:
     started = cli(pair, *EMBEDDED, "--detach", "--json", *QUICKLY)
     everything = all_of(started.told())
@@ -270,13 +173,18 @@ def test_of_a_killed_detached_server_the_rest_goes_when_it_is_looked_for(
     assert soon(lambda: not server.alive())
     assert serve.running(pair) == []
     everything.places = everything.places[:1]  # a stub that is killed leaves its region, as without MPS
-    assert everything.gone(), everything.left()
+    assert soon(lambda: not everything.left()), everything.left()
 
 
 @needs_wheel
 @pytest.mark.server
 def test_an_mps_that_runs_already_is_used_and_left(
-    driver: Path, cli: Callable[..., Any], pair: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+    driver: Path,
+    cli: Callable[..., Any],
+    pair: Path,
+    short: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    soon: Callable[..., bool],
 ) -> None:
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(short))
     environment = {**os.environ, "CUDA_MPS_LOG_DIRECTORY": str(short)}
@@ -345,135 +253,6 @@ def test_why_triton_did_not_start_is_told_as_without_mps(driver: Path, pair: Pat
     assert server.exit_code == 1
     assert server.mps is not None
     assert not server.mps.pipes.parent.exists()
-
-
-@pytest.fixture
-def lead(driver: Path) -> Iterator[Callable[..., tuple[Child, Mps]]]:
-    """Run a shell script under an MPS of its own."""
-    started: list[tuple[Child, Mps]] = []
-
-    def run(script: str, *, prelude: str = "") -> tuple[Child, Mps]:
-        made = mps.prepare(gpu=True)
-        command = made.command(["/bin/sh", "-c", script])
-        command[2] = command[2].replace("main()", f"{prelude}main()")
-        started.append((Child(command, os.environ, log=None), made))
-        return started[-1]
-
-    yield run
-    for child, made in started:
-        child.stop(5)
-        made.clean_up()
-
-
-@pytest.mark.parametrize(
-    ("script", "code"),
-    [("exit 0", 0), ("exit 7", 7), ("kill -SEGV $$", -signal.SIGSEGV), ("kill -KILL $$", -signal.SIGKILL)],
-)
-def test_it_ends_as_what_it_ran(lead: Callable[..., tuple[Child, Mps]], script: str, code: int) -> None:
-    child, made = lead(f"echo $CUDA_MPS_PIPE_DIRECTORY; {script}")
-    assert child.wait(20) == code
-    assert child.tail()[0] == str(made.pipes)
-    assert not made.pipes.parent.exists()
-
-
-def test_a_signal_is_handed_on_and_the_daemon_asked_to_quit(
-    lead: Callable[..., tuple[Child, Mps]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STAND_IN_ENDED", str(tmp_path / "ended"))
-    child, made = lead("trap 'exit 9' TERM; echo on; while :; do sleep 0.05; done")
-    assert soon(lambda: child.tail() == ["on"])
-    child.stop(10)
-    assert child.exit_code == 9
-    assert made.processes() == []
-    assert (tmp_path / "ended").exists()
-
-
-def test_what_a_killed_leader_started_ends_by_itself(driver: Path) -> None:
-    """As of a detached server, when nobody looks: only the daemon's own child is not this program's to tie."""
-    made = mps.prepare(gpu=True)
-    leader = subprocess.Popen(made.command(["sleep", "60"]), start_new_session=True)
-    try:
-        assert soon(lambda: len(made.processes()) == 3)
-        (server,) = made.ask("get_server_list") or [0]
-        leader.kill()
-        leader.wait()
-        assert soon(lambda: made.processes() == [server])
-    finally:
-        leader.kill()
-        leader.wait()
-        made.clean_up()
-    assert soon(lambda: made.processes() == [])
-
-
-def test_a_signal_before_there_is_a_daemon_ends_it_cleanly(
-    lead: Callable[..., tuple[Child, Mps]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STAND_IN", "mute")
-    child, made = lead("echo never")
-    assert soon(lambda: len(made.processes()) == 1)
-    child.stop(10)
-    assert (child.exit_code, child.tail()) == (0, [])
-    assert made.processes() == []
-    assert not made.pipes.parent.exists()
-
-
-@pytest.mark.parametrize(
-    ("how", "prelude", "told"),
-    [
-        ("mute", "from repo_builder.serve import mps; mps._UP_S = 0.3; ", "does not answer after 0.3 s: Starting"),
-        ("dies", "", "ended with exit code 1: no GPU is fit for it"),
-    ],
-)
-def test_the_last_words_of_a_daemon_that_is_not_up_are_told(
-    lead: Callable[..., tuple[Child, Mps]], monkeypatch: pytest.MonkeyPatch, how: str, prelude: str, told: str
-) -> None:
-    monkeypatch.setenv("STAND_IN", how)
-    child, made = lead("echo never", prelude=prelude)
-    assert child.wait(20) == 1
-    (line,) = child.tail()
-    assert line.startswith(f"mps: error: the control daemon {told}")
-    assert str(health.failure(1, child.tail())).startswith(f"CUDA MPS did not start: the control daemon {told}")
-    assert made.processes() == []
-
-
-def test_a_daemon_that_does_not_heed_quit_is_killed(
-    lead: Callable[..., tuple[Child, Mps]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STAND_IN", "deaf")
-    child, made = lead("echo on; read never", prelude="from repo_builder.serve import mps; mps._DOWN_S = 0.3; ")
-    assert child.wait(20) == 1  # `read` at the end of its input
-    assert made.processes() == []
-    assert not made.pipes.parent.exists()
-
-
-def test_a_daemon_that_dies_meanwhile_is_told(lead: Callable[..., tuple[Child, Mps]]) -> None:
-    child, _ = lead("echo on; while :; do sleep 0.05; done")
-    assert soon(lambda: child.tail() == ["on"])
-    (daemon,) = [pid for pid, words in group(child.pid).items() if words.endswith("nvidia-cuda-mps-control -f")]
-    os.kill(daemon, signal.SIGKILL)
-    assert soon(lambda: len(child.tail()) == 2)
-    assert child.tail()[1].startswith("mps: warning: the control daemon ended by SIGKILL; models may fail")
-
-
-def test_a_program_that_cannot_be_run_is_one_sentence(lead: Callable[..., tuple[Child, Mps]], driver: Path) -> None:
-    driver.write_text("no program")
-    child, _ = lead("exit 0")
-    assert child.wait(20) == 1
-    (line,) = child.tail()
-    assert line.startswith("mps: error: ")
-    assert str(driver) in line
-
-
-@pytest.mark.parametrize(("visible", "kept"), [("1,2", False), ("GPU-12ab", True), ("MIG-12ab", True)])
-def test_numbers_of_devices_are_kept_from_the_daemon(
-    lead: Callable[..., tuple[Child, Mps]], monkeypatch: pytest.MonkeyPatch, visible: str, kept: bool
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    child, _ = lead("echo $CUDA_VISIBLE_DEVICES; while :; do sleep 0.05; done")
-    assert soon(lambda: child.tail() == [visible])
-    (daemon,) = [pid for pid, words in group(child.pid).items() if words.endswith("nvidia-cuda-mps-control -f")]
-    values = Path(f"/proc/{daemon}/environ").read_bytes().split(b"\0")
-    assert (f"CUDA_VISIBLE_DEVICES={visible}".encode() in values) == kept
 
 
 @pytest.mark.parametrize("program", ["exit 1", "echo what; echo 12", "sleep 60", "echo '12 13'; exit 0"])
@@ -585,9 +364,3 @@ def test_idle_is_a_machine_that_could_and_does_not(driver: Path, monkeypatch: py
         assert not embedded.mps_is_idle()
     monkeypatch.setattr(embedded, "_has_gpu", lambda: False)
     assert not embedded.mps_is_idle()
-
-
-def test_the_leader_starts_without_what_is_slow_to_import() -> None:
-    code = "import sys; import repo_builder.serve.mps; print({'click', 'numpy', 'rich'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
