@@ -13,6 +13,7 @@ earlier batches: setting shapes and launching kernels one by one costs more than
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,10 @@ class Engine:
         self.inputs, self.outputs = self._slots[0].inputs, self._slots[0].outputs
         self._free: SimpleQueue[Slot] = SimpleQueue()
         for slot in self._slots:
+            for item in (*slot.inputs, *slot.outputs):  # rows that no request has filled yet run too
+                copy(item.device.handle, item.host.handle, item.host.size, TO_DEVICE, self._arithmetic)
             self._free.put(slot)
+        self._arithmetic.synchronize()
 
     def _largest(self, profile: int) -> Shapes:
         """Return the largest shapes of all tensors in a profile."""
@@ -156,6 +160,7 @@ class Engine:
             if behind and any(piece.on_gpu for pieces in requests for piece in pieces):
                 slot.gathered.synchronize()
         except BaseException:
+            self._settle()
             self._free.put(slot)
             raise
         return batch
@@ -186,8 +191,19 @@ class Engine:
         return Batch(slot, arrays, on_host)
 
     def release(self, batch: Batch) -> None:
-        """Give a batch's buffers back: what ``start`` returned is not used any more."""
+        """Give a batch's buffers back: it is done, and what ``start`` returned is not used any more."""
         self._free.put(batch.slot)
+
+    def cancel(self, batch: Batch) -> None:
+        """Give the buffers of a batch back that nobody will wait for."""
+        self._settle()
+        self._free.put(batch.slot)
+
+    def _settle(self) -> None:
+        """Wait until nothing is under way: what was enqueued before an error still uses buffers and requests."""
+        for stream in (self._there, self._arithmetic, self._back):
+            with contextlib.suppress(RuntimeError):  # after an error of the GPU nothing runs any more
+                stream.synchronize()
 
     def _cut(self, results: Shapes, shapes: Shapes) -> Shapes:
         """Return a graph's output shapes with the batch's own number of rows."""
@@ -196,19 +212,20 @@ class Engine:
     def _graphs(self, lane: Lane, slot: Slot, shapes: Shapes) -> Graphs | None:
         """Return the graphs of these shapes, or of the next larger batch of them; None where there is none."""
         key = (slot.number, shapes)
-        if key not in lane.graphs and self._batches:
+        found = lane.graphs.get(key) or lane.larger.get(key)
+        if found is None and self._batches:
             count, tails = shapes[0][0], [shape[1:] for shape in shapes]
-            larger = (
+            fitting = (
                 item
                 for number, item in lane.graphs
                 if number == slot.number
                 and count < item[0][0] <= _PADDING * count
                 and [shape[1:] for shape in item] == tails
             )
-            chosen = min(larger, default=None)
+            chosen = min(fitting, default=None)
             if chosen is not None:
-                lane.graphs[key] = lane.graphs[slot.number, chosen]
-        return lane.graphs.get(key)
+                found = lane.larger[key] = lane.graphs[slot.number, chosen]
+        return found
 
     def _gather(self, tensor: Tensor, shape: tuple[int, ...], pieces: Sequence[Piece], stream: Stream) -> None:
         """Copy the requests' pieces of one input, side by side, to the GPU."""

@@ -44,7 +44,9 @@ class Lane:
         self._stream = stream
         self._shapes: Shapes = ()
         self._results: Shapes = ()
-        self.graphs: dict[tuple[int, Shapes], Graphs] = {}  # number of the slot, inputs' shapes
+        # number of the slot, inputs' shapes → what was captured for them, and what is used for them without
+        self.graphs: dict[tuple[int, Shapes], Graphs] = {}
+        self.larger: dict[tuple[int, Shapes], Graphs] = {}
 
     def set(self, names: tuple[Sequence[str], Sequence[str]], shapes: Shapes) -> Shapes:
         """Set the inputs' shapes and return the outputs'; ``names`` are those of inputs and outputs."""

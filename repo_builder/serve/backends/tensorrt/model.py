@@ -14,13 +14,14 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from repo_builder.serve.backends.tensorrt.configuration import profiles, warmup_shapes
 from repo_builder.serve.backends.tensorrt.engine import DIRECT_BYTES, Engine, use_gpu
 from repo_builder.serve.backends.tensorrt.memory import Exported, address_of, read_capsule
 from repo_builder.serve.backends.tensorrt.slots import Batch, Piece, Shapes, Tensor
@@ -52,8 +53,8 @@ class _Item(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        """Whether no input has to be gathered by the CPU."""
-        return all(piece.array is None and piece.size >= DIRECT_BYTES for piece in self.pieces)
+        """Whether some input is worth a copy of its own."""
+        return any(piece.array is None and piece.size >= DIRECT_BYTES for piece in self.pieces)
 
 
 class TritonPythonModel:
@@ -83,12 +84,12 @@ class TritonPythonModel:
             self._engine = Engine(
                 folder / (config.get("default_model_filename") or "model.plan"),
                 gpu=self._gpu,
-                profiles=_profiles(config, args.get("model_instance_name", "")),
+                profiles=profiles(config, args.get("model_instance_name", "")),
                 batches=self._batches,
             )
         except (OSError, RuntimeError, KeyError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
-        for shapes in _warmup_shapes(config, [item.name for item in self._engine.inputs]):
+        for shapes in warmup_shapes(config, [item.name for item in self._engine.inputs]):
             self._capture(shapes, args["model_name"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
@@ -154,17 +155,8 @@ class TritonPythonModel:
             tensor = pb_utils.get_input_tensor_by_name(request, item.name)
             if tensor is None:
                 raise _RefusedError(f"the input '{item.name}' is missing")
-            if tensor.is_cpu():
-                array = tensor.as_numpy()
-                shape, dtype, size = array.shape, array.dtype, array.nbytes
-                direct = size >= DIRECT_BYTES
-                address = address_of(tensor.to_dlpack()) if direct else 0
-                pieces.append(Piece(None if direct else array, address, size, False))
-            else:
-                address, shape, dtype = read_capsule(tensor.to_dlpack())
-                pieces.append(Piece(None, address, int(np.prod(shape)) * dtype.itemsize, True))
-            if dtype != item.dtype:
-                raise _RefusedError(f"the input '{item.name}' is {dtype}, the engine takes {item.dtype}")
+            piece, shape = _located(tensor, item)
+            pieces.append(piece)
             shapes.append(shape)
         if self._batches and len(shapes) > 1 and len({shape[:1] for shape in shapes}) != 1:
             raise _RefusedError(f"the inputs differ in batch size: {[list(shape) for shape in shapes]}")
@@ -193,52 +185,62 @@ class TritonPythonModel:
         stays = alone and all(piece.on_gpu for item in members for piece in item.pieces)
         try:
             batch, cuts = self._start(members, stays=stays, behind=False)
+        except Exception as error:
+            made = _failures(error, len(members))
+        else:
             before = self._count("start", before)
-            batch.slot.done.synchronize()
-            before = self._count("finish", before)
             self._exported.clear()
-            for item, cut in zip(members, cuts, strict=True):
-                responses[item.place] = self._response(batch, cut, self._exported, copy=not alone)
-            self._engine.release(batch)
-        except (RuntimeError, ValueError) as error:
-            for item in members:
-                responses[item.place] = _failure(str(error), pb_utils.TritonError.INTERNAL)
+            try:
+                made, before = self._finish(batch, cuts, self._exported, copy=not alone, before=before)
+            finally:
+                self._engine.release(batch)
+        for item, response in zip(members, made, strict=True):
+            responses[item.place] = response
         self._count("respond", before)
 
     def _start_behind(self, requests: Sequence[Any], members: list[_Item], responses: list[Any], before: int) -> bool:
         """Enqueue a batch that is answered later; where that fails, fill in the responses and return False."""
+        stays = all(piece.on_gpu for item in members for piece in item.pieces)
         try:
-            stays = all(piece.on_gpu for item in members for piece in item.pieces)
             batch, cuts = self._start(members, stays=stays, behind=True)
-        except (RuntimeError, ValueError) as error:
-            responses[:] = [_failure(str(error), pb_utils.TritonError.INTERNAL) for _ in requests]
+            try:
+                senders = [request.get_response_sender() for request in requests]
+                self._senders.submit(self._answer, batch, cuts, senders, requests)
+            except Exception:
+                self._engine.cancel(batch)
+                raise
+        except Exception as error:
+            responses[:] = _failures(error, len(requests))
             return False
-        senders = [request.get_response_sender() for request in requests]
-        self._senders.submit(self._answer, batch, cuts, senders, requests)
         self._count("start", before)
         self._tally(len(requests))
         return True
 
     def _answer(self, batch: Batch, cuts: list[slice], senders: list[Any], requests: Sequence[Any]) -> None:
         """Wait for a batch and send its responses; ``requests`` are held, since the GPU reads from their memory."""
-        before = time.perf_counter_ns()
         exported: list[Exported] = []
+        made: list[Any] = []
+        before = time.perf_counter_ns()
+        try:
+            made, before = self._finish(batch, cuts, exported, copy=False, before=before)
+            others = [self._senders.submit(_send, *pair) for pair in zip(senders[1:], made[1:], strict=True)]
+            _send(senders[0], made[0])
+            wait(others)
+        finally:
+            made.clear()  # tensors call the deleters in their capsules when they go: those must still be there
+            self._engine.release(batch)
+        self._count("respond", before)
+
+    def _finish(
+        self, batch: Batch, cuts: list[slice], exported: list[Exported], *, copy: bool, before: int
+    ) -> tuple[list[Any], int]:
+        """Wait for a batch; return the response of each request, whose rows are ``cuts``, and when the wait ended."""
         try:
             batch.slot.done.synchronize()
             before = self._count("finish", before)
-            made = [self._response(batch, cut, exported, copy=False) for cut in cuts]
-        except RuntimeError as error:
-            made = [_failure(str(error), pb_utils.TritonError.INTERNAL) for _ in requests]
-        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        others = [
-            self._senders.submit(sender.send, response, flags=final)
-            for sender, response in zip(senders[1:], made[1:], strict=True)
-        ]
-        senders[0].send(made[0], flags=final)
-        for other in others:
-            other.result()
-        self._engine.release(batch)
-        self._count("respond", before)
+            return [self._response(batch, cut, exported, copy=copy) for cut in cuts], before
+        except Exception as error:
+            return _failures(error, len(cuts)), before
 
     def _response(self, batch: Batch, cut: slice, exported: list[Exported], *, copy: bool) -> Any:  # noqa: ANN401
         """Return the response of the request whose rows are ``cut``; ``exported`` takes what must outlive it."""
@@ -272,23 +274,38 @@ class TritonPythonModel:
         return now
 
 
+def _located(tensor: Any, item: Tensor) -> tuple[Piece, tuple[int, ...]]:  # noqa: ANN401 - pb_utils.Tensor
+    """Return where a request's input lies, and its full shape; nothing is copied.
+
+    Raises:
+        _RefusedError: It is of another type.
+    """
+    array = tensor.as_numpy() if tensor.is_cpu() else None
+    if array is None:
+        address, shape, dtype = read_capsule(tensor.to_dlpack())
+    else:
+        shape, dtype = array.shape, array.dtype
+    if dtype != item.dtype:
+        raise _RefusedError(f"the input '{item.name}' is {dtype}, the engine takes {item.dtype}")
+    if array is None:
+        return Piece(None, address, int(np.prod(shape)) * dtype.itemsize, True), shape
+    if array.nbytes < DIRECT_BYTES:
+        return Piece(array, 0, array.nbytes, False), shape
+    return Piece(None, address_of(tensor.to_dlpack()), array.nbytes, False), shape
+
+
+def _send(sender: Any, response: Any) -> None:  # noqa: ANN401 - pb_utils' response sender and response
+    """Send a request's only response; where Triton cannot take it, only that request goes without."""
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception as error:
+        pb_utils.Logger.log_error(f"tensorrt backend: a response cannot be sent: {error}")
+
+
+def _failures(error: Exception, count: int) -> list[Any]:
+    """Return the responses of requests that all fail for one reason."""
+    return [_failure(str(error), pb_utils.TritonError.INTERNAL) for _ in range(count)]
+
+
 def _failure(message: str, code: Any) -> Any:  # noqa: ANN401 - pb_utils' error codes and responses
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
-
-
-def _profiles(config: dict[str, Any], instance: str) -> list[int]:
-    """Return the optimization profiles that the instance's group names; the first where it names none."""
-    groups = config.get("instance_group") or [{}]
-    mine = next((group for group in groups if group.get("name") and instance.startswith(group["name"])), groups[0])
-    return [int(name) for name in mine.get("profile") or ["0"]]
-
-
-def _warmup_shapes(config: dict[str, Any], inputs: Sequence[str]) -> list[Shapes]:
-    """Return the full shapes of the inputs in each warm-up request that names them all."""
-    found: list[Shapes] = []
-    for sample in config.get("model_warmup") or []:
-        given = sample.get("inputs", {})
-        if all(name in given for name in inputs):
-            batch = [int(sample["batch_size"])] if int(config["max_batch_size"]) else []
-            found.append(tuple((*batch, *(int(size) for size in given[name]["dims"])) for name in inputs))
-    return list(dict.fromkeys(found))

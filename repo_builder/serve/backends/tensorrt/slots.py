@@ -9,6 +9,7 @@ import numpy as np
 from repo_builder.device import DeviceBuffer, Event, PinnedBuffer
 from repo_builder.tensors import Array
 
+_VIEWS = 1024  # of a tensor, kept at a time
 Shapes = tuple[tuple[int, ...], ...]  # full shapes, one an input or output, in the engine's order
 
 
@@ -42,6 +43,7 @@ class Tensor:
         self.dtype = dtype
         self.device = DeviceBuffer(size)
         self.host = PinnedBuffer(size)
+        self.host.bytes[:] = 0
         self._elements: Array = self.host.bytes[: size // dtype.itemsize * dtype.itemsize].view(dtype)
         self._views: dict[tuple[int, ...], Array] = {}
 
@@ -49,6 +51,8 @@ class Tensor:
         """Return the start of the staging buffer as an array of that shape."""
         found = self._views.get(shape)
         if found is None:
+            if len(self._views) >= _VIEWS:
+                self._views.clear()
             found = self._views[shape] = self._elements[: int(np.prod(shape))].reshape(shape)
         return found
 
