@@ -6,7 +6,7 @@
 VARIANTS is what ``precision_variants.py`` wrote. Runs where TensorRT and a GPU are; the PyTorch rows run under
 ``--torch-python``, in an environment of their own. Every latency is the GPU's time between two events, after a warm-up:
 alone, and with the copies of inputs and outputs between page-locked memory and the GPU. TensorRT runs in a CUDA graph,
-as the backend serves it.
+as the backend serves it. Power wants nvidia-ml-py, under ``--torch-python`` too.
 
 The rows of ONNX Runtime's TensorRT provider need onnxruntime-gpu 1.14.1 in a folder of its own, which was built against
 TensorRT 8.5, and cuBLAS 11 and cuDNN 8 in another: ``pip install --target FOLDER --no-deps onnxruntime-gpu==1.14.1``,
@@ -51,6 +51,8 @@ def main() -> None:
     if options.render:
         render(options.render)
         return
+    if not options.variants or ("vgg7" in options.models and not options.data_dir):
+        parser.error("VARIANTS, and --data-dir for vgg7, are needed to measure")
     measure(options)
     render(options.output)
 

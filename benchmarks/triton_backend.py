@@ -1,19 +1,23 @@
 """Serving figures of the embedded tensorrt backend beside a naive one, by perf_analyzer over gRPC.
 
-    python benchmarks/triton_backend.py ARTIFACT --perf-analyzer .perf_analyzer/perf_analyzer --output RESULTS.json
+    python benchmarks/triton_backend.py ARTIFACT --perf-analyzer .perf_analyzer/perf_analyzer --output RESULTS.json \\
+        --instances 1 2 3 4 --mps-instances 2 3 4 6 8 --naive-instances 1 2 --delay-us 0 --window-ms 1000
 
 ARTIFACT is a folder with model.onnx and its manifest, as ``precision_variants.py`` writes them (int8 VGG7 at full
 width). The plan is built here, the repository is the one that repo-builder writes. The targets are shares of what a
-native backend gave on an H200 in an earlier run: 17.0 k, 180 k and 488 k inferences a second.
+native backend gave on an H200 in an earlier run: 17.0 k, 180 k and 488 k inferences a second. RESULTS.json keeps a run
+for each ``--run NAME``; the others that it has stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -63,6 +67,7 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--perf-analyzer", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("triton_backend.json"))
+    parser.add_argument("--run", default="final", help="name of this run in the results")
     parser.add_argument("--instances", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument(
         "--mps-instances", type=int, nargs="*", default=[], help="ours with CUDA MPS, which must be there"
@@ -80,9 +85,11 @@ def main() -> None:
     details = {
         name: engine.details[name] for name in ("tensorrt_version", "gpu", "driver", "precision_counts", "profiles")
     }
-    results = {**head(), "engine": details, "rows": rows, "targets": targets(rows)}
-    files.write_json(options.output, results)
-    for item in results["targets"]:
+    kept = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"runs": {}}
+    run = {**head(), "engine": details, "rows": rows, "targets": targets(rows)}
+    kept["runs"][options.run] = {"about": " ".join(sys.argv[1:]), **run}
+    files.write_json(options.output, kept)
+    for item in run["targets"]:
         print(item)
 
 
