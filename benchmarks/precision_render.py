@@ -42,7 +42,7 @@ def markdown(document: dict[str, Any], shown: str) -> str:
         f"{machine['cuda']['runtime']}, torch {machine.get('torch', {}).get('torch', 'not measured')}; "
         f"made {document['made']} by `benchmarks/precision_table.py`. Latency is the GPU's time for one batch, "
         "microseconds, p50 / p99 of 300 runs (of ONNX Runtime the host's time for one call); power and energy are over "
-        "idle, at batch 64. Rows share a timing cache: the first of a kind takes longer to build, as it measures for all.",
+        "idle, at batch 64. Rows share a timing cache: the first of a kind measures for all and takes longer to build.",
         "",
         f"![Accuracy against latency of every row]({shown})",
     ]
