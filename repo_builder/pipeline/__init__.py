@@ -41,18 +41,18 @@ def build(options: BuildOptions) -> BuildResult:
     return BuildResult(exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped))
 
 
-def compile_artifact(folder: Path, options: BuildOptions) -> BuildResult:
+def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
     """Compile what another machine exported, and place it: the artifact's folder is all that is needed.
 
     Args:
-        folder: ``build/<name>``, which holds ``onnx``.
+        exported: What ``load_exported`` returned.
         options: As for ``build``; ``recipe`` is the artifact's own, with settings applied.
 
     Raises:
         RepoBuilderError: As ``build``.
     """
     skipped: list[str] = ["export"]
-    exported = dataclasses.replace(artifacts.read(OnnxArtifact, folder / "onnx"), recipe=options.recipe)
+    exported = dataclasses.replace(exported, recipe=options.recipe)
     recipe = options.recipe
     dataset: Dataset | None = None
     try:
@@ -67,9 +67,11 @@ def compile_artifact(folder: Path, options: BuildOptions) -> BuildResult:
 
 
 def load_exported(folder: Path) -> OnnxArtifact:
-    """Read ``build/<name>/onnx``.
+    """Read ``build/<name>/onnx``, which another machine may have made, and see that it was copied whole.
 
     Raises:
-        RepositoryError: There is none, or it is damaged.
+        RepositoryError: There is none, it is damaged, or its files are not those that its manifest lists.
     """
-    return artifacts.read(OnnxArtifact, folder / "onnx")
+    exported = artifacts.read(OnnxArtifact, folder / "onnx")
+    exported.require_whole()
+    return exported

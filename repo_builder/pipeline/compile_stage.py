@@ -78,7 +78,7 @@ def _compile_into(
             folder,
             options=CompileOptions(
                 recipe=options.recipe,
-                layer_precisions=exported.details["layer_precisions"],
+                layer_precisions=exported.layer_precisions,
                 cache_folder=options.work / ".cache",
                 allow_precision_mismatch=options.allow_precision_mismatch,
             ),
@@ -87,7 +87,7 @@ def _compile_into(
             step.wrote(item, shown=shown / item.name)
     for note in details.get("notes", ()):
         progress.stderr_console().print(f"  {note}", markup=False)
-    details["onnx_sha256"] = exported.files.get("model.onnx")
+    details["onnx_sha256"] = files.sha256_of(exported.model)
     details["recipe_sha256"] = files.sha256_of_json(options.recipe.to_dict())
     return details
 

@@ -15,7 +15,7 @@ import pytest
 
 from repo_builder import artifacts, pipeline, recipes
 from repo_builder.artifacts import EngineArtifact, OnnxArtifact
-from repo_builder.errors import OutputError, RecipeError
+from repo_builder.errors import ModelError, OutputError, RecipeError
 from repo_builder.pipeline import BuildOptions, BuildResult
 
 
@@ -125,9 +125,7 @@ def test_an_exported_folder_is_compiled_where_nothing_else_is(built: tuple[Path,
     folder, result = built
     shutil.copytree(folder / "build/jsc-tiny/onnx", tmp_path / "build/jsc-tiny/onnx")
     exported = pipeline.load_exported(tmp_path / "build/jsc-tiny")
-    again = pipeline.compile_artifact(
-        tmp_path / "build/jsc-tiny", dataclasses.replace(options(tmp_path), recipe=exported.recipe)
-    )
+    again = pipeline.compile_artifact(exported, dataclasses.replace(options(tmp_path), recipe=exported.recipe))
     assert again.engine.files["model.onnx"] == result.engine.files["model.onnx"]
     assert again.model_folder == tmp_path / "model_repository/jsc-tiny"
 
@@ -203,3 +201,11 @@ def test_a_users_own_model_and_data_go_the_same_way(project: Path, kind: str) ->
     assert by_form["onnxruntime"].top1 == pytest.approx(by_form["fp32"].top1, abs=0.02)
     assert sorted(item.precision for item in result.engine.layers) == ["fp16", "int8"]
     assert sorted(result.exported.details["layer_precisions"].values()) == ["fp16", "int8"]
+
+
+def test_a_file_that_is_no_onnx_model_is_told_with_what_to_do(project: Path) -> None:
+    (project / "mine.onnx").write_bytes((project / "mine.onnx").read_bytes()[:100])
+    recipe = project / "mine.toml"
+    recipe.write_text(RECIPE.format(source="mine.onnx", checkpoint="", last="*3*"))
+    with pytest.raises(ModelError, match=r"mine\.onnx: is not an ONNX model .* → export or copy it again"):
+        pipeline.build(options(project, recipe=str(recipe)))
