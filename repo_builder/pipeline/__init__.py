@@ -32,11 +32,12 @@ def build(options: BuildOptions) -> BuildResult:
     recipe = options.recipe
     for folder in (options.work, options.repository):
         files.require_writable(folder)
+    target = compile_stage.choose(options)
     with progress.step("load data") as step:
         dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
     exported = export_stage.run(options, dataset, skipped)
-    engine = compile_stage.run(exported, options, dataset, skipped)
+    engine = compile_stage.run(exported, target, options, dataset, skipped)
     folder = place_stage.run(engine, options, skipped)
     return BuildResult(exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped))
 
@@ -52,6 +53,7 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
         RepoBuilderError: As ``build``.
     """
     skipped: list[str] = ["export"]
+    target = compile_stage.choose(options)
     exported = dataclasses.replace(exported, recipe=options.recipe)
     recipe = options.recipe
     dataset: Dataset | None = None
@@ -61,7 +63,7 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
         progress.skipped(
             "score", f"the held-out data is not here ({error.message}); give --data-dir to score the engine"
         )
-    engine = compile_stage.run(exported, options, dataset, skipped)
+    engine = compile_stage.run(exported, target, options, dataset, skipped)
     placed = place_stage.run(engine, options, skipped)
     return BuildResult(exported=exported, engine=engine, model_folder=placed, skipped=tuple(skipped))
 

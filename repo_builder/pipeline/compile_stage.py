@@ -17,12 +17,27 @@ from repo_builder.pipeline.options import BuildOptions, current
 from repo_builder.recipe import Recipe
 
 
-def run(exported: OnnxArtifact, options: BuildOptions, dataset: Dataset | None, skipped: list[str]) -> EngineArtifact:
+def choose(options: BuildOptions) -> CompileTarget:
+    """Return the target that was asked for, before the work that would be in vain without it, and say why.
+
+    Raises:
+        CompileError: It is unavailable on this machine.
+        MissingDependency: Its library is not installed.
+    """
+    target, reason = compile.choose(options.target or options.recipe.compile.target)
+    progress.stderr_console().print(f"target: {reason}")
+    return target
+
+
+def run(
+    exported: OnnxArtifact, target: CompileTarget, options: BuildOptions, dataset: Dataset | None, skipped: list[str]
+) -> EngineArtifact:
     """Compile and score, or find what is up to date; ``skipped`` takes the stage's name then.
 
     Args:
         exported: The ONNX artifact.
-        options: The target, and what of it is asked for.
+        target: What ``choose`` returned.
+        options: What of it is asked for.
         dataset: Its held-out samples score the engine; None where it is not on this machine.
         skipped: Names of the stages that were up to date.
 
@@ -30,8 +45,6 @@ def run(exported: OnnxArtifact, options: BuildOptions, dataset: Dataset | None, 
         CompileError: The target refused the graph.
     """
     recipe = options.recipe
-    target, reason = compile.choose(options.target or recipe.compile.target)
-    progress.stderr_console().print(f"target: {reason}")
     folder = options.work / recipe.name / "engine"
     key = files.sha256_of_json({
         "exported": exported.files,

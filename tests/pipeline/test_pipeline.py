@@ -15,7 +15,7 @@ import pytest
 
 from repo_builder import artifacts, pipeline, recipes
 from repo_builder.artifacts import EngineArtifact, OnnxArtifact
-from repo_builder.errors import ModelError, OutputError, RecipeError
+from repo_builder.errors import MissingDependency, ModelError, OutputError, RecipeError
 from repo_builder.pipeline import BuildOptions, BuildResult
 
 
@@ -118,6 +118,14 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         pipeline.build(dataclasses.replace(options(tmp_path), repository=tmp_path / "file" / "repository"))
+    assert not (tmp_path / "build").exists()
+
+
+def test_a_target_that_is_not_here_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.delitem(sys.modules, "repo_builder.compile.tensorrt", raising=False)
+    with pytest.raises(MissingDependency, match="the target 'tensorrt' needs the library 'tensorrt'"):
+        pipeline.build(dataclasses.replace(options(tmp_path), target="tensorrt"))
     assert not (tmp_path / "build").exists()
 
 
