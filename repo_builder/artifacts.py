@@ -116,7 +116,10 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxArtifact(Artifact):
-    """``model.onnx`` (Q/DQ and fp16 regions), ``model.fp32.onnx`` (unquantized) and their manifest."""
+    """``model.onnx`` (Q/DQ and fp16 regions), ``model.fp32.onnx`` (unquantized) and their manifest.
+
+    ``details["calibration_samples"]`` and ``details["weights_sha256"]`` say what calibrated it and what it was made of.
+    """
 
     kind: ClassVar[str] = "onnx"
 

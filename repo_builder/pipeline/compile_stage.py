@@ -16,6 +16,9 @@ from repo_builder.pipeline import keys, scoring
 from repo_builder.pipeline.options import BuildOptions, current
 from repo_builder.recipe import Recipe
 
+# What of the exported artifact's provenance the engine's manifest repeats, so that a placed model tells it alone.
+_PROVENANCE = ("calibration_samples", "weights_sha256")
+
 
 def choose(options: BuildOptions) -> CompileTarget:
     """Return the target that was asked for, before the work that would be in vain without it, and say why.
@@ -45,9 +48,11 @@ def run(
         CompileError: The target refused the graph.
     """
     recipe = options.recipe
+    provenance = {name: exported.details.get(name) for name in _PROVENANCE}
     folder = options.work / recipe.name / "engine"
     key = files.sha256_of_json({
         "exported": exported.files,
+        "provenance": provenance,
         "compile": recipe.to_dict()["compile"],
         "max_batch_size": recipe.repository.max_batch_size,
         "target": target.name,
@@ -63,6 +68,7 @@ def run(
         return found
     with files.replacing_folder(folder) as fresh:
         details = _compile_into(fresh, target, exported, options, shown=folder)
+        details |= {name: value for name, value in provenance.items() if value is not None}
         scored = _score_engine(fresh, target, details, exported, dataset, recipe)
         details["data_sha256"] = dataset.fingerprint if scored and dataset else None
         artifact = EngineArtifact(

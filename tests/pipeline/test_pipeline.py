@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from repo_builder import artifacts, pipeline, recipes
+from repo_builder import artifacts, files, pipeline, recipes
 from repo_builder.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.errors import MissingDependency, ModelError, OutputError, RecipeError
 from repo_builder.pipeline import BuildOptions, BuildResult
@@ -127,6 +127,18 @@ def test_a_target_that_is_not_here_is_told_before_any_work(tmp_path: Path, monke
     with pytest.raises(MissingDependency, match="the target 'tensorrt' needs the library 'tensorrt'"):
         pipeline.build(dataclasses.replace(options(tmp_path), target="tensorrt"))
     assert not (tmp_path / "build").exists()
+
+
+def test_the_engine_tells_what_it_was_made_of(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
+    folder, result = built
+    details = artifacts.read(EngineArtifact, folder / "model_repository/jsc-tiny/1").details
+    assert details["onnx_sha256"] == files.sha256_of(result.exported.model)
+    assert details["calibration_samples"] == result.exported.recipe.data.calibration
+    assert details["weights_sha256"] == result.exported.details["weights_sha256"]
+    untold = {name: value for name, value in result.exported.details.items() if name == "layer_precisions"}
+    exported = dataclasses.replace(result.exported, details=untold)
+    again = pipeline.compile_artifact(exported, options(tmp_path))
+    assert not {"calibration_samples", "weights_sha256"} & set(again.engine.details)
 
 
 def test_an_exported_folder_is_compiled_where_nothing_else_is(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
