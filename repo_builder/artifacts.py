@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from repo_builder import files
 from repo_builder.errors import RecipeError, RepositoryError
 from repo_builder.profiles import Profile, from_json
-from repo_builder.recipe import Recipe, parse
+from repo_builder.recipe import Precision, Recipe, parse
 from repo_builder.tensors import DType, TensorSpec
 
 MANIFEST = "manifest.json"
@@ -116,7 +116,10 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxArtifact(Artifact):
-    """``model.onnx`` (Q/DQ and fp16 regions), ``model.fp32.onnx`` (unquantized) and their manifest."""
+    """``model.onnx`` (Q/DQ and fp16 regions), ``model.fp32.onnx`` (unquantized) and their manifest.
+
+    ``details["calibration_samples"]`` and ``details["weights_sha256"]`` say what calibrated it and what it was made of.
+    """
 
     kind: ClassVar[str] = "onnx"
 
@@ -129,6 +132,35 @@ class OnnxArtifact(Artifact):
     def reference(self) -> Path:
         """The same network in fp32."""
         return self.path / "model.fp32.onnx"
+
+    @property
+    def layer_precisions(self) -> dict[str, str]:
+        """Layer name → ``int8``, ``fp16`` or ``fp32``, as derived from the graph.
+
+        Raises:
+            RepositoryError: The manifest's are damaged.
+        """
+        found = self.details.get("layer_precisions")
+        if not isinstance(found, Mapping) or any(item not in get_args(Precision) for item in found.values()):
+            message = f"the layer_precisions in it are damaged ({found!r:.60})"
+            raise RepositoryError(message, where=str(self.path / MANIFEST), hint="copy or build it again")
+        return dict(found)
+
+    def require_whole(self) -> None:
+        """Refuse files that are not those of the manifest: part of a copy, or from elsewhere.
+
+        Raises:
+            RepositoryError: A file is missing, or has another content than the manifest lists.
+        """
+        for name in sorted({self.model.name, *self.files}):
+            try:
+                same = files.sha256_of(self.path / name) == self.files.get(name)
+                said = "is not the file that manifest.json lists"
+            except OSError as error:
+                same, said = False, f"cannot be read ({error.strerror})"
+            if not same:
+                hint = f"copy all of {self.path} again, or build it again"
+                raise RepositoryError(said, where=str(self.path / name), hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +224,10 @@ def read(cls: type[A], folder: Path) -> A:
         raise RepositoryError(
             "there is no manifest.json", where=str(folder), hint="run repo-builder build first"
         ) from None
+    except NotADirectoryError:
+        nearest = next(item for item in (folder, *folder.parents) if item.exists())
+        hint = "name the folder that repo-builder build made, as build/vgg"
+        raise RepositoryError("is a file, not a folder", where=str(nearest), hint=hint) from None
     except (OSError, ValueError) as error:
         raise RepositoryError(f"is damaged ({error})", where=str(manifest), hint="build again with --force") from None
     found = (value.get("kind"), value.get("schema")) if isinstance(value, Mapping) else (None, None)

@@ -74,6 +74,36 @@ def test_what_is_not_such_an_artifact_is_refused(tmp_path: Path) -> None:
             artifacts.read(OnnxArtifact, tmp_path)
 
 
+def test_an_artifact_is_whole_when_its_files_are_those_of_the_manifest(tmp_path: Path) -> None:
+    artifact = written(tmp_path)
+    (tmp_path / "notes.txt").write_text("someone's own")
+    artifact.require_whole()
+    with pytest.raises(RepositoryError, match=r"model\.onnx: is not the file that manifest\.json lists → copy all of"):
+        dataclasses.replace(artifact, files={}).require_whole()
+    with pytest.raises(
+        RepositoryError, match=r"outputs\.npz: cannot be read \(No such file or directory\) → copy all of"
+    ):
+        dataclasses.replace(artifact, files={**artifact.files, "outputs.npz": ""}).require_whole()
+    artifact.model.write_bytes(b"mod")
+    with pytest.raises(RepositoryError, match=r"model\.onnx: is not the file"):
+        artifact.require_whole()
+
+
+@pytest.mark.parametrize("damaged", [{}, {"layer_precisions": ["int8"]}, {"layer_precisions": {"conv": 8}}])
+def test_an_exported_artifact_says_what_each_layer_is(tmp_path: Path, damaged: dict[str, Any]) -> None:
+    artifact = written(tmp_path)
+    assert artifact.layer_precisions == {"conv": "int8"}
+    with pytest.raises(RepositoryError, match=r"manifest\.json: the layer_precisions in it are damaged"):
+        _ = dataclasses.replace(artifact, details=damaged).layer_precisions
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("")
+    with pytest.raises(RepositoryError, match="afile: is a file, not a folder → name the folder") as caught:
+        artifacts.read(OnnxArtifact, tmp_path / "afile" / "onnx")
+    assert caught.value.where == str(tmp_path / "afile")
+
+
 def test_an_engine_names_its_file_by_target(tmp_path: Path) -> None:
     base = written(tmp_path)
     values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}

@@ -48,4 +48,4 @@ def command(
         keep_versions=keep_versions,
         allow_precision_mismatch=allow_precision_mismatch,
     )
-    show(pipeline.compile_artifact(artifact, options), as_json=as_json)
+    show(pipeline.compile_artifact(exported, options), as_json=as_json)

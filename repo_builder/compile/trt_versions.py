@@ -5,8 +5,10 @@ and ``set_tensor_address``, ``execute_async_v3``, the engine inspector, timing c
 breaks on numpy 1.24 and later, and newer types have no numpy equal): ``repo_builder.tensors`` holds the table.
 
 Plans have been built and run with 8.5.3.1 alone. Of 8.6, 10 and 11 it is proven that their published bindings have
-every name that is used and that methods take the arguments given (tests/compile/test_tensorrt_versions.py). Not proven
-is what only running tells: that a graph is accepted, which precisions come out, how the inspector names fused layers.
+every name that is used, and that one overload of every method that is called or overridden, constructors among them,
+has the parameters that arguments are given for, in their order, and none beyond them without a default
+(tests/compile/test_tensorrt_versions.py). Not proven is what only running tells: that arguments of our types are
+converted, that a graph is accepted, which precisions come out, how the inspector names fused layers.
 """
 
 from __future__ import annotations

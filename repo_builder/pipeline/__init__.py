@@ -32,27 +32,29 @@ def build(options: BuildOptions) -> BuildResult:
     recipe = options.recipe
     for folder in (options.work, options.repository):
         files.require_writable(folder)
+    target = compile_stage.choose(options)
     with progress.step("load data") as step:
         dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
     exported = export_stage.run(options, dataset, skipped)
-    engine = compile_stage.run(exported, options, dataset, skipped)
+    engine = compile_stage.run(exported, target, options, dataset, skipped)
     folder = place_stage.run(engine, options, skipped)
     return BuildResult(exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped))
 
 
-def compile_artifact(folder: Path, options: BuildOptions) -> BuildResult:
+def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
     """Compile what another machine exported, and place it: the artifact's folder is all that is needed.
 
     Args:
-        folder: ``build/<name>``, which holds ``onnx``.
+        exported: What ``load_exported`` returned.
         options: As for ``build``; ``recipe`` is the artifact's own, with settings applied.
 
     Raises:
         RepoBuilderError: As ``build``.
     """
     skipped: list[str] = ["export"]
-    exported = dataclasses.replace(artifacts.read(OnnxArtifact, folder / "onnx"), recipe=options.recipe)
+    target = compile_stage.choose(options)
+    exported = dataclasses.replace(exported, recipe=options.recipe)
     recipe = options.recipe
     dataset: Dataset | None = None
     try:
@@ -61,15 +63,17 @@ def compile_artifact(folder: Path, options: BuildOptions) -> BuildResult:
         progress.skipped(
             "score", f"the held-out data is not here ({error.message}); give --data-dir to score the engine"
         )
-    engine = compile_stage.run(exported, options, dataset, skipped)
+    engine = compile_stage.run(exported, target, options, dataset, skipped)
     placed = place_stage.run(engine, options, skipped)
     return BuildResult(exported=exported, engine=engine, model_folder=placed, skipped=tuple(skipped))
 
 
 def load_exported(folder: Path) -> OnnxArtifact:
-    """Read ``build/<name>/onnx``.
+    """Read ``build/<name>/onnx``, which another machine may have made, and see that it was copied whole.
 
     Raises:
-        RepositoryError: There is none, or it is damaged.
+        RepositoryError: There is none, it is damaged, or its files are not those that its manifest lists.
     """
-    return artifacts.read(OnnxArtifact, folder / "onnx")
+    exported = artifacts.read(OnnxArtifact, folder / "onnx")
+    exported.require_whole()
+    return exported

@@ -16,13 +16,31 @@ from repo_builder.pipeline import keys, scoring
 from repo_builder.pipeline.options import BuildOptions, current
 from repo_builder.recipe import Recipe
 
+# What of the exported artifact's provenance the engine's manifest repeats, so that a placed model tells it alone.
+_PROVENANCE = ("calibration_samples", "weights_sha256")
 
-def run(exported: OnnxArtifact, options: BuildOptions, dataset: Dataset | None, skipped: list[str]) -> EngineArtifact:
+
+def choose(options: BuildOptions) -> CompileTarget:
+    """Return the target that was asked for, before the work that would be in vain without it, and say why.
+
+    Raises:
+        CompileError: It is unavailable on this machine.
+        MissingDependency: Its library is not installed.
+    """
+    target, reason = compile.choose(options.target or options.recipe.compile.target)
+    progress.stderr_console().print(f"target: {reason}")
+    return target
+
+
+def run(
+    exported: OnnxArtifact, target: CompileTarget, options: BuildOptions, dataset: Dataset | None, skipped: list[str]
+) -> EngineArtifact:
     """Compile and score, or find what is up to date; ``skipped`` takes the stage's name then.
 
     Args:
         exported: The ONNX artifact.
-        options: The target, and what of it is asked for.
+        target: What ``choose`` returned.
+        options: What of it is asked for.
         dataset: Its held-out samples score the engine; None where it is not on this machine.
         skipped: Names of the stages that were up to date.
 
@@ -30,11 +48,11 @@ def run(exported: OnnxArtifact, options: BuildOptions, dataset: Dataset | None, 
         CompileError: The target refused the graph.
     """
     recipe = options.recipe
-    target, reason = compile.choose(options.target or recipe.compile.target)
-    progress.stderr_console().print(f"target: {reason}")
+    provenance = {name: exported.details.get(name) for name in _PROVENANCE}
     folder = options.work / recipe.name / "engine"
     key = files.sha256_of_json({
         "exported": exported.files,
+        "provenance": provenance,
         "compile": recipe.to_dict()["compile"],
         "max_batch_size": recipe.repository.max_batch_size,
         "target": target.name,
@@ -50,6 +68,7 @@ def run(exported: OnnxArtifact, options: BuildOptions, dataset: Dataset | None, 
         return found
     with files.replacing_folder(folder) as fresh:
         details = _compile_into(fresh, target, exported, options, shown=folder)
+        details |= {name: value for name, value in provenance.items() if value is not None}
         scored = _score_engine(fresh, target, details, exported, dataset, recipe)
         details["data_sha256"] = dataset.fingerprint if scored and dataset else None
         artifact = EngineArtifact(
@@ -78,7 +97,7 @@ def _compile_into(
             folder,
             options=CompileOptions(
                 recipe=options.recipe,
-                layer_precisions=exported.details["layer_precisions"],
+                layer_precisions=exported.layer_precisions,
                 cache_folder=options.work / ".cache",
                 allow_precision_mismatch=options.allow_precision_mismatch,
             ),
@@ -87,7 +106,7 @@ def _compile_into(
             step.wrote(item, shown=shown / item.name)
     for note in details.get("notes", ()):
         progress.stderr_console().print(f"  {note}", markup=False)
-    details["onnx_sha256"] = exported.files.get("model.onnx")
+    details["onnx_sha256"] = files.sha256_of(exported.model)
     details["recipe_sha256"] = files.sha256_of_json(options.recipe.to_dict())
     return details
 

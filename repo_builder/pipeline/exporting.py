@@ -143,7 +143,8 @@ def _export_onnx(
         try:
             model = onnx.load(origin.path)
         except Exception as error:  # protobuf's and onnx's errors share no base class
-            raise ModelError(f"is not an ONNX model ({error})", where=str(origin.path)) from error
+            hint = "export or copy it again"
+            raise ModelError(f"is not an ONNX model ({error})", where=str(origin.path), hint=hint) from error
         onnx.save(model, folder / "model.fp32.onnx")
         step.wrote(origin.path)
     with progress.step("quantize + calibrate"):

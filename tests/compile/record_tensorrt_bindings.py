@@ -2,7 +2,9 @@
 
 The bindings are extension modules that link libnvinfer and its kin and call a handful of functions of theirs. Those are
 replaced by empty libraries made here, which is enough to import the module and read its classes and docstrings; nothing
-can be run. Needs pip with access to a registry, CPython 3.10 as python3.10, gcc, readelf and nm.
+can be run. Kept of a method is the first line of its docstring, its signature; where that is ``(*args, **kwargs)``, the
+overloads that the docstring numbers, one a line. Needs pip with access to a registry, CPython 3.10 as python3.10,
+gcc, readelf and nm.
 """
 
 from __future__ import annotations
@@ -36,16 +38,20 @@ ENUMS = (
 )  # fmt: skip
 
 READ = """
-import importlib.util, json, sys
+import importlib.util, json, re, sys
 spec = importlib.util.spec_from_file_location("tensorrt", sys.argv[1])
 trt = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(trt)
 classes, enums = json.loads(sys.argv[2])
-def first_line(item):
-    return ((item.__doc__ or "").strip().splitlines() or [""])[0]
+def signatures(item):
+    lines = (item.__doc__ or "").strip().splitlines() or [""]
+    overloads = [found[1] for line in lines if (found := re.match(r"\\d+\\. (\\w+\\(self: .*)", line))]
+    return overloads or lines[:1]
+def methods(kind):
+    names = [name for name in dir(kind) if name == "__init__" or not name.startswith("__")]
+    return {name: "\\n".join(signatures(getattr(kind, name))) for name in names}
 print(json.dumps({
-    "classes": {name: {key: first_line(getattr(getattr(trt, name), key)) for key in dir(getattr(trt, name))
-                       if not key.startswith("__")} for name in classes if hasattr(trt, name)},
+    "classes": {name: methods(getattr(trt, name)) for name in classes if hasattr(trt, name)},
     "enums": {name: list(getattr(trt, name).__members__) for name in enums if hasattr(trt, name)},
 }))
 """

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from repo_builder import artifacts, pipeline, recipes
+from repo_builder import artifacts, files, pipeline, recipes
 from repo_builder.artifacts import EngineArtifact, OnnxArtifact
-from repo_builder.errors import OutputError, RecipeError
+from repo_builder.errors import MissingDependency, ModelError, OutputError, RecipeError
 from repo_builder.pipeline import BuildOptions, BuildResult
 
 
@@ -121,13 +121,31 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: P
     assert not (tmp_path / "build").exists()
 
 
+def test_a_target_that_is_not_here_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.delitem(sys.modules, "repo_builder.compile.tensorrt", raising=False)
+    with pytest.raises(MissingDependency, match="the target 'tensorrt' needs the library 'tensorrt'"):
+        pipeline.build(dataclasses.replace(options(tmp_path), target="tensorrt"))
+    assert not (tmp_path / "build").exists()
+
+
+def test_the_engine_tells_what_it_was_made_of(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
+    folder, result = built
+    details = artifacts.read(EngineArtifact, folder / "model_repository/jsc-tiny/1").details
+    assert details["onnx_sha256"] == files.sha256_of(result.exported.model)
+    assert details["calibration_samples"] == result.exported.recipe.data.calibration
+    assert details["weights_sha256"] == result.exported.details["weights_sha256"]
+    untold = {name: value for name, value in result.exported.details.items() if name == "layer_precisions"}
+    exported = dataclasses.replace(result.exported, details=untold)
+    again = pipeline.compile_artifact(exported, options(tmp_path))
+    assert not {"calibration_samples", "weights_sha256"} & set(again.engine.details)
+
+
 def test_an_exported_folder_is_compiled_where_nothing_else_is(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
     folder, result = built
     shutil.copytree(folder / "build/jsc-tiny/onnx", tmp_path / "build/jsc-tiny/onnx")
     exported = pipeline.load_exported(tmp_path / "build/jsc-tiny")
-    again = pipeline.compile_artifact(
-        tmp_path / "build/jsc-tiny", dataclasses.replace(options(tmp_path), recipe=exported.recipe)
-    )
+    again = pipeline.compile_artifact(exported, dataclasses.replace(options(tmp_path), recipe=exported.recipe))
     assert again.engine.files["model.onnx"] == result.engine.files["model.onnx"]
     assert again.model_folder == tmp_path / "model_repository/jsc-tiny"
 
@@ -203,3 +221,11 @@ def test_a_users_own_model_and_data_go_the_same_way(project: Path, kind: str) ->
     assert by_form["onnxruntime"].top1 == pytest.approx(by_form["fp32"].top1, abs=0.02)
     assert sorted(item.precision for item in result.engine.layers) == ["fp16", "int8"]
     assert sorted(result.exported.details["layer_precisions"].values()) == ["fp16", "int8"]
+
+
+def test_a_file_that_is_no_onnx_model_is_told_with_what_to_do(project: Path) -> None:
+    (project / "mine.onnx").write_bytes((project / "mine.onnx").read_bytes()[:100])
+    recipe = project / "mine.toml"
+    recipe.write_text(RECIPE.format(source="mine.onnx", checkpoint="", last="*3*"))
+    with pytest.raises(ModelError, match=r"mine\.onnx: is not an ONNX model .* → export or copy it again"):
+        pipeline.build(options(project, recipe=str(recipe)))
