@@ -11,7 +11,8 @@ from repo_builder.artifacts import EngineArtifact
 from repo_builder.compile import trt_inspector
 from repo_builder.compile.trt_inspector import EngineLayer, Verdict
 from repo_builder.errors import CompileError, MissingDependency, RepositoryError
-from repo_builder.profiles import Profile, to_json
+from repo_builder.profiles import PlanSignature, to_json
+from repo_builder.tensors import TensorSpec
 
 _FACTS = (
     "tensorrt_version", "cuda_version", "driver", "gpu", "compute_capability", "flags", "build_seconds", "plan_bytes",
@@ -84,15 +85,19 @@ def inspect_plan(plan: Path) -> Inspection:
     return Inspection(model=plan, source=", ".join(told), facts=facts, verdicts=verdicts, layers=layers)
 
 
-def ask_engine(plan: Path) -> tuple[Profile, ...]:
-    """Return the optimization profiles that a plan's engine has.
+def ask_engine(plan: Path) -> PlanSignature:
+    """Return the tensors and the optimization profiles that a plan's engine has.
 
     Raises:
         MissingDependency: TensorRT is not installed.
         CompileError: TensorRT cannot load the plan.
     """
-    profiles: tuple[Profile, ...] = _load(plan).profiles
-    return profiles
+    loaded = _load(plan)
+    inputs, outputs = (
+        tuple(TensorSpec(name=item.name, dtype=item.dtype, shape=tuple(item.shape[1:])) for item in tensors)
+        for tensors in (loaded.inputs, loaded.outputs)
+    )
+    return PlanSignature(inputs=inputs, outputs=outputs, profiles=loaded.profiles)
 
 
 def _load(plan: Path) -> Any:  # noqa: ANN401 - a trt_plan.Plan, whose module needs TensorRT
