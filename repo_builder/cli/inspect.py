@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repo_builder.errors import RepositoryError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -39,7 +41,6 @@ def command(path: Path, as_json: bool) -> None:
 
 def _show_onnx(model: Path, *, as_json: bool) -> None:
     """Print the precision that an ONNX graph gives each layer."""
-    from repo_builder.errors import RepositoryError
     from repo_builder.export import qdq
     from repo_builder.graphs import layer_of
 
@@ -48,7 +49,8 @@ def _show_onnx(model: Path, *, as_json: bool) -> None:
 
         graph = onnx.load(model)
     except Exception as error:  # onnx's and protobuf's errors share no base class
-        raise RepositoryError(f"is not an ONNX model ({error})", where=str(model)) from error
+        hint = "copy it again, or export it again with repo-builder build --force"
+        raise RepositoryError(f"is not an ONNX model ({error})", where=str(model), hint=hint) from error
     precisions = qdq.layer_precisions(graph)
     operators = {layer_of(node): node.op_type for node in graph.graph.node}
     rows = [{"layer": name, "operator": operators[name], "precision": kind} for name, kind in precisions.items()]
@@ -59,7 +61,14 @@ def _show_onnx(model: Path, *, as_json: bool) -> None:
 
 
 def _show_plan(found: Inspection, *, as_json: bool) -> None:
-    """Print what the manifest and the engine tell."""
+    """Print what the manifest and the engine tell, and why the manifest was not believed."""
+    from repo_builder.artifacts import MANIFEST
+
+    if found.ignored:
+        told = RepositoryError(
+            found.ignored, where=str(found.model.with_name(MANIFEST)), hint="only the engine was asked"
+        )
+        click.echo(f"warning: {told}", err=True)
     if as_json:
         document = dataclasses.asdict(found) | {"model": str(found.model)}
         click.echo(json.dumps(document, indent=2))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo_builder.errors import ServeError
+from repo_builder.errors import MissingDependency, RepoBuilderError, ServeError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -113,11 +113,12 @@ def _preflight(repository: Path, models: tuple[str, ...], *, container: bool) ->
     if not chosen:
         return
     from repo_builder.compile.inspection import ask_engine
-    from repo_builder.repository.validate import preflight
+    from repo_builder.repository.validate import Missing, preflight
 
-    refusals = []
+    refusals: list[RepoBuilderError] = []
     for item in preflight(repository, chosen, ask_engine=None if container else ask_engine):
-        told = ServeError(item.message, where=str(repository / item.path), hint=item.hint)
+        kind = MissingDependency if isinstance(item, Missing) else ServeError
+        told = kind(item.message, where=str(repository / item.path), hint=item.hint)
         if item.level == "error":
             refusals.append(told)
         else:

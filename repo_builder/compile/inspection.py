@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from repo_builder import artifacts, environment, files, loading
-from repo_builder.artifacts import EngineArtifact
+from repo_builder.artifacts import MANIFEST, EngineArtifact
 from repo_builder.compile import trt_inspector
 from repo_builder.compile.trt_inspector import EngineLayer, Verdict
 from repo_builder.errors import CompileError, MissingDependency, RepositoryError
-from repo_builder.profiles import Profile, to_json
+from repo_builder.profiles import PlanSignature, to_json
+from repo_builder.tensors import TensorSpec
 
 _FACTS = (
     "tensorrt_version", "cuda_version", "driver", "gpu", "compute_capability", "flags", "build_seconds", "plan_bytes",
     "precision_counts", "profiles",
 )  # fmt: skip
+_REPAIR = "place the model again, or remove the manifest"
+_SUFFIXES = (".plan", ".onnx", ".engine", ".trt")  # the latter two are what others call plans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Inspection:
         facts: What the model was built with and for, as plain JSON values.
         verdicts: Layers of the recipe, asked against got; empty without a manifest.
         layers: Layers of the engine; empty without TensorRT and a GPU.
+        ignored: Why the manifest beside the model was not believed; empty where it was, or where there is none.
     """
 
     model: Path
@@ -36,6 +40,7 @@ class Inspection:
     facts: dict[str, Any]
     verdicts: tuple[Verdict, ...]
     layers: tuple[EngineLayer, ...]
+    ignored: str = ""
 
 
 def locate(path: Path) -> Path:
@@ -48,6 +53,9 @@ def locate(path: Path) -> Path:
         RepositoryError: There is no model there.
     """
     if path.is_file():
+        if path.suffix not in _SUFFIXES:
+            hint = "name a .plan or an .onnx file, or a model's folder"
+            raise RepositoryError("is neither a plan nor an ONNX file by its name", where=str(path), hint=hint)
         return path
     if not path.is_dir():
         raise RepositoryError("there is no such file or folder", where=str(path), hint="repo-builder build makes one")
@@ -67,32 +75,41 @@ def inspect_plan(plan: Path) -> Inspection:
     Raises:
         MissingDependency: There is no manifest, and TensorRT is not installed.
         CompileError: There is no manifest, and TensorRT cannot load the plan.
+        RepositoryError: There is one that is damaged or about another plan, and the engine cannot be asked.
     """
-    facts, verdicts = _from_manifest(plan)
+    facts, verdicts, ignored = _from_manifest(plan)
     layers: tuple[EngineLayer, ...] = ()
     told_by_manifest = bool(facts)
     if environment.gpus() or not facts:
         try:
             loaded = _load(plan)
-        except (MissingDependency, CompileError):  # the manifest is enough, also for another machine's plan
-            if not facts:
+        except (MissingDependency, CompileError) as error:
+            if ignored:
+                message = f"{ignored}, and the engine cannot be asked: {error.message}"
+                raise RepositoryError(message, where=str(plan.parent / MANIFEST), hint=_REPAIR) from error
+            if not facts:  # with them the manifest is enough, also for another machine's plan
                 raise
         else:
             layers = trt_inspector.parse(loaded.inspect())
             facts.setdefault("profiles", to_json(loaded.profiles))
     told = [name for name, there in (("manifest", told_by_manifest), ("engine", layers)) if there]
-    return Inspection(model=plan, source=", ".join(told), facts=facts, verdicts=verdicts, layers=layers)
+    source = ", ".join(told)
+    return Inspection(model=plan, source=source, facts=facts, verdicts=verdicts, layers=layers, ignored=ignored)
 
 
-def ask_engine(plan: Path) -> tuple[Profile, ...]:
-    """Return the optimization profiles that a plan's engine has.
+def ask_engine(plan: Path) -> PlanSignature:
+    """Return the tensors and the optimization profiles that a plan's engine has.
 
     Raises:
         MissingDependency: TensorRT is not installed.
         CompileError: TensorRT cannot load the plan.
     """
-    profiles: tuple[Profile, ...] = _load(plan).profiles
-    return profiles
+    loaded = _load(plan)
+    inputs, outputs = (
+        tuple(TensorSpec(name=item.name, dtype=item.dtype, shape=tuple(item.shape[1:])) for item in tensors)
+        for tensors in (loaded.inputs, loaded.outputs)
+    )
+    return PlanSignature(inputs=inputs, outputs=outputs, profiles=loaded.profiles)
 
 
 def _load(plan: Path) -> Any:  # noqa: ANN401 - a trt_plan.Plan, whose module needs TensorRT
@@ -100,15 +117,26 @@ def _load(plan: Path) -> Any:  # noqa: ANN401 - a trt_plan.Plan, whose module ne
     return loading.load("repo_builder.compile.trt_plan:Plan", extra="tensorrt", what=what).load(plan)
 
 
-def _from_manifest(plan: Path) -> tuple[dict[str, Any], tuple[Verdict, ...]]:
+def _from_manifest(plan: Path) -> tuple[dict[str, Any], tuple[Verdict, ...], str]:
+    """Return what the manifest beside a plan tells, and why it tells nothing where it is not believed."""
+    if not (plan.parent / MANIFEST).exists():
+        return {}, (), ""
     try:
         artifact = artifacts.read(EngineArtifact, plan.parent)
-    except RepositoryError:
-        return {}, ()
-    if artifact.files.get(plan.name) != files.sha256_of(plan):
-        return {}, ()
+    except RepositoryError as error:
+        return {}, (), error.message
     facts = {name: artifact.details[name] for name in _FACTS if name in artifact.details}
+    if not artifact.files or not facts:
+        return {}, (), f"does not say which {plan.name} it is about, or what that was made for"
+    if files.sha256_of(plan) not in artifact.files.values():
+        return {}, (), f"is about another {plan.name} (its sha256 differs)"
+    return facts, _verdicts(artifact.details.get("precisions", ())), ""
+
+
+def _verdicts(value: Any) -> tuple[Verdict, ...]:  # noqa: ANN401 - a JSON value
+    """Read a manifest's verdicts; those of another version, or damaged ones, are none."""
     try:
-        return facts, trt_inspector.from_json(artifact.details.get("precisions", ()))
+        verdicts = trt_inspector.from_json(value)
     except TypeError:
-        return facts, ()
+        return ()
+    return verdicts if all(isinstance(text, str) for item in verdicts for text in asdict(item).values()) else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from repo_builder.errors import CompileError, RecipeError, did_you_mean
-from repo_builder.profiles import BOUNDS, Profile, max_batch
+from repo_builder.profiles import BOUNDS, Profile, first_hole, in_words, max_batch
 from repo_builder.recipe import ProfileSpec, Recipe
 from repo_builder.tensors import ShapeProfile, TensorSpec
 
@@ -18,7 +18,7 @@ def from_recipe(recipe: Recipe) -> tuple[Profile, ...]:
 
     Raises:
         RecipeError: A profile has no shape for a dynamic dimension, or does not fit the inputs.
-        CompileError: The largest batch that Triton may form fits no profile.
+        CompileError: A batch that Triton may form fits no profile.
     """
     largest = max(recipe.repository.max_batch_size, 1)
     specs = recipe.compile.tensorrt.profiles or (
@@ -37,14 +37,28 @@ def from_recipe(recipe: Recipe) -> tuple[Profile, ...]:
             raise RecipeError(
                 f"there is no input '{unknown}'", where=where, hint=did_you_mean(unknown, profiles[place])
             )
-    covered = max_batch(profiles)
-    if covered < recipe.repository.max_batch_size:
+    if recipe.repository.max_batch_size:
+        _check_coverage(recipe, profiles)
+    return profiles
+
+
+def _check_coverage(recipe: Recipe, profiles: Sequence[Profile]) -> None:
+    """Refuse profiles that leave out what Triton may send."""
+    largest, covered = recipe.repository.max_batch_size, max_batch(profiles)
+    if covered < largest:
         raise CompileError(
-            f"Triton may form batches of {recipe.repository.max_batch_size}, and the largest profile ends at {covered}",
+            f"Triton may form batches of {largest}, and the largest profile ends at {covered}",
             where="repository.max_batch_size",
             hint=f"lower it to {covered}, or raise max_batch in compile.tensorrt.profiles",
         )
-    return profiles
+    hole = first_hole(profiles, {item.name: item.shape for item in recipe.model.inputs}, largest=largest)
+    if hole:
+        raise CompileError(
+            f"Triton may send {in_words(hole)}, and no profile takes that",
+            where="compile.tensorrt.profiles",
+            hint=f"let min_batch to max_batch of the profiles cover 1 to {largest} without a gap, for all shapes, "
+            "or set repository.max_batch_size = 0",
+        )
 
 
 def _shapes(tensor: TensorSpec, spec: ProfileSpec, where: str) -> ShapeProfile:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from repo_builder.errors import RepositoryError, did_you_mean
 from repo_builder.repository.checks import ensemble, settings, tensors, versions
-from repo_builder.repository.checks.findings import Finding, error, info
+from repo_builder.repository.checks.findings import Finding, Missing, error, info
 from repo_builder.repository.checks.folder import ModelFolder, read
 from repo_builder.repository.checks.plans import AskEngine
 from repo_builder.repository.spec import CONFIG
 
-__all__ = ["Finding", "models", "preflight", "validate"]
+__all__ = ["Finding", "Missing", "models", "preflight", "validate"]
 
 
 def models(repository: Path) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def validate(
     Args:
         repository: The model repository.
         names: Models to report on; all where there are none.
-        ask_engine: Returns the profiles of a plan by means of this machine's TensorRT; None leaves that out.
+        ask_engine: Says what a plan takes and gives, by means of this machine's TensorRT; None leaves that out.
 
     Returns:
         What was found, in the order of the models.

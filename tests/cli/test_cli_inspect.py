@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -70,12 +71,35 @@ def test_people_see_what_is_not_as_asked(model: Path, capsys: pytest.CaptureFixt
 
 def test_a_manifest_of_another_plan_is_not_believed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (model / "10" / "model.plan").write_bytes(b"another")
-    assert run(["inspect", str(model)]) != 0
-    assert "tensorrt" in capsys.readouterr().err.lower()
+    assert run(["inspect", str(model)]) == 9
+    told = capsys.readouterr().err
+    assert f"{model / '10' / 'manifest.json'}: is about another model.plan (its sha256 differs)" in told
+    assert "tensorrt" in told.lower()
 
 
-def test_a_manifest_without_layers_is_still_where_it_is_from(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rewrite(model, precisions=[{"of": "another version"}])
+@pytest.mark.parametrize("changed", [{"files": {}}, {"details": []}, {"kind": "onnx"}])
+def test_the_engine_alone_is_shown_with_why_the_manifest_is_not(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    layers = {"Layers": ["conv"]}
+    plan = SimpleNamespace(load=lambda _: SimpleNamespace(profiles=(), inspect=lambda: layers))
+    monkeypatch.setattr(inspection.loading, "load", lambda *_, **__: plan)
+    manifest = model / "10" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changed))
+    assert run(["inspect", str(model), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"warning: {manifest}: ")
+    told = json.loads(captured.out)
+    assert (told["source"], told["ignored"] != "") == ("engine", True)
+
+
+@pytest.mark.parametrize(
+    "precisions", [[{"of": "another version"}], 3, ["x"], [{"layer": 3, "node": "", "asked": "int8", "got": "int8"}]]
+)
+def test_a_manifest_without_layers_is_still_where_it_is_from(
+    model: Path, capsys: pytest.CaptureFixture[str], precisions: Any
+) -> None:
+    rewrite(model, precisions=precisions)
     assert run(["inspect", str(model)]) == 0
     assert capsys.readouterr().out.splitlines()[0].endswith("model.plan  (manifest)")
 
@@ -102,8 +126,10 @@ def test_a_damaged_manifest_is_none(model: Path, capsys: pytest.CaptureFixture[s
     document = json.loads(manifest.read_text())
     del document["key"]
     manifest.write_text(json.dumps(document))
-    assert run(["inspect", str(model)]) != 0
-    assert "tensorrt" in capsys.readouterr().err.lower()
+    assert run(["inspect", str(model)]) == 9
+    told = capsys.readouterr().err
+    assert "is damaged (KeyError('key'))" in told
+    assert "tensorrt" in told.lower()
 
 
 def rewrite(model: Path, **details: Any) -> None:
@@ -135,7 +161,15 @@ def test_what_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_file_that_is_no_onnx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\xff\xff no onnx")
     assert run(["inspect", str(tmp_path / "model.onnx")]) == 9
-    assert "is not an ONNX model" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "is not an ONNX model" in told
+    assert "→ copy it again" in told
+
+
+def test_a_file_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.pbtxt").write_text("")
+    assert run(["inspect", str(tmp_path / "config.pbtxt")]) == 9
+    assert "→ name a .plan or an .onnx file, or a model's folder" in capsys.readouterr().err
 
 
 def test_compile_needs_an_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

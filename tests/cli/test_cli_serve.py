@@ -110,14 +110,23 @@ def test_a_plan_for_another_gpu_is_refused_before_triton_starts(
     details = {"tensorrt_version": "8.4.0.1", "compute_capability": "1.0", "gpu": "8800", "profiles": [profile]}
     inputs, outputs = recipe.model.inputs, recipe.model.outputs
     artifacts.write_manifest(
-        EngineArtifact(path=version, key="", recipe=recipe, inputs=inputs, outputs=outputs, details=details)
+        EngineArtifact(
+            path=version,
+            key="",
+            recipe=recipe,
+            inputs=inputs,
+            outputs=outputs,
+            files=artifacts.hashes(version),
+            details=details,
+        )
     )
     (repository / "vgg" / "config.pbtxt").write_text('backend: "tensorrt"\nmax_batch_size: 8\n')
     assert run(["serve", str(repository), "--runtime", "embedded"]) == 10
     again = "→ repo-builder compile build/vgg --target tensorrt, on this machine"
     config = repository / "vgg" / "config.pbtxt"
-    assert capsys.readouterr().err.splitlines()[1:] == [
-        f"warning: {config}: the plan's profiles begin at a batch of 2 → smaller ones would fail",
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert f"also: {config}: Triton may send image [1, 3, 32, 32], and the plan's profiles do not" in lines.pop(1)
+    assert lines == [
         f"also: {plan}: was built by TensorRT 8.4.0.1, and 8.5.3.1 is installed here {again}",
         f"error: {plan}: was built for 8800 (compute capability 1.0), and here is NVIDIA H200 (9.0) {again}",
     ]
@@ -129,6 +138,18 @@ def test_a_plan_for_another_gpu_is_refused_before_triton_starts(
     # another model of the repository may be served all the same; here it is not even there
     assert run(["serve", str(repository), "--runtime", "container", "--model", "other"]) == 10
     assert "there is no model 'other'" in capsys.readouterr().err
+
+
+def test_a_missing_tensorrt_is_a_missing_dependency(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = environment.Gpu(name="NVIDIA H200", compute_capability="9.0", memory_mib=143771, driver="580.159.04")
+    monkeypatch.setattr(environment, "gpus", lambda: (gpu,))
+    monkeypatch.setattr(environment, "version", lambda _: None)
+    (repository / "vgg" / "1" / "model.plan").write_bytes(b"plan")
+    assert run(["serve", str(repository), "--runtime", "embedded"]) == 13
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "needs TensorRT, which is not installed → pip install 'repo-builder[tensorrt]'" in told
 
 
 def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

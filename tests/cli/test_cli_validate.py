@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from repo_builder import cli, environment, loading
-from repo_builder.tensors import ShapeProfile
+from repo_builder.tensors import DType, ShapeProfile
 
 CONFIG = """
 backend: "python"
@@ -66,13 +66,16 @@ def test_the_engine_of_a_plan_without_a_manifest_is_asked(
     assert cli.run(["validate", str(repository)]) == 0
     assert "only its engine can tell" in capsys.readouterr().out
     profile = {"x": ShapeProfile(min=(1, 4), opt=(2, 4), max=(4, 4))}
-    plan = SimpleNamespace(load=lambda _: SimpleNamespace(profiles=(profile,)))
+    tensors = [SimpleNamespace(name=name, dtype=DType.FP32, shape=(-1, 4)) for name in ("x", "z")]
+    plan = SimpleNamespace(load=lambda _: SimpleNamespace(inputs=tensors[:1], outputs=tensors[1:], profiles=(profile,)))
     gpu = environment.Gpu(name="NVIDIA H200", compute_capability="9.0", memory_mib=143771, driver="580.159.04")
     monkeypatch.setattr(environment, "gpus", lambda: (gpu,))
     monkeypatch.setattr(environment, "version", lambda _: "8.5.3.1")
     monkeypatch.setattr(loading, "load", lambda *_, **__: plan)
     assert cli.run(["validate", str(repository)]) == 1
-    assert "two/config.pbtxt: max_batch_size is 8, and the plan's profiles end at 4" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "two/config.pbtxt: max_batch_size is 8, and the plan's profiles end at 4" in told
+    assert "two/config.pbtxt: output 'y' is not in the plan → there are: z" in told
     assert cli.run(["validate", str(repository), "--model", "one"]) == 0
 
 

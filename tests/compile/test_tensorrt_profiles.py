@@ -78,6 +78,27 @@ def test_batches_that_no_profile_covers_are_refused() -> None:
         trt_profiles.from_recipe(recipe(ProfileSpec(max_batch=32)))
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "hole"),
+    [((1, 4), (8, 64), r"image \[5, 3, 32, 32\]"), ((8, 16), (17, 64), r"image \[1, 3, 32, 32\]")],
+)
+def test_batches_beside_the_profiles_are_refused(low: tuple[int, int], high: tuple[int, int], hole: str) -> None:
+    specs = [ProfileSpec(min_batch=least, opt_batch=most, max_batch=most) for least, most in (low, high)]
+    with pytest.raises(CompileError, match=f"Triton may send {hole}") as caught:
+        trt_profiles.from_recipe(recipe(*specs))
+    assert caught.value.where == "compile.tensorrt.profiles"
+    assert len(trt_profiles.from_recipe(recipe(*specs, max_batch_size=0))) == 2
+
+
+def test_the_largest_batch_must_be_there_for_every_shape() -> None:
+    few, many = (
+        ProfileSpec(max_batch=batch, shapes={"image": {"min": [3, 8, 8], "opt": [3, 8, 8], "max": [3, 8, most]}})
+        for batch, most in ((8, 64), (64, 16))
+    )
+    with pytest.raises(CompileError, match=r"image \[9, 3, 8, 17\]"):
+        trt_profiles.from_recipe(recipe(few, many, shape=[3, 8, -1]))
+
+
 def test_the_tightest_profile_is_chosen() -> None:
     few, many = (
         ProfileSpec(min_batch=1, opt_batch=2, max_batch=64),

@@ -251,9 +251,20 @@ def test_without_a_manifest_the_engine_is_asked(served: SimpleNamespace, tmp_pat
     (copy / "1" / "manifest.json").unlink()
     assert preflight(tmp_path) == ()
     config = copy / "config.pbtxt"
-    config.write_text(config.read_text().replace("max_batch_size: 16", "max_batch_size: 64"))
-    (problem,) = preflight(tmp_path)
-    assert "end at 16" in problem.message
+    whole = config.read_text()
+    for old, new, told in (
+        ("max_batch_size: 16", "max_batch_size: 64", "end at 16"),
+        ('name: "logits"', 'name: "scores"', "output 'scores' is not in the plan"),
+    ):
+        assert old in whole
+        config.write_text(whole.replace(old, new))
+        (problem,) = preflight(tmp_path)
+        assert told in problem.message
+    config.write_text(whole.replace("TYPE_FP32", "TYPE_FP16"))
+    assert [item.message.partition(",")[0] for item in preflight(tmp_path)] == [
+        "input 'image' is TYPE_FP16",
+        "output 'logits' is TYPE_FP16",
+    ]
     (copy / "1" / "model.plan").write_bytes(b"no plan")
     (problem,) = preflight(tmp_path)
     assert "cannot load" in problem.message

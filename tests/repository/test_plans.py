@@ -13,11 +13,11 @@ from repo_builder import environment
 from repo_builder.artifacts import EngineArtifact
 from repo_builder.environment import Gpu
 from repo_builder.errors import CompileError, MissingDependency
-from repo_builder.profiles import Profile
+from repo_builder.profiles import PlanSignature, from_json
 from repo_builder.repository import layout
-from repo_builder.repository.checks.findings import Finding
+from repo_builder.repository.checks.findings import Finding, Missing
 from repo_builder.repository.validate import preflight, validate
-from repo_builder.tensors import ShapeProfile
+from repo_builder.tensors import DType, ShapeProfile, TensorSpec
 
 H200 = Gpu(name="NVIDIA H200", compute_capability="9.0", memory_mib=143771, driver="580.159.04")
 H100 = Gpu(name="NVIDIA H100", compute_capability="9.0", memory_mib=81559, driver="580.159.04")
@@ -56,7 +56,7 @@ def place(make_engine: Callable[..., EngineArtifact], tmp_path: Path) -> Place:
     return make
 
 
-def no_tensorrt(plan: Path) -> tuple[Profile, ...]:
+def no_tensorrt(plan: Path) -> PlanSignature:
     raise MissingDependency("TensorRT is not here")
 
 
@@ -156,7 +156,7 @@ def test_inputs_that_sequences_fill_are_named(place: Place) -> None:
     assert started(folder) == ()
 
 
-@pytest.mark.parametrize("profiles", ["x", [3], [{"x": 3}], [{"x": {"min": [1]}}]])
+@pytest.mark.parametrize("profiles", ["x", [3], [{"x": 3}], [{"x": {"min": [1]}}], [{}], [_profile([], [])]])
 def test_damaged_profiles_are_told(place: Place, profiles: Any) -> None:
     folder = place()
     record(folder, profiles=profiles)
@@ -170,9 +170,50 @@ def test_several_profiles_cover_together(place: Place) -> None:
     assert checked(folder) == ()
     edit(folder, 'profile: [ "0", "1" ]', 'profile: [ "0" ]')
     assert "end at 1" in refusal(folder).message
+    assert "name those of the plan's profiles that go further" in refusal(folder).hint
     edit(folder, 'profile: [ "0" ]', 'profile: [ "1" ]')
-    (found,) = started(folder)
-    assert (found.level, found.message) == ("warning", "the plan's profiles begin at a batch of 2")
+    assert refusal(folder).message == "Triton may send x [1, 4], and the plan's profiles do not take that"
+
+
+def test_batches_between_two_profiles_are_refused(place: Place) -> None:
+    found = refusal(place(profiles=[_profile([1, 4], [4, 4]), _profile([8, 4], [64, 4])]))
+    assert found.message == "Triton may send x [5, 4], and the plan's profiles do not take that"
+    assert "without a gap" in found.hint
+
+
+def test_each_instance_group_must_cover_the_largest_batch(place: Place) -> None:
+    folder = place(profiles=[_profile([1, 4], [4, 4]), _profile([1, 4], [64, 4])])
+    text = (folder / "config.pbtxt").read_text()
+    before, _, rest = text.partition("instance_group [")
+    behind = rest[rest.index("dynamic_batching") :]
+    for second, messages in (
+        ("", ["max_batch_size is 64, and the profiles of instance_group 1 end at 4"]),  # the first profile
+        ('profile: [ "0", "1" ]', []),
+    ):
+        groups = f'{{ name: "a" kind: KIND_GPU profile: [ "1" ] }}, {{ kind: KIND_GPU {second} }}'
+        (folder / "config.pbtxt").write_text(f"{before}instance_group [ {groups} ]\n{behind}")
+        assert checked(folder) == started(folder)
+        assert [item.message for item in checked(folder)] == messages
+
+
+def test_the_largest_batch_must_be_there_for_every_length(place: Place) -> None:
+    folder = place(profiles=[_profile([1, 4], [4, 512]), _profile([1, 4], [64, 16])])
+    assert checked(folder) == ()  # of the four elements that the configuration says
+    edit(folder, "dims: [ 4 ]\n  }\n]\noutput", "dims: [ -1 ]\n  }\n]\noutput")
+    assert refusal(folder).message == "Triton may send x [5, 17], and the plan's profiles do not take that"
+
+
+def test_an_input_without_a_batch_goes_with_no_batching(place: Place) -> None:
+    folder = place()
+    (folder / "1" / "manifest.json").unlink()
+
+    def ask(plan: Path) -> PlanSignature:
+        number = ShapeProfile(min=(), opt=(), max=())
+        return PlanSignature(
+            inputs=(), outputs=(), profiles=({**from_json([_profile([1, 4], [64, 4])])[0], "k": number},)
+        )
+
+    assert "an input of the plan has no batch" in started(folder, ask)[-1].message
 
 
 @pytest.mark.parametrize(
@@ -211,6 +252,7 @@ def test_what_is_not_here_keeps_a_plan_from_being_served_and_tells_nothing_else(
     here["tensorrt"] = None
     assert checked(folder) == ()
     assert started(folder)[0].hint == "pip install 'repo-builder[tensorrt]'"
+    assert isinstance(started(folder)[0], Missing)
     here.update(gpus=(), tensorrt="10.0.1")
     assert checked(folder) == ()
     (found,) = started(folder)
@@ -248,9 +290,9 @@ def test_the_engine_is_asked(place: Place) -> None:
     assert "only its engine can tell" in found.message
     assert started(folder, None) == (found,)
 
-    def ask(plan: Path) -> tuple[Profile, ...]:
+    def ask(plan: Path) -> PlanSignature:
         assert plan == folder / "1" / "model.plan"
-        return ({"x": ShapeProfile(min=(1, 4), opt=(2, 4), max=(8, 4))},)
+        return engine(8)
 
     assert "end at 8" in refusal(folder, ask).message
     edit(folder, "max_batch_size: 64", "max_batch_size: 8")
@@ -259,12 +301,36 @@ def test_the_engine_is_asked(place: Place) -> None:
     assert started(folder, ask)[0].hint == "there are: x"
 
 
+def engine(largest: int, *output: int) -> PlanSignature:
+    """What an engine says of itself that takes batches of up to ``largest``."""
+    return PlanSignature(
+        inputs=(TensorSpec(name="x", dtype=DType.FP32, shape=(4,)),),
+        outputs=(TensorSpec(name="y", dtype=DType.FP32, shape=output or (4,)),),
+        profiles=({"x": ShapeProfile(min=(1, 4), opt=(2, 4), max=(largest, 4))},),
+    )
+
+
+def test_types_and_outputs_are_those_of_the_engine(place: Place) -> None:
+    folder = place()
+    (folder / "1" / "manifest.json").unlink()
+    assert checked(folder, lambda _: engine(64)) == ()
+    assert checked(folder, lambda _: engine(64, -1)) == ()  # what varies may be said
+    assert "dims [4], and the plan [5]" in refusal(folder, lambda _: engine(64, 5)).message
+    edit(folder, "TYPE_FP32", "TYPE_FP16")
+    edit(folder, 'name: "y"', 'name: "z"')
+    assert checked(folder, lambda _: engine(64)) == started(folder, lambda _: engine(64))
+    assert [item.message for item in checked(folder, lambda _: engine(64))] == [
+        "input 'x' is TYPE_FP16, and TYPE_FP32 in the plan",
+        "output 'z' is not in the plan",
+    ]
+
+
 def test_no_engine_is_asked_where_it_cannot_be_loaded(place: Place, here: dict[str, Any]) -> None:
     folder = place()
     (folder / "1" / "manifest.json").unlink()
     here["gpus"] = ()
 
-    def ask(plan: Path) -> tuple[Profile, ...]:
+    def ask(plan: Path) -> PlanSignature:
         raise AssertionError
 
     assert [item.level for item in checked(folder, ask)] == ["info"]
@@ -275,7 +341,7 @@ def test_an_engine_that_does_not_load_is_told(place: Place) -> None:
     folder = place()
     (folder / "1" / "manifest.json").unlink()
 
-    def ask(plan: Path) -> tuple[Profile, ...]:
+    def ask(plan: Path) -> PlanSignature:
         raise CompileError("TensorRT 8.5.3.1 cannot load the plan: magic tag does not match")
 
     found = refusal(folder, ask)
@@ -287,10 +353,13 @@ def test_a_manifest_that_is_damaged_or_about_another_file_says_nothing(place: Pl
     folder = place()
     plan, manifest = folder / "1" / "model.plan", folder / "1" / "manifest.json"
     plan.write_bytes(b"another")
+    whole = json.loads(manifest.read_text())
     for text, level, message in (
         (manifest.read_text(), "error", "is about another model.plan"),
         ("{", "warning", "cannot be understood"),
         (json.dumps({"schema": 1, "kind": "engine"}), "warning", "is damaged (KeyError('key'))"),
+        (json.dumps(whole | {"details": []}), "warning", "does not say which model.plan it is about"),
+        (json.dumps(whole | {"files": {}}), "warning", "does not say which model.plan it is about"),
     ):
         manifest.write_text(text)
         assert started(folder) == checked(folder)
@@ -298,3 +367,4 @@ def test_a_manifest_that_is_damaged_or_about_another_file_says_nothing(place: Pl
         assert (first.level, first.path) == (level, "toy/1/manifest.json")
         assert message in first.message
         assert (second.level, second.path) == ("info", "toy/1/model.plan")
+        assert "has no manifest" not in second.message

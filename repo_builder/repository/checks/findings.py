@@ -29,9 +29,19 @@ class Finding:
         return f"{text} → {self.hint}" if self.hint else text
 
 
+@dataclass(frozen=True, kw_only=True)
+class Missing(Finding):
+    """An error that is no fault of the repository: a library or program is not installed."""
+
+
 def error(path: str, message: str, hint: str = "") -> Finding:
     """Return what keeps Triton from loading the model, or from answering rightly."""
     return Finding(level="error", path=path, message=message, hint=hint)
+
+
+def missing(path: str, message: str, hint: str = "") -> Missing:
+    """Return which library or program is not installed, where that keeps Triton from loading the model."""
+    return Missing(level="error", path=path, message=message, hint=hint)
 
 
 def warning(path: str, message: str, hint: str = "") -> Finding:

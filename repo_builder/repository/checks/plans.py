@@ -6,6 +6,7 @@ optimization profiles hold. The manifest beside it says which those are; where n
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 from repo_builder import environment
 from repo_builder.artifacts import MANIFEST, EngineArtifact
 from repo_builder.errors import CompileError, MissingDependency, RepositoryError
-from repo_builder.profiles import Profile, max_batch, min_batch
+from repo_builder.profiles import PlanSignature, Profile, first_hole, in_words, max_batch
 from repo_builder.repository import protobuf
-from repo_builder.repository.checks.findings import Finding, error, info, warning
+from repo_builder.repository.checks.findings import Finding, error, info, missing
 from repo_builder.repository.checks.folder import ModelFolder, shape_of
 
-AskEngine = Callable[[Path], tuple[Profile, ...]]
+AskEngine = Callable[[Path], PlanSignature]
 
 
 def check(
@@ -30,8 +31,8 @@ def check(
         folder: The model's folder.
         version: The plan's version.
         engine: What the manifest beside the plan says; None where there is none for it.
-        ask_engine: Loads a plan into this machine's TensorRT and returns its profiles. None leaves that TensorRT out: a
-            container brings its own.
+        ask_engine: Loads a plan into this machine's TensorRT and returns what it takes and gives. None leaves that
+            TensorRT out: a container brings its own.
         serving: Whether the plan is to run here and now: what is missing here is an error then, and tells nothing else.
     """
     where = f"{folder.name}/{version}/{folder.filename}"
@@ -41,13 +42,12 @@ def check(
     unfit = [*_gpu(folder, where, details, serving=serving)]
     unfit += _library(folder, where, details, serving=serving) if ask_engine else ()
     yield from unfit
-    if engine is not None:
-        yield from _tensors(folder, engine)
-    profiles: tuple[Profile, ...] = ()
+    plan = PlanSignature(inputs=(), outputs=(), profiles=())
     try:
-        profiles = engine.profiles if engine else ()
-        if not profiles and ask_engine and not unfit:
-            profiles = ask_engine(folder.file(version))
+        if engine:
+            plan = PlanSignature(inputs=engine.inputs, outputs=engine.outputs, profiles=engine.profiles)
+        if not plan.profiles and ask_engine and not unfit:
+            plan = ask_engine(folder.file(version))
     except RepositoryError as reason:
         yield error(f"{folder.name}/{version}/{MANIFEST}", reason.message, _again(folder))
         return
@@ -56,10 +56,12 @@ def check(
         return
     except MissingDependency:
         pass
-    if profiles:
-        yield from _coverage(folder, profiles)
+    if plan.outputs:
+        yield from _tensors(folder, plan)
+    if plan.profiles:
+        yield from _coverage(folder, plan.profiles)
     elif not unfit:
-        yield info(where, "has no manifest.json that says what it is for: only its engine can tell")
+        yield info(where, "no manifest.json says what it is for: only its engine can tell")
 
 
 def _again(folder: ModelFolder) -> str:
@@ -85,16 +87,16 @@ def _library(folder: ModelFolder, where: str, details: Mapping[str, Any], *, ser
     built, installed = details.get("tensorrt_version"), environment.version("tensorrt")
     if installed is None:
         if serving:
-            yield error(where, "needs TensorRT, which is not installed", "pip install 'repo-builder[tensorrt]'")
+            yield missing(where, "needs TensorRT, which is not installed", "pip install 'repo-builder[tensorrt]'")
     elif built and built != installed:
         yield error(where, f"was built by TensorRT {built}, and {installed} is installed here", _again(folder))
 
 
-def _tensors(folder: ModelFolder, engine: EngineArtifact) -> Iterator[Finding]:
-    """Compare types and outputs with the manifest; the inputs' names and dims are compared with the profiles."""
+def _tensors(folder: ModelFolder, plan: PlanSignature) -> Iterator[Finding]:
+    """Compare types and outputs with the plan's; the inputs' names and dims are compared with the profiles."""
     where, config = folder.config_path, folder.config
-    types = {item.name: item.dtype.config for item in engine.inputs + engine.outputs}
-    shapes = {item.name: item.shape for item in engine.outputs}
+    types = {item.name: item.dtype.config for item in plan.inputs + plan.outputs}
+    shapes = {item.name: dataclasses.replace(item, shape=item.shape or (1,)) for item in plan.outputs}
     for kind, tensors in (("input", config.input), ("output", config.output)):
         for tensor in tensors:
             given = protobuf.type_name(tensor.data_type)
@@ -104,15 +106,16 @@ def _tensors(folder: ModelFolder, engine: EngineArtifact) -> Iterator[Finding]:
     for output in config.output:
         if output.name not in shapes:
             yield error(where, f"output '{output.name}' is not in the plan", f"there are: {', '.join(shapes)}")
-        elif config.max_batch_size and tuple(output.dims) != (shapes[output.name] or (1,)):
-            dims, shape = list(output.dims), list(shapes[output.name])
+        elif config.max_batch_size and not shapes[output.name].fits(tuple(shape_of(output)) or (1,)):
+            dims, shape = list(output.dims), list(shapes[output.name].shape)
             yield error(where, f"output '{output.name}' has dims {dims}, and the plan {shape}")
 
 
 def _coverage(folder: ModelFolder, profiles: Sequence[Profile]) -> Iterator[Finding]:
     """Compare with the profiles that the instance groups use."""
     where, config = folder.config_path, folder.config
-    used = sorted({int(name) for group in config.instance_group for name in group.profile if name.isdecimal()}) or [0]
+    groups = _groups(folder)
+    used = sorted({number for _, numbers in groups for number in numbers})
     for number in used:
         if number >= len(profiles):
             yield error(
@@ -123,27 +126,65 @@ def _coverage(folder: ModelFolder, profiles: Sequence[Profile]) -> Iterator[Find
     chosen = [profiles[number] for number in used if number < len(profiles)]
     if not chosen:
         return
-    yield from _batches(folder, chosen)
-    for tensor in config.input:
-        yield from _input(folder, tensor, chosen)
+    found = [finding for tensor in config.input for finding in _input(folder, tensor, chosen)]
+    yield from found
     for name in sorted(set(chosen[0]) - folder.named_inputs) if config.input else ():
         yield error(where, f"does not name the plan's input '{name}'")
+    if found or config.max_batch_size < 0 or any(tensor.allow_ragged_batch for tensor in config.input):
+        return  # has its own finding, or each input has a batch of its own
+    told: set[tuple[int, ...]] = set()
+    for group, numbers in groups:
+        own = [profiles[number] for number in numbers if number < len(profiles)]
+        if own and numbers not in told:
+            told.add(numbers)
+            whose = "the plan's profiles" if len(groups) == 1 else f"the profiles of {group}"
+            yield from _shapes(folder, whose, own, used=chosen, there=profiles)
 
 
-def _batches(folder: ModelFolder, profiles: Sequence[Profile]) -> Iterator[Finding]:
-    """Check that the profiles hold every batch that Triton may form."""
+def _groups(folder: ModelFolder) -> list[tuple[str, tuple[int, ...]]]:
+    """Return what to call each instance group and the profiles that it uses: those it names, or the first."""
+    groups = []
+    for place, group in enumerate(folder.config.instance_group):
+        what = f"instance_group {group.name!r}" if group.name else f"instance_group {place}"
+        groups.append((what, tuple(int(name) for name in group.profile if name.isdecimal()) or (0,)))
+    return groups or [("", (0,))]
+
+
+def _shapes(
+    folder: ModelFolder, whose: str, profiles: Sequence[Profile], *, used: Sequence[Profile], there: Sequence[Profile]
+) -> Iterator[Finding]:
+    """Check that the profiles of an instance group take every batch that Triton may form, of all dims.
+
+    Args:
+        folder: The model's folder.
+        whose: What to call the profiles.
+        profiles: Those of the group.
+        used: Those of all groups.
+        there: Those of the plan.
+    """
     where, largest = folder.config_path, folder.config.max_batch_size
-    if not largest:
+    if largest and not all(shape.max for shape in profiles[0].values()):
+        yield error(
+            where, f"max_batch_size is {largest}, and an input of the plan has no batch", "set max_batch_size: 0"
+        )
         return
-    begins, ends = min_batch(profiles), max_batch(profiles)
+    ends = max_batch(profiles) if largest else 0
     if ends < largest:
+        other = f"compile with --set repository.max_batch_size={largest}"
+        if max_batch(there) >= largest:
+            other = "name those of the plan's profiles that go further in instance_group.profile"
+        yield error(
+            where, f"max_batch_size is {largest}, and {whose} end at {ends}", f"set max_batch_size: {ends}, or {other}"
+        )
+        return
+    hole = first_hole(profiles, {item.name: shape_of(item) for item in folder.config.input}, largest=largest, of=used)
+    if hole:
         yield error(
             where,
-            f"max_batch_size is {largest}, and the plan's profiles end at {ends}",
-            f"set max_batch_size: {ends}, or compile with --set repository.max_batch_size={largest}",
+            f"Triton may send {in_words(hole)}, and {whose} do not take that",
+            "let a group's profiles cover batches of 1 to max_batch_size without a gap, for all dims: name more in "
+            "instance_group.profile, or change compile.tensorrt.profiles and compile again",
         )
-    if begins > 1:
-        yield warning(where, f"the plan's profiles begin at a batch of {begins}", "smaller ones would fail")
 
 
 def _input(folder: ModelFolder, tensor: Any, profiles: Sequence[Profile]) -> Iterator[Finding]:  # noqa: ANN401

@@ -44,8 +44,10 @@ def _engine(folder: ModelFolder, version: int) -> tuple[EngineArtifact | None, l
     except RepoBuilderError as reason:
         return None, [warning(where, f"cannot be understood: {reason.message}", "build the model again")]
     file = folder.file(version)
-    recorded = engine.files.get(file.name)
-    if recorded and file.is_file() and files.sha256_of(file) != recorded:
+    if not engine.files or not engine.details:
+        message = f"does not say which {file.name} it is about, or what that was made for"
+        return None, [warning(where, message, "build the model again")]
+    if file.is_file() and files.sha256_of(file) not in engine.files.values():
         return None, [
             error(where, f"is about another {file.name} (its sha256 differs)", "place the model again, or remove it")
         ]
