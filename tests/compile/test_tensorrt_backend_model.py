@@ -22,6 +22,8 @@ import pytest
 
 STANDINS = Path(__file__).parent / "standins"
 BACKEND = "repo_builder.serve.backends.tensorrt"
+# What the stand-ins take the place of, and what has imported it.
+REPLACED = ("cuda", "tensorrt", "triton_python_backend_utils", "standin_cudart", "repo_builder.device", BACKEND)
 ROW = (64, 256)  # 64 kB of fp32: one row is large
 _get = ctypes.pythonapi.PyCapsule_GetPointer
 _get.restype, _get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
@@ -88,15 +90,28 @@ def model() -> Iterator[Any]:
     pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
     pb.Logger = SimpleNamespace(log_warn=print, log_info=print, log_error=print)
     pb.get_input_tensor_by_name = lambda request, name: request.tensors.get(name)
-    before = dict(sys.modules)
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(REPLACED)}
     sys.path.insert(0, str(STANDINS))
     sys.modules["triton_python_backend_utils"] = pb
     try:
         yield importlib.import_module(f"{BACKEND}.model")
     finally:
         sys.path.remove(str(STANDINS))
-        for name in set(sys.modules) - set(before):
-            del sys.modules[name]
+        for name in [name for name in sys.modules if name.startswith(REPLACED)]:
+            replace(name, None)
+        for name, module in before.items():
+            replace(name, module)
+
+
+def replace(name: str, module: Any) -> None:
+    """Put a module where imports look for it, which is in its package too; None takes it away."""
+    package, _, own = name.rpartition(".")
+    inside = vars(sys.modules[package]) if package in sys.modules else {}
+    for places, key in ((sys.modules, name), (inside, own)):
+        if module is None:
+            places.pop(key, None)
+        else:
+            places[key] = module
 
 
 def engine(inputs: dict[str, list[list[int]]], kind: str = "FLOAT") -> str:
