@@ -167,8 +167,24 @@ def test_the_harness_works(make: Any) -> None:
     found = make({"x": BOUNDS}, batch=4)
     request = Request(x=large())
     assert found.execute([request]) is None
-    found._senders.shutdown(wait=True)
+    found.finalize()
     np.testing.assert_array_equal(request.sender.sent[0].tensors[0].values, 2 * large())
+
+
+def test_a_small_input_beside_a_large_one_travels_along(make: Any) -> None:
+    """The batch is answered from behind; its small input is gathered into a set of buffers that nobody else has."""
+    found = make({"x": BOUNDS, "y": [[1, 3], [1, 3], [4, 3]]}, batch=4)
+    requests = [
+        Request(x=number * large(rows), y=np.full((rows, 3), number, np.float32))
+        for number, rows in enumerate((1, 2, 1, 3, 1), 1)
+    ]
+    for together in (requests[:3], requests[3:]):
+        assert found.execute(together) is None
+    found.finalize()
+    for number, request in enumerate(requests, 1):
+        (answer,) = request.sender.sent
+        assert [np.unique(tensor.values).tolist() for tensor in answer.tensors] == [[2.0 * number], [2.0 * number]]
+        assert [len(tensor.values) for tensor in answer.tensors] == [len(request.tensors["y"].values)] * 2
 
 
 def test_a_send_that_fails_gives_the_buffers_back(make: Any) -> None:
@@ -239,7 +255,7 @@ def test_exported_memory_outlives_the_tensor_that_was_made_of_it(make: Any, mode
     start = found._engine.start
     monkeypatch.setattr(found._engine, "start", lambda *args, **given: start(*args, **{**given, "stays": True}))
     assert found.execute([Request(x=large())]) is None
-    found._senders.shutdown(wait=True)
+    found.finalize()
     assert order == ["alive"]
 
 

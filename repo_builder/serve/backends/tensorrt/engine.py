@@ -35,7 +35,8 @@ DIRECT_BYTES = 64 << 10
 STAY_BYTES = 64 << 10
 # A batch runs in a graph of at most this many times its size.
 _PADDING = 4
-_SLOTS = 2
+# Sets of buffers: one in the GPU's hands while the next is filled.
+SLOTS = 2
 
 
 class Engine:
@@ -72,9 +73,7 @@ class Engine:
         }
         self._lanes = {place: Lane(engine, place, self._arithmetic) for place in profiles}
         counts = [[int(np.prod(shape)) for shape in self._largest(place)] for place in profiles]
-        self._slots = [
-            self._slot(number, [max(item) for item in zip(*counts, strict=True)]) for number in range(_SLOTS)
-        ]
+        self._slots = [self._slot(number, [max(item) for item in zip(*counts, strict=True)]) for number in range(SLOTS)]
         self.inputs, self.outputs = self._slots[0].inputs, self._slots[0].outputs
         self._free: SimpleQueue[Slot] = SimpleQueue()
         for slot in self._slots:

@@ -22,7 +22,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from repo_builder.serve.backends.tensorrt.configuration import profiles, warmup_shapes
-from repo_builder.serve.backends.tensorrt.engine import DIRECT_BYTES, Engine, use_gpu
+from repo_builder.serve.backends.tensorrt.engine import DIRECT_BYTES, SLOTS, Engine, use_gpu
 from repo_builder.serve.backends.tensorrt.memory import Exported, address_of, read_capsule
 from repo_builder.serve.backends.tensorrt.slots import Batch, Piece, Shapes, Tensor
 from repo_builder.tensors import Array
@@ -30,8 +30,8 @@ from repo_builder.tensors import Array
 _STAGES = ("read", "start", "finish", "respond")
 # After a pause of this length, what was counted before it is told in the log and counting starts anew.
 _PAUSE_NS = 50_000_000
-# Threads that wait for batches answered from behind and send their responses.
-_SENDERS = 8
+# Threads that wait for batches answered from behind, as many as are under way, and threads that send their responses.
+_WAITERS, _SENDERS = SLOTS, 8
 
 
 class _RefusedError(ValueError):
@@ -79,7 +79,9 @@ class TritonPythonModel:
         self._batch_count = self._request_count = self._ended = 0
         self._exported: list[Exported] = []  # of the batch answered last: Triton reads it when execute has returned
         self._lock = threading.Lock()
-        self._senders = ThreadPoolExecutor(_SENDERS, initializer=use_gpu, initargs=(self._gpu,))
+        self._waiters, self._senders = (
+            ThreadPoolExecutor(count, initializer=use_gpu, initargs=(self._gpu,)) for count in (_WAITERS, _SENDERS)
+        )
         try:
             self._engine = Engine(
                 folder / (config.get("default_model_filename") or "model.plan"),
@@ -122,7 +124,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Wait for batches under way, and say in Triton's log where the time went."""
-        self._senders.shutdown(wait=True)
+        for pool in (self._waiters, self._senders):
+            pool.shutdown(wait=True)
         if self._batch_count:
             self._report()
 
@@ -205,7 +208,7 @@ class TritonPythonModel:
             batch, cuts = self._start(members, stays=stays, behind=True)
             try:
                 senders = [request.get_response_sender() for request in requests]
-                self._senders.submit(self._answer, batch, cuts, senders, requests)
+                self._waiters.submit(self._answer, batch, cuts, senders, requests)
             except Exception:
                 self._engine.cancel(batch)
                 raise
