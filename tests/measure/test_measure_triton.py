@@ -83,7 +83,8 @@ def test_a_level_adds_up(triton: serve.Server, protocol: ProtocolName) -> None:
     assert found.requests_per_s * found.latency.mean_us / 1e6 == pytest.approx(4, rel=0.3)
     (server,) = found.server
     assert server.requests == pytest.approx(found.requests, rel=0.1, abs=20)
-    assert server.inferences == 2 * server.requests
+    # Triton counts a request's samples when it has run and the request when it is answered: four may be in between
+    assert server.inferences == pytest.approx(2 * server.requests, rel=0, abs=2 * 4)
     assert found.network_and_client_us is not None
     assert server.total_us + found.network_and_client_us == pytest.approx(found.latency.mean_us)
     assert found.client is not None
