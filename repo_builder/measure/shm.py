@@ -132,6 +132,7 @@ class SharedRequests:
             if spec.dtype is DType.STRING:
                 raise MeasureError(f"the tensor {spec} has no fixed size", where="--shared-memory", hint="use none")
         self._control = control
+        self._model = model.name
         self._kind = kind
         self._reference = reference
         # Never a name twice: Triton may forget a region some time after it was told to.
@@ -167,7 +168,7 @@ class SharedRequests:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(forget=error is None or self._answers())
 
     def verify(self) -> None:
         """Refuse outputs in shared memory that differ from those that came inline.
@@ -190,13 +191,26 @@ class SharedRequests:
                         where="--shared-memory",
                     )
 
-    def close(self) -> None:
-        """Make the server forget the regions, and free them."""
+    def close(self, *, forget: bool = True) -> None:
+        """Free the regions, and make the server forget them.
+
+        Args:
+            forget: Whether to tell the server. One that hangs would do as told when it goes on, before it comes to the
+                requests that it holds, and dies of those.
+        """
         for name, memory in zip(self._names, self._memories, strict=False):
-            with contextlib.suppress(MeasureError):  # the server is gone, or never knew it
-                self._control.unregister(self._kind, name)
+            if forget:
+                with contextlib.suppress(MeasureError):  # the server is gone, or never knew it
+                    self._control.unregister(self._kind, name)
             memory.close()
         self._memories = []
+
+    def _answers(self) -> bool:
+        try:
+            self._control.statistics(self._model)
+        except MeasureError:
+            return False
+        return True
 
     def _encode(self, wire: Codec, model: ServedModel, batch: Mapping[str, Array], place: int) -> bytes:
         inputs = [
