@@ -320,7 +320,8 @@ def test_a_server_that_is_killed(own_triton: Callable[..., serve.Server], protoc
         stopped = ends_early(made, Level(concurrency=2), pace=ENDLESS)
         assert isinstance(stopped.cause, ConnectionLost)
         assert has_a_part(stopped.result)
-        with pytest.raises(ConnectionLost, match=r"cannot be reached|connection was lost"):
+        # found by whoever connects first: the workers before the level begins, or who reads the counters as it does
+        with pytest.raises((ConnectionLost, LevelStopped), match=r"cannot be reached|connection was lost"):
             made.measure(Level(), numbers(4), QUICK)
 
 
