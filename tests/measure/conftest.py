@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -105,6 +108,11 @@ def own_triton(tmp_path: Path) -> Iterator[Callable[..., serve.Server]]:
 
     def starter(**ports: int) -> serve.Server:
         started.append(start(repository, ["identity"], **ports))
+        for _ in range(100):  # Triton is ready before its metrics are
+            with suppress(OSError), urlopen(started[-1].metrics_url, timeout=5) as page:  # noqa: S310 - http
+                if b"nv_" in page.read():
+                    break
+            time.sleep(0.05)
         return started[-1]
 
     yield starter
