@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder import artifacts, environment, recipes
-from repo_builder.artifacts import LayerRecord, OnnxArtifact
+from repo_builder.artifacts import EngineArtifact, LayerRecord, OnnxArtifact
+from repo_builder.compile import CompileOptions
 from repo_builder.export import precision, qdq
 from repo_builder.recipe import Recipe, RepositorySpec, parse
 
@@ -154,6 +155,36 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Onn
         return artifact
 
     return make
+
+
+@pytest.fixture(scope="session")
+def place_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[OnnxArtifact, Path], EngineArtifact]:
+    """Compile an artifact, and place the plan in a model repository."""
+
+    def place(artifact: OnnxArtifact, repository: Path) -> EngineArtifact:
+        from repo_builder.compile.tensorrt import TensorRTTarget
+        from repo_builder.repository import layout
+
+        folder = tmp_path_factory.mktemp("plan") / artifact.recipe.name
+        folder.mkdir()
+        options = CompileOptions(
+            recipe=artifact.recipe, layer_precisions=artifact.details["layer_precisions"], cache_folder=folder.parent
+        )
+        details = TensorRTTarget().compile(artifact, folder, options=options)
+        engine = EngineArtifact(
+            path=folder,
+            key="test",
+            recipe=artifact.recipe,
+            inputs=artifact.inputs,
+            outputs=artifact.outputs,
+            files=artifacts.hashes(folder),
+            details=details,
+        )
+        artifacts.write_manifest(engine)
+        layout.place(engine, repository)
+        return engine
+
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repo_builder.artifacts import EngineArtifact, OnnxArtifact, hashes, write_manifest
-from repo_builder.compile import CompileOptions
+from repo_builder.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.serve import detached, mps
 
 pytestmark = [pytest.mark.server]
@@ -42,7 +41,11 @@ def soon(holds: Callable[[], bool], seconds: float = 20) -> bool:
 
 
 @pytest.fixture(scope="module")
-def built(make_artifact: Callable[..., OnnxArtifact], tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def built(
+    make_artifact: Callable[..., OnnxArtifact],
+    place_plan: Callable[..., EngineArtifact],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> SimpleNamespace:
     """A repository of one plan in two instances, and that plan run here, outside MPS."""
     pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
     control = mps.find_control()
@@ -50,29 +53,10 @@ def built(make_artifact: Callable[..., OnnxArtifact], tmp_path_factory: pytest.T
         pytest.skip("needs nvidia-cuda-mps-control")
     if mps.running(control):
         pytest.skip("needs a machine on which no MPS runs yet")
-    from repo_builder.compile.tensorrt import TensorRTTarget
     from repo_builder.compile.trt_plan import PlanRunner
-    from repo_builder.repository import layout
 
-    artifact = make_artifact("int8", instance_count=2)
-    folder = tmp_path_factory.mktemp("plan") / "int8"
-    folder.mkdir()
-    options = CompileOptions(
-        recipe=artifact.recipe, layer_precisions=artifact.details["layer_precisions"], cache_folder=folder.parent
-    )
-    details = TensorRTTarget().compile(artifact, folder, options=options)
-    engine = EngineArtifact(
-        path=folder,
-        key="test",
-        recipe=artifact.recipe,
-        inputs=artifact.inputs,
-        outputs=artifact.outputs,
-        files=hashes(folder),
-        details=details,
-    )
-    write_manifest(engine)
     repository = tmp_path_factory.mktemp("repository")
-    layout.place(engine, repository)
+    engine = place_plan(make_artifact("int8", instance_count=2), repository)
     return SimpleNamespace(repository=repository, plan=PlanRunner(engine.model), before=mps_processes())
 
 

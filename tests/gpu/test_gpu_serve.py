@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repo_builder.artifacts import EngineArtifact, OnnxArtifact, hashes, write_manifest
-from repo_builder.compile import CompileOptions
+from repo_builder.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.compile.inspection import ask_engine
 from repo_builder.errors import ServeError
 from repo_builder.repository import validate
@@ -22,32 +21,11 @@ pytestmark = [pytest.mark.server]
 MAX_BATCH = 16
 
 
-def place(artifact: OnnxArtifact, repository: Path, folder: Path) -> EngineArtifact:
-    from repo_builder.compile.tensorrt import TensorRTTarget
-    from repo_builder.repository import layout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    options = CompileOptions(
-        recipe=artifact.recipe, layer_precisions=artifact.details["layer_precisions"], cache_folder=folder.parent
-    )
-    details = TensorRTTarget().compile(artifact, folder, options=options)
-    engine = EngineArtifact(
-        path=folder,
-        key="test",
-        recipe=artifact.recipe,
-        inputs=artifact.inputs,
-        outputs=artifact.outputs,
-        files=hashes(folder),
-        details=details,
-    )
-    write_manifest(engine)
-    layout.place(engine, repository)
-    return engine
-
-
 @pytest.fixture(scope="module")
 def served(
-    make_artifact: Callable[..., OnnxArtifact], tmp_path_factory: pytest.TempPathFactory
+    make_artifact: Callable[..., OnnxArtifact],
+    place_plan: Callable[..., EngineArtifact],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[SimpleNamespace]:
     """int8 and wide in two instances, mixed in one, and their plans run here."""
     pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
@@ -58,7 +36,7 @@ def served(
     plans = {}
     for name, count in (("int8", 2), ("mixed", 1), ("wide", 2)):
         artifact = make_artifact(name, instance_count=count)
-        plans[name] = PlanRunner(place(artifact, repository, tmp_path_factory.mktemp("plan") / name).model)
+        plans[name] = PlanRunner(place_plan(artifact, repository).model)
     log = repository.parent / "triton.log"
     with serve.start(repository, http_port=0, grpc_port=0, metrics_port=0, log=log) as server:
         server.wait_ready(120)

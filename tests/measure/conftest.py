@@ -84,6 +84,11 @@ def start(repository: Path, names: Sequence[str], **ports: int) -> serve.Server:
     options = ("--exit-timeout-secs=3",)
     server = serve.start(repository, runtime="embedded", models=tuple(names), log=log, options=options, **free)
     server.wait_ready(60)
+    for _ in range(100):  # Triton is ready before its metrics are
+        with suppress(OSError), urlopen(server.metrics_url, timeout=5) as page:  # noqa: S310 - http
+            if b"nv_" in page.read():
+                break
+        time.sleep(0.05)
     return server
 
 
@@ -108,11 +113,6 @@ def own_triton(tmp_path: Path) -> Iterator[Callable[..., serve.Server]]:
 
     def starter(**ports: int) -> serve.Server:
         started.append(start(repository, ["identity"], **ports))
-        for _ in range(100):  # Triton is ready before its metrics are
-            with suppress(OSError), urlopen(started[-1].metrics_url, timeout=5) as page:  # noqa: S310 - http
-                if b"nv_" in page.read():
-                    break
-            time.sleep(0.05)
         return started[-1]
 
     yield starter

@@ -144,7 +144,11 @@ class Engine:
             found = self._graphs(lane, slot, shapes)
             results = lane.set(self._names, shapes) if found is None else self._cut(found.results, shapes)
             if found and not behind and all(piece.array is not None for pieces in requests for piece in pieces):
-                return self._go_round(lane, slot, shapes, requests, found)
+                for place, tensor in enumerate(slot.inputs):
+                    _stage(tensor, shapes[place], [pieces[place].array for pieces in requests])
+                lane.launch(found.round)
+                slot.done.record(self._arithmetic)
+                return Batch(slot, _views(slot, results), [True] * len(results))
             stream = self._there if behind else self._arithmetic
             for place, tensor in enumerate(slot.inputs):
                 self._gather(tensor, shapes[place], [pieces[place] for pieces in requests], stream)
@@ -159,21 +163,9 @@ class Engine:
             if behind and any(piece.on_gpu for pieces in requests for piece in pieces):
                 slot.gathered.synchronize()
         except BaseException:
-            self._settle()
-            self._free.put(slot)
+            self.cancel(slot)
             raise
         return batch
-
-    def _go_round(
-        self, lane: Lane, slot: Slot, shapes: Shapes, requests: Sequence[Sequence[Piece]], graphs: Graphs
-    ) -> Batch:
-        """Enqueue a batch that begins and ends in the staging buffers."""
-        for place, tensor in enumerate(slot.inputs):
-            _stage(tensor, shapes[place], [pieces[place].array for pieces in requests])
-        lane.launch(graphs.round)
-        slot.done.record(self._arithmetic)
-        arrays = _views(slot, self._cut(graphs.results, shapes))
-        return Batch(slot, arrays, [True] * len(arrays))
 
     def _collect(self, slot: Slot, shapes: Shapes, requests: int, *, stays: bool, behind: bool) -> Batch:
         """Enqueue the copies of the outputs, and the mark behind them."""
@@ -193,16 +185,12 @@ class Engine:
         """Give a batch's buffers back: it is done, and what ``start`` returned is not used any more."""
         self._free.put(batch.slot)
 
-    def cancel(self, batch: Batch) -> None:
-        """Give the buffers of a batch back that nobody will wait for."""
-        self._settle()
-        self._free.put(batch.slot)
-
-    def _settle(self) -> None:
-        """Wait until nothing is under way: what was enqueued before an error still uses buffers and requests."""
+    def cancel(self, slot: Slot) -> None:
+        """Give buffers back that nobody will wait for, once nothing that is enqueued uses them or requests any more."""
         for stream in (self._there, self._arithmetic, self._back):
             with contextlib.suppress(RuntimeError):  # after an error of the GPU nothing runs any more
                 stream.synchronize()
+        self._free.put(slot)
 
     def _cut(self, results: Shapes, shapes: Shapes) -> Shapes:
         """Return a graph's output shapes with the batch's own number of rows."""

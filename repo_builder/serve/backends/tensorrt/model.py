@@ -210,7 +210,7 @@ class TritonPythonModel:
                 senders = [request.get_response_sender() for request in requests]
                 self._waiters.submit(self._answer, batch, cuts, senders, requests)
             except Exception:
-                self._engine.cancel(batch)
+                self._engine.cancel(batch.slot)
                 raise
         except Exception as error:
             responses[:] = _failures(error, len(requests))
