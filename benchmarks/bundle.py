@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from repo_builder import files
+from repo_builder.core import files
 
 _SMALLEST = 4096
 _MARK = "bundle:"

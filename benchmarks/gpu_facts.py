@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from repo_builder import device, environment
+from repo_builder.core import device, environment
 
 
 def head() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpu_facts import head
 
-from repo_builder import files
+from repo_builder.core import files
 
 PYTEST = ("pytest", "-m", "gpu", "tests/gpu", "tests/measure")
 

@@ -35,10 +35,11 @@ from typing import Any
 
 import click
 
-from repo_builder import environment, files, serve
-from repo_builder.measure.control import Control, open_control
-from repo_builder.measure.server_stats import count
-from repo_builder.measure.transport import Endpoint, ProtocolName
+from repo_builder import serve
+from repo_builder.core import environment, files
+from repo_builder.measure.load.server_stats import count
+from repo_builder.measure.wire.control import Control, open_control
+from repo_builder.measure.wire.transport import Endpoint, ProtocolName
 
 THROUGHPUT, LATENCY, IDENTITY = 0.03, 0.05, 0.90
 CPU = {"http": 2.0, "grpc": 4.0}

@@ -14,9 +14,9 @@ from typing import Any
 import tensorrt as trt
 from gpu_facts import head
 
-from repo_builder import files
-from repo_builder.compile import trt_inspector
-from repo_builder.compile.trt_plan import Plan, Session
+from repo_builder.compile.tensorrt import inspector as trt_inspector
+from repo_builder.compile.tensorrt.plan import Plan, Session
+from repo_builder.core import files
 
 RUNS = 50
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
-from repo_builder import artifacts, environment, files
-from repo_builder.artifacts import EngineArtifact, OnnxArtifact
-from repo_builder.compile import speed
+from repo_builder.compile.onnxruntime import speed
+from repo_builder.core import artifacts, environment, files
+from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 
 ROUNDS = 5
 BATCH_SIZES = (1, 32)

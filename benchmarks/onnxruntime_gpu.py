@@ -23,9 +23,9 @@ import onnxruntime as ort
 from gpu_measure import Power, latency_us
 from precision_rows import BATCHES, ENERGY_BATCH, TestData, load_data, scores
 
-from repo_builder import artifacts
-from repo_builder.artifacts import OnnxArtifact
-from repo_builder.tensors import Array
+from repo_builder.core import artifacts
+from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.tensors import Array
 
 PROVIDER = "TensorrtExecutionProvider"
 

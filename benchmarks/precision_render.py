@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from repo_builder import files
+from repo_builder.core import files
 
 BATCHES = ("1", "8", "64", "256")
 _WIDTH, _HEIGHT, _LABELS, _LINE = 860, 330, 560, 13  # of a panel; where its labels begin, and how far they are apart

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder import datasets, recipes
-from repo_builder.measure import accuracy
-from repo_builder.tensors import Array
+from repo_builder.core.tensors import Array
+from repo_builder.measure.judge import accuracy
 
 MODELS = {"vgg7": "vgg-cifar10", "jsc-toy": "jsc-toy", "jsc-s": "jsc-s"}
 BATCHES = (1, 8, 64, 256)

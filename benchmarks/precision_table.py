@@ -28,7 +28,7 @@ from typing import Any
 
 from precision_render import render
 
-from repo_builder import files
+from repo_builder.core import files
 
 HERE = Path(__file__).resolve().parent
 

@@ -16,11 +16,12 @@ from typing import Any
 import onnx
 from precision_rows import BATCHES, MODELS
 
-from repo_builder import artifacts, datasets, environment, files, models, progress, quantize, recipes
-from repo_builder.artifacts import OnnxArtifact
+from repo_builder import datasets, models, quantize, recipes
+from repo_builder.core import artifacts, environment, files, progress
+from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.recipe import InputQuantizer, LayerRule, Recipe, RepositorySpec
 from repo_builder.datasets import Dataset
 from repo_builder.export import precision, qdq, torch_onnx
-from repo_builder.recipe import InputQuantizer, LayerRule, Recipe, RepositorySpec
 
 ENDS = {
     "vgg7": ("feature_layers.0", "last_layer"),

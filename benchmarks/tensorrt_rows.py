@@ -11,11 +11,14 @@ import numpy as np
 from gpu_measure import Power, latency_us
 from precision_rows import BATCHES, ENERGY_BATCH, TestData, load_data, scores
 
-from repo_builder import artifacts, device
-from repo_builder.artifacts import OnnxArtifact
-from repo_builder.compile import CompileOptions, trt_build, trt_graph, trt_profiles
-from repo_builder.compile.tensorrt import TensorRTTarget
-from repo_builder.compile.trt_plan import Plan, PlanRunner, Session
+from repo_builder.compile import CompileOptions
+from repo_builder.compile.tensorrt import build as trt_build
+from repo_builder.compile.tensorrt import graph as trt_graph
+from repo_builder.compile.tensorrt import profiles as trt_profiles
+from repo_builder.compile.tensorrt.plan import Plan, PlanRunner, Session
+from repo_builder.compile.tensorrt.target import TensorRTTarget
+from repo_builder.core import artifacts, device
+from repo_builder.core.artifacts import OnnxArtifact
 
 ORDER = ("fp32", "fp16", "int8-", "mixed")
 KEPT = (

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from gpu_facts import head
 
-from repo_builder import artifacts, files
-from repo_builder.artifacts import OnnxArtifact
 from repo_builder.compile import CompileOptions
-from repo_builder.compile.tensorrt import TensorRTTarget
+from repo_builder.compile.tensorrt.target import TensorRTTarget
+from repo_builder.core import artifacts, files
+from repo_builder.core.artifacts import OnnxArtifact
 
 
 def main() -> None:

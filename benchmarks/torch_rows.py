@@ -23,8 +23,8 @@ from gpu_measure import Power, latency_us
 from precision_rows import BATCHES, ENERGY_BATCH, MODELS, TestData, load_data, scores
 
 from repo_builder import models, recipes
+from repo_builder.core.tensors import Array
 from repo_builder.quantize.folding import fold
-from repo_builder.tensors import Array
 
 
 class TorchClock:

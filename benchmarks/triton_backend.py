@@ -26,13 +26,14 @@ from typing import Any
 
 from gpu_facts import head
 
-from repo_builder import artifacts, files, serve
-from repo_builder.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder import serve
 from repo_builder.compile import CompileOptions
-from repo_builder.compile.tensorrt import TensorRTTarget
-from repo_builder.recipe import ProfileSpec
+from repo_builder.compile.tensorrt.target import TensorRTTarget
+from repo_builder.core import artifacts, files
+from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.core.recipe import ProfileSpec
 from repo_builder.repository import layout
-from repo_builder.serve import embedded
+from repo_builder.serve.run import embedded
 
 WARM_UP = (1, 2, 4, 8, 16, 64, 128, 256)
 # Kernels for few samples and for many: what is best for 64 takes as long for one.

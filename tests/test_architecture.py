@@ -11,8 +11,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "repo_builder"
-STAGES = {"models", "datasets", "quantize", "export", "compile", "repository", "serve", "measure", "report"}
-ORCHESTRATORS = {"pipeline", "measuring", "cli", "__main__"}
+# Imports run one way, down this list. Rooms on one line are stages of one rank and never import each other.
+RANKS = (
+    {"__main__"},
+    {"cli"},
+    {"flows"},
+    {"models", "datasets", "quantize", "export", "compile", "repository", "serve", "measure", "report"},
+    {"results", "recipes"},
+    {"core"},
+    {"__init__"},
+)
+STAGES = RANKS[3]
+# Inside a stage of several rooms: each imports only those after it.
+INNER = {"measure": ("load", "judge", "wire")}
 HEAVY = ("torch", "tensorrt", "onnxruntime", "modelopt", "pytorch_quantization", "cuda", "sklearn", "pytriton")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -34,15 +45,55 @@ def imports(path: Path) -> Iterator[str]:
         yield from (name.removeprefix("repo_builder.") for name in found if name.startswith("repo_builder."))
 
 
+def rank(name: str) -> int:
+    return next(place for place, rooms in enumerate(RANKS) if name in rooms)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_stages_never_import_each_other(path: Path) -> None:
+def test_imports_run_one_way(path: Path) -> None:
     own = room(path)
-    reached = {name.partition(".")[0] for name in imports(path)}
-    if own in STAGES:
-        assert reached & STAGES <= {own}
-        assert not reached & ORCHESTRATORS
-    elif own not in ORCHESTRATORS:
-        assert not reached & (STAGES | ORCHESTRATORS), "the core knows no stage"
+    for name in imports(path):
+        other = name.partition(".")[0]
+        if other != own and (PACKAGE / other).exists():
+            assert rank(other) > rank(own), f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("stage", INNER)
+def test_rooms_of_a_stage_import_one_way(stage: str) -> None:
+    order = INNER[stage]
+    for place, inner in enumerate(order):
+        for path in (PACKAGE / stage / inner).rglob("*.py"):
+            above = {f"{stage}.{name}" for name in order[:place]}
+            assert not {".".join(name.split(".")[:2]) for name in imports(path)} & above, path
+
+
+@pytest.mark.xfail(reason="recipe and recipe_check: the codec takes the bounds over", strict=True)
+def test_no_two_modules_import_each_other() -> None:
+    """Imports at the top of modules have no circle; one inside a function or for type checkers alone counts too."""
+    arrows = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): set(imports(path))
+        for path in MODULES
+    }
+    known = set(arrows)
+    done: set[str] = set()
+
+    def walk(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " → ".join((*way[way.index(name) :], name))
+        if name in done:
+            return
+        for other in sorted(arrows[name] & known - {name}):
+            walk(other, (*way, name))
+        done.add(name)
+
+    for name in sorted(known):
+        walk(name, ())
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "serve" / "backends").rglob("*.py")), ids=lambda path: path.name)
+def test_code_inside_triton_imports_core_alone(path: Path) -> None:
+    """A stub imports it for every instance: nothing of the launcher, the recipes or the flows comes along."""
+    assert {name.partition(".")[0] for name in imports(path)} <= {"core", "serve"}
+    assert not any(name.startswith("serve.run") for name in imports(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -65,7 +116,7 @@ sys.meta_path.insert(0, Gate())
     )
 
 
-@pytest.mark.parametrize("name", sorted(STAGES | {"pipeline", "recipes"}))
+@pytest.mark.parametrize("name", sorted(STAGES | {"flows.build", "flows.perf", "recipes", "results", "core"}))
 def test_importing_a_stage_loads_nothing_heavy(name: str) -> None:
     done = blocked(f"import repo_builder.{name}")
     assert done.returncode == 0, done.stderr

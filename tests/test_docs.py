@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 import pytest
 
-from repo_builder import cli, errors, recipe
+from repo_builder import cli
+from repo_builder.core import errors, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

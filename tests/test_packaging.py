@@ -57,7 +57,8 @@ import sys
 sys.path.extend({others!r})
 import repo_builder
 from pathlib import Path
-from repo_builder import assets, datasets, recipes
+from repo_builder import datasets, recipes
+from repo_builder.core import assets
 from repo_builder.repository import config
 assert Path(repo_builder.__file__).is_relative_to({str(site)!r}), repo_builder.__file__
 assert (assets.template_folder() / "config.pbtxt.j2").is_file()

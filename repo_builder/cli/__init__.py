@@ -1,7 +1,7 @@
 """The command line: a group whose verbs are imported when they are called.
 
 ``repo-builder --help`` imports click and nothing else. Errors become one sentence on stderr and an exit code
-(``repo_builder.errors``); a traceback only with ``--debug``.
+(``repo_builder.core.errors``); a traceback only with ``--debug``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from repo_builder import __version__
-from repo_builder.errors import RepoBuilderError, did_you_mean
+from repo_builder.core.errors import RepoBuilderError, did_you_mean
 
 # verb → (module under repo_builder.cli, one line for --help)
 VERBS: dict[str, tuple[str, str]] = {

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from repo_builder.artifacts import AccuracyRecord, LayerRecord
-    from repo_builder.pipeline import BuildResult
+    from repo_builder.core.artifacts import AccuracyRecord, LayerRecord
+    from repo_builder.flows.build import BuildResult
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,9 +79,10 @@ def command(
     repo-builder build vgg --set quantize.layers.0.input.calibrator=entropy
     repo-builder build my_model.toml --checkpoint best.safetensors --version next --keep-versions 2
     """
-    from repo_builder import pipeline, recipes
+    from repo_builder import recipes
+    from repo_builder.flows import build as building
 
-    options = pipeline.BuildOptions(
+    options = building.BuildOptions(
         recipe=recipes.load(recipe, settings),
         work=work,
         repository=repository,
@@ -93,7 +94,7 @@ def command(
         keep_versions=keep_versions,
         allow_precision_mismatch=allow_precision_mismatch,
     )
-    show(pipeline.build(options), as_json=as_json)
+    show(building.build(options), as_json=as_json)
 
 
 def parse_version(text: str) -> int | Literal["replace", "next"]:
@@ -116,7 +117,7 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_json(result), indent=2))
         return
-    from repo_builder.progress import stdout_console
+    from repo_builder.core.progress import stdout_console
 
     console = stdout_console()
     if result.engine.layers:

@@ -34,10 +34,11 @@ def command(
     repo-builder compile build/vgg
     repo-builder compile build/vgg --target tensorrt --set compile.tensorrt.workspace_mib=8192
     """
-    from repo_builder import pipeline, recipes
+    from repo_builder import recipes
+    from repo_builder.flows import build as building
 
-    exported = pipeline.load_exported(artifact)
-    options = pipeline.BuildOptions(
+    exported = building.load_exported(artifact)
+    options = building.BuildOptions(
         recipe=recipes.change(exported.recipe, settings),
         work=artifact.absolute().parent,
         repository=repository,
@@ -48,4 +49,4 @@ def command(
         keep_versions=keep_versions,
         allow_precision_mismatch=allow_precision_mismatch,
     )
-    show(pipeline.compile_artifact(exported, options), as_json=as_json)
+    show(building.compile_artifact(exported, options), as_json=as_json)

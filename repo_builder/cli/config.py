@@ -50,7 +50,7 @@ def command(
     repo-builder config resnet.onnx > model_repository/resnet/config.pbtxt
     repo-builder config resnet.onnx --max-batch-size 32 --preferred-batch-size 8 --warmup 1
     """
-    from repo_builder import files, progress
+    from repo_builder.core import files, progress
     from repo_builder.repository import config
 
     spec = config.from_onnx(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo_builder.errors import RepositoryError
+from repo_builder.core.errors import RepositoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,8 +41,8 @@ def command(path: Path, as_json: bool) -> None:
 
 def _show_onnx(model: Path, *, as_json: bool) -> None:
     """Print the precision that an ONNX graph gives each layer."""
+    from repo_builder.core.graphs import layer_of
     from repo_builder.export import qdq
-    from repo_builder.graphs import layer_of
 
     try:
         import onnx
@@ -62,7 +62,7 @@ def _show_onnx(model: Path, *, as_json: bool) -> None:
 
 def _show_plan(found: Inspection, *, as_json: bool) -> None:
     """Print what the manifest and the engine tell, and why the manifest was not believed."""
-    from repo_builder.artifacts import MANIFEST
+    from repo_builder.core.artifacts import MANIFEST
 
     if found.ignored:
         told = RepositoryError(
@@ -95,7 +95,7 @@ def _print(title: str, headings: tuple[str, ...], rows: Iterable[tuple[str, ...]
     from rich.table import Table
     from rich.text import Text
 
-    from repo_builder.progress import stdout_console
+    from repo_builder.core.progress import stdout_console
 
     click.echo(title)
     table = Table(box=None, pad_edge=False)

@@ -39,8 +39,9 @@ def command(model: str | None, json_to: str | None, csv_to: Path | None, report_
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.")
 
-    from repo_builder import files, measuring
-    from repo_builder.errors import CheckFailed, OutputError
+    from repo_builder.core import files
+    from repo_builder.core.errors import CheckFailed, OutputError
+    from repo_builder.flows import perf as measuring
 
     outputs = (None if json_to in (None, "-") else Path(str(json_to)), csv_to, report_to)
     for path in (item for item in outputs if item is not None):
@@ -65,11 +66,12 @@ def command(model: str | None, json_to: str | None, csv_to: Path | None, report_
 
 def _show(run: PerfRun | None, json_to: str | None, csv_to: Path | None, report_to: Path | None) -> None:
     """Print the run, then write the files that were asked for; what cannot be written does not stop the next."""
-    from repo_builder import files
-    from repo_builder.errors import OutputError
-    from repo_builder.measure import perf_csv, schema
-    from repo_builder.progress import stdout_console
+    from repo_builder.core import files
+    from repo_builder.core.errors import OutputError
+    from repo_builder.core.progress import stdout_console
+    from repo_builder.report import csv as perf_csv
     from repo_builder.report import page, terminal
+    from repo_builder.results import schema
 
     if run is None:
         return

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from repo_builder.measure.course import Pace
-    from repo_builder.measuring import PerfOptions
+    from repo_builder.flows.perf import PerfOptions
+    from repo_builder.measure.load.course import Pace
     from repo_builder.results import Level
 
 
@@ -114,9 +114,9 @@ def options(
         click.UsageError: Options contradict each other.
         MeasureError: A number, a URL or a file cannot be understood.
     """
-    from repo_builder.measure import schema
-    from repo_builder.measure.transport import Endpoint
-    from repo_builder.measuring import PerfOptions, Tolerances
+    from repo_builder.flows.perf import PerfOptions, Tolerances
+    from repo_builder.measure.wire.transport import Endpoint
+    from repo_builder.results import schema
 
     return PerfOptions(
         model=model,
@@ -154,7 +154,7 @@ def _levels(
     **_: Any,  # noqa: ANN401 - the rest of them
 ) -> tuple[Level, ...]:
     """Return the levels asked for; none where all is left to the recipe."""
-    from repo_builder.measure import grid
+    from repo_builder.measure.load import grid
 
     loads = [
         name
@@ -197,7 +197,7 @@ def _pace(
     raw: bool,
     **_: Any,  # noqa: ANN401 - the rest of them
 ) -> Pace:
-    from repo_builder.measure.course import Pace
+    from repo_builder.measure.load.course import Pace
 
     if duration is not None and requests is not None:
         raise click.UsageError("--duration and --requests are different ends: give one of them")

@@ -7,7 +7,7 @@ import json
 import click
 
 from repo_builder import recipes
-from repo_builder.errors import RecipeError, did_you_mean
+from repo_builder.core.errors import RecipeError, did_you_mean
 
 
 @click.group("recipes", invoke_without_command=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo_builder.errors import MissingDependency, RepoBuilderError, ServeError
+from repo_builder.core.errors import MissingDependency, RepoBuilderError, ServeError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -80,7 +80,7 @@ def command(repository: Path | None, options: tuple[str, ...], status: bool, sto
 def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) -> None:
     from repo_builder import serve
     from repo_builder.cli import serve_mps
-    from repo_builder.progress import stderr_console, step
+    from repo_builder.core.progress import stderr_console, step
 
     console = stderr_console()
     runtime, why = serve.choose_runtime(given["runtime"], image=given["image"], mps=given["mps"])
@@ -142,8 +142,8 @@ def _log_told(server: Server) -> Iterator[None]:
 
 def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None:
     """Wait for the end of a server; Ctrl-C and SIGTERM stop it, and are a clean end."""
-    from repo_builder.progress import stderr_console
-    from repo_builder.serve.health import how_ended
+    from repo_builder.core.progress import stderr_console
+    from repo_builder.serve.run.health import how_ended
 
     def interrupt(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -165,9 +165,9 @@ def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None
 
 
 def _print_command(repository: Path, options: tuple[str, ...], given: dict[str, Any]) -> None:
-    from repo_builder.serve import container
-    from repo_builder.serve.launch import no_mps_there
-    from repo_builder.serve.ports import Endpoints
+    from repo_builder.serve.run import container
+    from repo_builder.serve.run.launch import no_mps_there
+    from repo_builder.serve.run.ports import Endpoints
 
     if given["mps"]:
         raise no_mps_there()
@@ -221,7 +221,7 @@ def _row(server: Detached) -> tuple[str, ...]:
 
 def _stop(repository: Path | None) -> None:
     from repo_builder import serve
-    from repo_builder.progress import step
+    from repo_builder.core.progress import step
 
     servers = serve.running(repository)
     if not servers:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo_builder.errors import RepositoryError
+from repo_builder.core.errors import RepositoryError
 
 if TYPE_CHECKING:
     from repo_builder.serve import Server
-    from repo_builder.serve.mps import Mps
+    from repo_builder.serve.run.mps import Mps
 
 
 def before(server: Server, repository: Path) -> None:
@@ -54,7 +54,7 @@ def _processes(count: int) -> str:
 
 def _hint(repository: Path, models: Sequence[str]) -> str | None:
     """Return one line where a plan has several instances on a GPU and nobody runs MPS, though it is here."""
-    from repo_builder.serve.embedded import mps_is_idle
+    from repo_builder.serve.run.embedded import mps_is_idle
 
     if not mps_is_idle():
         return None

@@ -43,7 +43,8 @@ def command(
     repo-builder train vgg
     repo-builder train my_model.toml --set train.epochs=50 --device cuda
     """
-    from repo_builder import datasets, loading, models, progress, recipes
+    from repo_builder import datasets, models, recipes
+    from repo_builder.core import loading, progress
 
     train = loading.load("repo_builder.models.training:train", extra="build")
     chosen = recipes.load(recipe, settings)

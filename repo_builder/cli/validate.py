@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from repo_builder.errors import CheckFailed
+from repo_builder.core.errors import CheckFailed
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from repo_builder import loading
-from repo_builder.artifacts import OnnxArtifact
-from repo_builder.errors import CompileError, MissingDependency, did_you_mean
-from repo_builder.recipe import Recipe
-from repo_builder.tensors import Array
+from repo_builder.core import loading
+from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.errors import CompileError, MissingDependency, did_you_mean
+from repo_builder.core.recipe import Recipe
+from repo_builder.core.tensors import Array
 
 # name → (class, extra that installs what it imports)
 TARGETS: dict[str, tuple[str, str]] = {
-    "tensorrt": ("repo_builder.compile.tensorrt:TensorRTTarget", "tensorrt"),
-    "onnxruntime": ("repo_builder.compile.onnxruntime:OnnxRuntimeTarget", "onnxruntime"),
+    "tensorrt": ("repo_builder.compile.tensorrt.target:TensorRTTarget", "tensorrt"),
+    "onnxruntime": ("repo_builder.compile.onnxruntime.target:OnnxRuntimeTarget", "onnxruntime"),
 }
 
 

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from repo_builder import artifacts, environment, files, loading
-from repo_builder.artifacts import MANIFEST, EngineArtifact
-from repo_builder.compile import trt_inspector
-from repo_builder.compile.trt_inspector import EngineLayer, Verdict
-from repo_builder.errors import CompileError, MissingDependency, RepositoryError
-from repo_builder.profiles import PlanSignature, to_json
-from repo_builder.tensors import TensorSpec
+from repo_builder.compile.tensorrt import inspector as trt_inspector
+from repo_builder.compile.tensorrt.inspector import EngineLayer, Verdict
+from repo_builder.core import artifacts, environment, files, loading
+from repo_builder.core.artifacts import MANIFEST, EngineArtifact
+from repo_builder.core.errors import CompileError, MissingDependency, RepositoryError
+from repo_builder.core.profiles import PlanSignature, to_json
+from repo_builder.core.tensors import TensorSpec
 
 _FACTS = (
     "tensorrt_version", "cuda_version", "driver", "gpu", "compute_capability", "flags", "build_seconds", "plan_bytes",
@@ -114,7 +114,7 @@ def ask_engine(plan: Path) -> PlanSignature:
 
 def _load(plan: Path) -> Any:  # noqa: ANN401 - a trt_plan.Plan, whose module needs TensorRT
     what = "looking into a plan"
-    return loading.load("repo_builder.compile.trt_plan:Plan", extra="tensorrt", what=what).load(plan)
+    return loading.load("repo_builder.compile.tensorrt.plan:Plan", extra="tensorrt", what=what).load(plan)
 
 
 def _from_manifest(plan: Path) -> tuple[dict[str, Any], tuple[Verdict, ...], str]:

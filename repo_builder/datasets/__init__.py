@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from repo_builder import files, loading
+from repo_builder.core import files, loading
+from repo_builder.core.errors import DataError
+from repo_builder.core.recipe import DataSpec
+from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import user
 from repo_builder.datasets.source import Source
 from repo_builder.datasets.splits import Part, partition
-from repo_builder.errors import DataError
-from repo_builder.recipe import DataSpec
-from repo_builder.tensors import Array, TensorSpec
 
 # name → "module:function" that takes [data.arguments], inputs and data_dir and returns a Source
 BUILT_IN: dict[str, str] = {

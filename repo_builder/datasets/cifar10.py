@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from repo_builder import files
+from repo_builder.core import files
+from repo_builder.core.errors import DataError
+from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import download
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
-from repo_builder.errors import DataError
-from repo_builder.tensors import Array, TensorSpec
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from repo_builder import assets
+from repo_builder.core import assets
+from repo_builder.core.errors import DataError
+from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets.preprocessing import normalise, resize
 from repo_builder.datasets.source import Source
-from repo_builder.errors import DataError
-from repo_builder.tensors import Array, TensorSpec
 
 FILE = "digits.npz"
 _LEVELS = 16  # a pixel counts the dark points of a 4×4 cell

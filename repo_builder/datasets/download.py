@@ -10,9 +10,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from repo_builder import progress
-from repo_builder.errors import DataError
-from repo_builder.files import output_errors
+from repo_builder.core import progress
+from repo_builder.core.errors import DataError
+from repo_builder.core.files import output_errors
 
 _CHUNK = 1 << 18
 _TIMEOUT_S = 30

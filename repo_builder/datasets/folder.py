@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from repo_builder import progress
+from repo_builder.core import progress
+from repo_builder.core.errors import DataError
+from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
-from repo_builder.errors import DataError
-from repo_builder.tensors import Array, TensorSpec
 
 _MODES = {1: "L", 3: "RGB"}
 

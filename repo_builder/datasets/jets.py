@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from repo_builder import assets
+from repo_builder.core import assets
+from repo_builder.core.errors import DataError
+from repo_builder.core.tensors import TensorSpec
 from repo_builder.datasets.source import Source
-from repo_builder.errors import DataError
-from repo_builder.tensors import TensorSpec
 
 FILE = "jets.npz"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from repo_builder.errors import DataError, did_you_mean
-from repo_builder.tensors import Array
+from repo_builder.core.errors import DataError, did_you_mean
+from repo_builder.core.tensors import Array
 
 
 def class_numbers(

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from repo_builder import assets
+from repo_builder.core import assets
+from repo_builder.core.errors import DataError, did_you_mean
+from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import download, jets
 from repo_builder.datasets.source import Source
-from repo_builder.errors import DataError, did_you_mean
-from repo_builder.tensors import Array, TensorSpec
 
 DATA_SET = 42468
 DESCRIPTION = f"https://www.openml.org/api/v1/json/data/{DATA_SET}"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repo_builder.errors import RecipeError
-from repo_builder.tensors import Array
+from repo_builder.core.errors import RecipeError
+from repo_builder.core.tensors import Array
 
 
 def resize(images: Array, height: int, width: int) -> Array:

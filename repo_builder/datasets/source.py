@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repo_builder.errors import DataError
-from repo_builder.tensors import Array, TensorSpec
+from repo_builder.core.errors import DataError
+from repo_builder.core.tensors import Array, TensorSpec
 
 _BLOCK = 4096  # samples checked at a time, so that a check never doubles the memory
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from repo_builder.tensors import Array
+from repo_builder.core.tensors import Array
 
 Part = Literal["train", "calibration", "validation", "test"]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from repo_builder.core.errors import DataError, did_you_mean
+from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets.labels import class_numbers
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
-from repo_builder.errors import DataError, did_you_mean
-from repo_builder.tensors import Array, TensorSpec
 
 
 def read(

@@ -15,14 +15,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from repo_builder import loading
+from repo_builder.core import loading
+from repo_builder.core.errors import DataError, RecipeError, did_you_mean
+from repo_builder.core.recipe import DataSpec
+from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import table
 from repo_builder.datasets.labels import class_numbers
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
-from repo_builder.errors import DataError, RecipeError, did_you_mean
-from repo_builder.recipe import DataSpec
-from repo_builder.tensors import Array, TensorSpec
 
 _INPUT_KEYS = ("x", "X")  # in place of the input's name, where the model has one
 _LABEL_KEYS = ("y", "labels")

@@ -5,5 +5,5 @@
     precision.py    fp16 regions in an ONNX graph
     qdq.py          Q/DQ: a linter for what TensorRT parses, and the precision of every layer
 
-``repo_builder.graphs`` says how layers are named.
+``repo_builder.core.graphs`` says how layers are named.
 """

@@ -7,7 +7,7 @@ from collections import Counter
 
 import onnx
 
-from repo_builder.graphs import DQ, LAYER_OPS, MOVES, WEIGHTLESS_OPS, Graph, Q
+from repo_builder.core.graphs import DQ, LAYER_OPS, MOVES, WEIGHTLESS_OPS, Graph, Q
 
 _QUANTIZER = re.compile(
     r"^(?P<layer>.+)\.(?:input_quantizers\.(?P<input>\d+)|parametrizations\.weight\.\d+)\.(?P<what>\w+)$"

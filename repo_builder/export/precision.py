@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from repo_builder.errors import ExportError, first_line
-from repo_builder.graphs import LAYER_OPS, MOVES, Graph, drop_unused, layer_of
+from repo_builder.core.errors import ExportError, first_line
+from repo_builder.core.graphs import LAYER_OPS, MOVES, Graph, drop_unused, layer_of
 
 _LARGEST = float(np.finfo(np.float16).max)
 # What may follow its input into fp16: it moves, compares or scales values, or squashes them, and sums no long rows.

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from repo_builder.artifacts import LayerRecord
-from repo_builder.errors import ExportError, first_line
-from repo_builder.graphs import DQ, LAYER_OPS, Graph, Q, layer_of, opset
+from repo_builder.core.artifacts import LayerRecord
+from repo_builder.core.errors import ExportError, first_line
+from repo_builder.core.graphs import DQ, LAYER_OPS, Graph, Q, layer_of, opset
 
 __all__ = ["Finding", "check", "layer_of", "layer_precisions", "lint"]
 

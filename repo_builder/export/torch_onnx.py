@@ -18,10 +18,10 @@ import onnx
 import torch
 from torch import nn
 
-from repo_builder import files
-from repo_builder.errors import ExportError, first_line
+from repo_builder.core import files
+from repo_builder.core.errors import ExportError, first_line
+from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.export.naming import tidy
-from repo_builder.tensors import DType, TensorSpec
 
 _DOMAIN = "repo_builder"
 _DYNAMIC_SAMPLE = 8  # what a dimension of -1 is while tracing

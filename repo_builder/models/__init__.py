@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repo_builder import assets, loading
-from repo_builder.errors import ModelError, RepoBuilderError, did_you_mean
-from repo_builder.recipe import ModelSpec
+from repo_builder.core import assets, loading
+from repo_builder.core.errors import ModelError, RepoBuilderError, did_you_mean
+from repo_builder.core.recipe import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from repo_builder.recipe import Augmentation
+from repo_builder.core.recipe import Augmentation
 
 _MARGIN = 8  # a shift moves an image by up to an eighth of its side
 

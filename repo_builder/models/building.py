@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from repo_builder import loading
-from repo_builder.errors import ModelError
+from repo_builder.core import loading
+from repo_builder.core.errors import ModelError
 
 
 def build(function: Callable[..., Any], arguments: Mapping[str, Any], *, source: str, seed: int) -> nn.Module:

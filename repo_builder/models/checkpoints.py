@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from repo_builder import files
-from repo_builder.errors import ModelError, did_you_mean, first_line
+from repo_builder.core import files
+from repo_builder.core.errors import ModelError, did_you_mean, first_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from repo_builder.tensors import Array
+from repo_builder.core.tensors import Array
 
 # Keywords of a layer list; a number is a linear layer with that many outputs.
 _KEYWORDS: dict[str, Callable[[int], nn.Module]] = {"bn": nn.BatchNorm1d, "relu": lambda _: nn.ReLU()}

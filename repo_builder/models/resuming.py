@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from repo_builder import files
-from repo_builder.errors import ModelError
+from repo_builder.core import files
+from repo_builder.core.errors import ModelError
 from repo_builder.models import checkpoints
 
 

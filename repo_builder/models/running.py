@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from repo_builder.progress import bar
-from repo_builder.recipe import ModelSpec
-from repo_builder.tensors import Array
+from repo_builder.core.progress import bar
+from repo_builder.core.recipe import ModelSpec
+from repo_builder.core.tensors import Array
 
 _BATCH = 64
 

@@ -20,13 +20,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from repo_builder import __version__, files
-from repo_builder.errors import DataError, ModelError
+from repo_builder import __version__
+from repo_builder.core import files
+from repo_builder.core.errors import DataError, ModelError
+from repo_builder.core.recipe import Recipe
+from repo_builder.core.tensors import Array
 from repo_builder.models import checkpoints
 from repo_builder.models.augmentation import augment
 from repo_builder.models.resuming import State, forget, remember, resume_file, resumed
-from repo_builder.recipe import Recipe
-from repo_builder.tensors import Array
 
 _EVALUATION_BATCH = 256
 Progress = Callable[[Iterable[int], str], Iterable[int]]

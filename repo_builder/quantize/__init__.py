@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-from repo_builder import loading
-from repo_builder.artifacts import LayerRecord
+from repo_builder.core import loading
+from repo_builder.core.artifacts import LayerRecord
+from repo_builder.core.recipe import QuantizeSpec
+from repo_builder.core.tensors import Array
 from repo_builder.quantize.rules import LayerPlan, plan
-from repo_builder.recipe import QuantizeSpec
-from repo_builder.tensors import Array
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,8 +14,8 @@ import functools
 
 import numpy as np
 
-from repo_builder.errors import QuantizeError
-from repo_builder.tensors import Array
+from repo_builder.core.errors import QuantizeError
+from repo_builder.core.tensors import Array
 
 BINS = 2048
 _LEVELS = 128  # magnitudes 0..127 that symmetric int8 tells apart

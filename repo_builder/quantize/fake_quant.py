@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from repo_builder.errors import QuantizeError
+from repo_builder.core.errors import QuantizeError
+from repo_builder.core.tensors import Array
 from repo_builder.quantize import Ranges
 from repo_builder.quantize.calibrators import LARGEST, MIN_AMAX
 from repo_builder.quantize.layers import channel_axis, layer_type
-from repo_builder.tensors import Array
 
 LOWEST = -128
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from repo_builder.errors import QuantizeError
+from repo_builder.core.errors import QuantizeError
+from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
+from repo_builder.core.tensors import Array
 from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.layers import Add, channel_axis, input_count
 from repo_builder.quantize.plugged import PluggedCalibrator, ranges_of, run
-from repo_builder.recipe import InputQuantizer, WeightQuantizer
-from repo_builder.tensors import Array
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns of optional libraries that this project does not use

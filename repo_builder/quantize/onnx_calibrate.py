@@ -9,13 +9,13 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from repo_builder.errors import QuantizeError, first_line
-from repo_builder.graphs import Graph
+from repo_builder.core.errors import QuantizeError, first_line
+from repo_builder.core.graphs import Graph
+from repo_builder.core.tensors import Array
 from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.calibrators import Calibrator
 from repo_builder.quantize.onnx_insert import channel_axis, insert, weight_of
 from repo_builder.quantize.table import decibels, split
-from repo_builder.tensors import Array
 
 Batch = Mapping[str, Array]
 

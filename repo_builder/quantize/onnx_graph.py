@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import onnx
 
-from repo_builder.artifacts import LayerRecord
-from repo_builder.graphs import Graph
+from repo_builder.core.artifacts import LayerRecord
+from repo_builder.core.graphs import Graph
+from repo_builder.core.recipe import QuantizeSpec
+from repo_builder.core.tensors import Array
 from repo_builder.quantize import plan
 from repo_builder.quantize.onnx_calibrate import batches_for, calibrate, signal_to_noise
 from repo_builder.quantize.onnx_insert import checked, insert
 from repo_builder.quantize.onnx_prepare import prepare
 from repo_builder.quantize.table import check_inputs, record
-from repo_builder.recipe import QuantizeSpec
-from repo_builder.tensors import Array
 
 _POOLS = {"MaxPool": "MaxPool", "AveragePool": "AvgPool", "GlobalAveragePool": "AdaptiveAvgPool"}
 

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from repo_builder.errors import QuantizeError, first_line
-from repo_builder.graphs import DQ, Graph, Q, drop_unused
+from repo_builder.core.errors import QuantizeError, first_line
+from repo_builder.core.graphs import DQ, Graph, Q, drop_unused
+from repo_builder.core.tensors import Array
 from repo_builder.quantize import Ranges
 from repo_builder.quantize.calibrators import LARGEST, MIN_AMAX
-from repo_builder.tensors import Array
 
 
 def insert(model: onnx.ModelProto, ranges: Mapping[str, Ranges]) -> onnx.ModelProto:

@@ -13,9 +13,9 @@ import onnx
 from onnx import helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
-from repo_builder.errors import QuantizeError, first_line
-from repo_builder.graphs import DQ, LAYER_OPS, MOVES, Graph, Q, drop_unused, opset
-from repo_builder.tensors import Array
+from repo_builder.core.errors import QuantizeError, first_line
+from repo_builder.core.graphs import DQ, LAYER_OPS, MOVES, Graph, Q, drop_unused, opset
+from repo_builder.core.tensors import Array
 
 _OPSET = 13  # the first with per-channel QuantizeLinear
 
@@ -65,7 +65,7 @@ def _close_inputs(model: onnx.ModelProto) -> None:
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
-    """Give every node a name of its own; '#' is kept for later runs of one layer (``repo_builder.graphs``)."""
+    """Give every node a name of its own; '#' is kept for later runs of one layer (``repo_builder.core.graphs``)."""
     counts: Counter[str] = Counter()
     for place, node in enumerate(model.graph.node):
         node.name = (node.name or f"{node.op_type}_{place}").replace("#", "_")

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from repo_builder.errors import QuantizeError, RepoBuilderError, first_line
+from repo_builder.core.errors import QuantizeError, RepoBuilderError, first_line
+from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
+from repo_builder.core.tensors import Array
 from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.calibrators import Calibrator
-from repo_builder.recipe import InputQuantizer, WeightQuantizer
-from repo_builder.tensors import Array
 
 
 class PluggedCalibrator:

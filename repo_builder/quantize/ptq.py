@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from repo_builder import loading
-from repo_builder.errors import QuantizeError, RecipeError, did_you_mean
+from repo_builder.core import loading
+from repo_builder.core.errors import QuantizeError, RecipeError, did_you_mean
+from repo_builder.core.recipe import QuantizeSpec
+from repo_builder.core.tensors import Array
 from repo_builder.quantize import BACKENDS, LayerPlan, Quantized, Quantizer, Ranges, plan
 from repo_builder.quantize.fake_quant import quantize_layer, quantize_layers
 from repo_builder.quantize.folding import fold
 from repo_builder.quantize.layers import find_layers
 from repo_builder.quantize.plugged import run
 from repo_builder.quantize.table import check_inputs, decibels, record, split
-from repo_builder.recipe import QuantizeSpec
-from repo_builder.tensors import Array
 
 Batch = Mapping[str, Array]
 

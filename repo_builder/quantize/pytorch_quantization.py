@@ -19,11 +19,11 @@ from pytorch_quantization.tensor_quant import QuantDescriptor
 from torch import nn
 from torch.nn.utils import parametrize
 
+from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
+from repo_builder.core.tensors import Array
 from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.layers import channel_axis, input_count
 from repo_builder.quantize.plugged import PluggedCalibrator, ranges_of, run
-from repo_builder.recipe import InputQuantizer, WeightQuantizer
-from repo_builder.tensors import Array
 
 
 class PytorchQuantizationQuantizer:

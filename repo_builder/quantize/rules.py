@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from repo_builder.errors import RecipeError, did_you_mean
-from repo_builder.recipe import LayerRule, Precision, QuantizeSpec
+from repo_builder.core.errors import RecipeError, did_you_mean
+from repo_builder.core.recipe import LayerRule, Precision, QuantizeSpec
 
 WEIGHTED = frozenset({
     "Linear",

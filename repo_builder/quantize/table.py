@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from repo_builder.artifacts import LayerRecord
-from repo_builder.errors import QuantizeError, did_you_mean
+from repo_builder.core.artifacts import LayerRecord
+from repo_builder.core.errors import QuantizeError, did_you_mean
+from repo_builder.core.tensors import Array
 from repo_builder.quantize import LayerPlan, Ranges
-from repo_builder.tensors import Array
 
 MAX_SQNR_DB = 200.0  # what a layer without any quantization noise is given
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from repo_builder.errors import RecipeError, did_you_mean
-from repo_builder.recipe import Recipe, parse
+from repo_builder.core.errors import RecipeError, did_you_mean
+from repo_builder.core.recipe import Recipe, parse
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from repo_builder import __version__
-from repo_builder.assets import template_folder
+from repo_builder.core.assets import template_folder
 from repo_builder.report import charts, numbers
 from repo_builder.report.verdict import verdict
 from repo_builder.results import AccuracyResult, PerfRun

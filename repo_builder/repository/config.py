@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from repo_builder import assets
-from repo_builder.artifacts import EngineArtifact
-from repo_builder.errors import RepositoryError, did_you_mean
-from repo_builder.recipe import OnnxRuntimeSpec, RepositorySpec
+from repo_builder.core import assets
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.errors import RepositoryError, did_you_mean
+from repo_builder.core.recipe import OnnxRuntimeSpec, RepositorySpec
+from repo_builder.core.tensors import TensorSpec
 from repo_builder.repository.spec import CONFIG, LABELS, Accelerator, ModelConfigSpec
-from repo_builder.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import jinja2

@@ -21,9 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from repo_builder import artifacts, files
-from repo_builder.artifacts import MANIFEST, EngineArtifact
-from repo_builder.errors import OutputError, RepositoryError
+from repo_builder.core import artifacts, files
+from repo_builder.core.artifacts import MANIFEST, EngineArtifact
+from repo_builder.core.errors import OutputError, RepositoryError
 from repo_builder.repository import config
 
 PATIENCE_S = 30.0

@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from repo_builder.errors import RepositoryError
-from repo_builder.recipe import RepositorySpec
-from repo_builder.tensors import DType, TensorSpec
+from repo_builder.core.errors import RepositoryError
+from repo_builder.core.recipe import RepositorySpec
+from repo_builder.core.tensors import DType, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)

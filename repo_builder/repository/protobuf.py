@@ -8,9 +8,9 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from repo_builder.errors import RepositoryError, did_you_mean
+from repo_builder.core.errors import RepositoryError, did_you_mean
+from repo_builder.core.tensors import TensorSpec
 from repo_builder.repository.spec import LABELS, ModelConfigSpec
-from repo_builder.tensors import TensorSpec
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from repo_builder.errors import RepositoryError
-from repo_builder.tensors import TensorSpec
+from repo_builder.core.errors import RepositoryError
+from repo_builder.core.tensors import TensorSpec
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from repo_builder.errors import RepositoryError, did_you_mean
+from repo_builder.core.errors import RepositoryError, did_you_mean
 from repo_builder.repository.checks import ensemble, settings, tensors, versions
 from repo_builder.repository.checks.findings import Finding, Missing, error, info
 from repo_builder.repository.checks.folder import ModelFolder, read

@@ -10,8 +10,8 @@ with ``detach=True``; ``running`` and ``stop`` find such servers again.
 
 from __future__ import annotations
 
-from repo_builder.serve.detached import Detached, running, stop
-from repo_builder.serve.launch import Runtime, choose_runtime, start
-from repo_builder.serve.server import Server
+from repo_builder.serve.run.detached import Detached, running, stop
+from repo_builder.serve.run.launch import Runtime, choose_runtime, start
+from repo_builder.serve.run.server import Server
 
 __all__ = ["Detached", "Runtime", "Server", "choose_runtime", "running", "start", "stop"]

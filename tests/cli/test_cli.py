@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repo_builder import __version__, cli
-from repo_builder.errors import RecipeError
+from repo_builder.core.errors import RecipeError
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

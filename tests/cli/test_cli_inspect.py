@@ -9,11 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from repo_builder import artifacts, recipes
-from repo_builder.artifacts import EngineArtifact
+from repo_builder import recipes
 from repo_builder.cli import run
 from repo_builder.compile import inspection
-from repo_builder.errors import CompileError
+from repo_builder.core import artifacts
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.errors import CompileError
 
 VERDICTS = [
     {"layer": "first", "node": "first", "asked": "int8", "got": "int8", "engine_layer": "first + relu"},

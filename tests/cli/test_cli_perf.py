@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repo_builder import cli, files, serve
+from repo_builder import cli, serve
+from repo_builder.core import files
 
 CONFIG = """name: "linear"
 backend: "python"

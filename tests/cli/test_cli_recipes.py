@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from repo_builder import cli, recipes
-from repo_builder.recipe import parse
+from repo_builder.core.recipe import parse
 
 if sys.version_info >= (3, 11):
     import tomllib

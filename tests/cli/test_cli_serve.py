@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from repo_builder import artifacts, environment, recipes
-from repo_builder.artifacts import EngineArtifact
+from repo_builder import recipes
 from repo_builder.cli import run
+from repo_builder.core import artifacts, environment
+from repo_builder.core.artifacts import EngineArtifact
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from repo_builder.cli import serve_mps
-from repo_builder.serve import embedded
-from repo_builder.serve.mps import Mps
+from repo_builder.serve.run import embedded
+from repo_builder.serve.run.mps import Mps
 
 PLAN = 'backend: "tensorrt" max_batch_size: 8 '
 

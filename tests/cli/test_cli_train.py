@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from repo_builder import cli, models
-from repo_builder.errors import DataError, ModelError, RecipeError
+from repo_builder.core.errors import DataError, ModelError, RecipeError
 
 QUICK = ["--set", "train.epochs=2"]
 

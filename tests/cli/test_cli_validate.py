@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from repo_builder import cli, environment, loading
-from repo_builder.tensors import DType, ShapeProfile
+from repo_builder import cli
+from repo_builder.core import environment, loading
+from repo_builder.core.tensors import DType, ShapeProfile
 
 CONFIG = """
 backend: "python"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from repo_builder import compile as room
-from repo_builder.errors import CompileError, MissingDependency
+from repo_builder.core.errors import CompileError, MissingDependency
 
 
 class Here:

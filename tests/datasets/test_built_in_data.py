@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from repo_builder import assets, datasets
-from repo_builder.errors import DataError, RecipeError
-from repo_builder.recipe import DataSpec
-from repo_builder.tensors import DType, TensorSpec
+from repo_builder import datasets
+from repo_builder.core import assets
+from repo_builder.core.errors import DataError, RecipeError
+from repo_builder.core.recipe import DataSpec
+from repo_builder.core.tensors import DType, TensorSpec
 
 IMAGE = TensorSpec(name="image", dtype=DType.FP32, shape=(3, 32, 32))
 FEATURES = TensorSpec(name="features", dtype=DType.FP32, shape=(16,))

@@ -7,10 +7,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from repo_builder import datasets
+from repo_builder.core.errors import DataError
+from repo_builder.core.recipe import DataSpec
+from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.datasets import cifar10
-from repo_builder.errors import DataError
-from repo_builder.recipe import DataSpec
-from repo_builder.tensors import DType, TensorSpec
 
 IMAGE = TensorSpec(name="image", dtype=DType.FP32, shape=(3, 32, 32))
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -3,8 +3,8 @@ import socket
 
 import pytest
 
+from repo_builder.core.errors import DataError, OutputError
 from repo_builder.datasets import download
-from repo_builder.errors import DataError, OutputError
 
 URL = "https://data.invalid/set.bin"
 DATA = bytes(range(256)) * 4000

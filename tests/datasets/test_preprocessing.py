@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from repo_builder.core.errors import RecipeError
 from repo_builder.datasets.preprocessing import normalise, resize
-from repo_builder.errors import RecipeError
 
 sides = st.integers(1, 17)
 

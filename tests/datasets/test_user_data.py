@@ -5,9 +5,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from repo_builder import datasets
-from repo_builder.errors import DataError, MissingDependency, RecipeError
-from repo_builder.recipe import DataSpec
-from repo_builder.tensors import DType, TensorSpec
+from repo_builder.core.errors import DataError, MissingDependency, RecipeError
+from repo_builder.core.recipe import DataSpec
+from repo_builder.core.tensors import DType, TensorSpec
 
 ROW = TensorSpec(name="features", dtype=DType.FP32, shape=(3,))
 IMAGE = TensorSpec(name="image", dtype=DType.FP32, shape=(3, 4, 5))

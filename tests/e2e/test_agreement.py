@@ -10,12 +10,12 @@ import onnx
 import pytest
 
 from repo_builder import datasets, recipes
-from repo_builder.compile.cpu_layout import to_cpu_layout
-from repo_builder.compile.onnxruntime import OnnxRuntimeRunner
-from repo_builder.measure import accuracy
-from repo_builder.pipeline import exporting
+from repo_builder.compile.onnxruntime.layout import to_cpu_layout
+from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner
+from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
+from repo_builder.flows.build import forms as exporting
+from repo_builder.measure.judge import accuracy
 from repo_builder.quantize import BACKENDS
-from repo_builder.recipe import InputQuantizer, WeightQuantizer
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repo_builder import artifacts, datasets, serve
-from repo_builder.artifacts import EngineArtifact
+from repo_builder import datasets, serve
+from repo_builder.core import artifacts
+from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.serve import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

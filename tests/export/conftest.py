@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from repo_builder.tensors import DType, TensorSpec
+from repo_builder.core.tensors import DType, TensorSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -134,7 +134,7 @@ def export(tmp_path: Path) -> Callable[..., onnx.ModelProto]:
 def quantize() -> Callable[..., Any]:
     """Quantize a module that takes one input: ``quantize(module, samples, *rules, backend=...)``."""
     from repo_builder import quantize as stage
-    from repo_builder.recipe import LayerRule, QuantizeSpec
+    from repo_builder.core.recipe import LayerRule, QuantizeSpec
 
     def quantize(module: Any, samples: np.ndarray, *rules: LayerRule, backend: str = "modelopt") -> Any:
         pytest.importorskip(backend.replace("-", "_"), reason=f"{backend} is not installed")

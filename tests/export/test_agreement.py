@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from repo_builder.core.recipe import InputQuantizer, LayerRule, WeightQuantizer  # noqa: E402
 from repo_builder.export import qdq  # noqa: E402
-from repo_builder.recipe import InputQuantizer, LayerRule, WeightQuantizer  # noqa: E402
 
 SHAPES = {"vgg": (3, 16, 16), "jets": (16,)}
 CALIBRATORS = [("max", None), ("percentile", 99.9), ("mse", None), ("entropy", None)]

@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 torch = pytest.importorskip("torch", reason="torch is not installed")
 nn = torch.nn
 
-from repo_builder.errors import ExportError  # noqa: E402
+from repo_builder.core.errors import ExportError  # noqa: E402
+from repo_builder.core.graphs import Graph  # noqa: E402
+from repo_builder.core.recipe import LayerRule  # noqa: E402
 from repo_builder.export import qdq  # noqa: E402
 from repo_builder.export.precision import to_fp16_regions  # noqa: E402
-from repo_builder.graphs import Graph  # noqa: E402
-from repo_builder.recipe import LayerRule  # noqa: E402
 
 VGG_LAYERS = [f"feature_layers.{n}" for n in (0, 3, 7, 10)] + ["classifier.0", "classifier.2", "last_layer"]
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from repo_builder.artifacts import LayerRecord
-from repo_builder.errors import ExportError
+from repo_builder.core.artifacts import LayerRecord
+from repo_builder.core.errors import ExportError
 from repo_builder.export import qdq
 
 Edit = Callable[[onnx.ModelProto], None]

@@ -14,11 +14,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 nn = torch.nn
 
-from repo_builder.errors import ExportError, OutputError  # noqa: E402
+from repo_builder.core.errors import ExportError, OutputError  # noqa: E402
+from repo_builder.core.graphs import layer_of, opset  # noqa: E402
+from repo_builder.core.recipe import LayerRule  # noqa: E402
+from repo_builder.core.tensors import DType, TensorSpec  # noqa: E402
 from repo_builder.export import qdq, torch_onnx  # noqa: E402
-from repo_builder.graphs import layer_of, opset  # noqa: E402
-from repo_builder.recipe import LayerRule  # noqa: E402
-from repo_builder.tensors import DType, TensorSpec  # noqa: E402
 
 
 def spec(name: str, *shape: int, dtype: DType = DType.FP32) -> TensorSpec:
@@ -150,8 +150,8 @@ SCRIPT = """
 import sys, pathlib, numpy, torch
 from repo_builder import quantize
 from repo_builder.export import torch_onnx
-from repo_builder.recipe import LayerRule, QuantizeSpec
-from repo_builder.tensors import DType, TensorSpec
+from repo_builder.core.recipe import LayerRule, QuantizeSpec
+from repo_builder.core.tensors import DType, TensorSpec
 torch.manual_seed(0)
 module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
                              torch.nn.Flatten(), torch.nn.Linear(144, 5)).eval()

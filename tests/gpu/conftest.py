@@ -12,11 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from repo_builder import artifacts, environment, recipes
-from repo_builder.artifacts import EngineArtifact, LayerRecord, OnnxArtifact
+from repo_builder import recipes
 from repo_builder.compile import CompileOptions
+from repo_builder.core import artifacts, environment
+from repo_builder.core.artifacts import EngineArtifact, LayerRecord, OnnxArtifact
+from repo_builder.core.recipe import Recipe, RepositorySpec, parse
 from repo_builder.export import precision, qdq
-from repo_builder.recipe import Recipe, RepositorySpec, parse
 
 LAYERS = ("conv1", "conv2", "linear1", "linear2")
 SHAPE = (3, 8, 8)
@@ -162,7 +163,7 @@ def place_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[OnnxArtifa
     """Compile an artifact, and place the plan in a model repository."""
 
     def place(artifact: OnnxArtifact, repository: Path) -> EngineArtifact:
-        from repo_builder.compile.tensorrt import TensorRTTarget
+        from repo_builder.compile.tensorrt.target import TensorRTTarget
         from repo_builder.repository import layout
 
         folder = tmp_path_factory.mktemp("plan") / artifact.recipe.name

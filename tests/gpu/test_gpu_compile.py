@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import pytest
 
-from repo_builder.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.compile import CompileOptions
-from repo_builder.errors import CompileError
-from repo_builder.recipe import ProfileSpec
+from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.core.errors import CompileError
+from repo_builder.core.recipe import ProfileSpec
 
 NAMES = ("fp16", "fp32", "int8", "mixed")
 MAX_BATCH = 16
@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compile_to(folder: Path, artifact: OnnxArtifact, cache: Path, **changes: Any) -> dict[str, Any]:
-    from repo_builder.compile.tensorrt import TensorRTTarget
+    from repo_builder.compile.tensorrt.target import TensorRTTarget
 
     precisions = changes.pop("layer_precisions", artifact.details["layer_precisions"])
     options = CompileOptions(recipe=artifact.recipe, layer_precisions=precisions, cache_folder=cache, **changes)
@@ -53,7 +53,7 @@ def compiled(
 
 
 def run_plan(folder: Path, images: np.ndarray) -> np.ndarray:
-    from repo_builder.compile.trt_plan import PlanRunner
+    from repo_builder.compile.tensorrt.plan import PlanRunner
 
     with PlanRunner(folder / "model.plan") as run:
         return run({"image": images})["logits"]
@@ -82,7 +82,8 @@ def test_int8_runs_int8_kernels(compiled: Compiled, asked: Asked) -> None:
 
 
 def test_no_layer_with_weights_is_untold(compiled: Compiled) -> None:
-    from repo_builder.compile import trt_inspector, trt_plan
+    from repo_builder.compile.tensorrt import inspector as trt_inspector
+    from repo_builder.compile.tensorrt import plan as trt_plan
 
     _, folder, _ = compiled
     layers = trt_inspector.parse(trt_plan.Plan.load(folder / "model.plan").inspect())
@@ -106,7 +107,7 @@ def test_every_batch_size_up_to_the_largest(compiled: Compiled, images: np.ndarr
 
 
 def test_provenance_is_told(compiled: Compiled) -> None:
-    from repo_builder import environment
+    from repo_builder.core import environment
 
     _, folder, details = compiled
     gpu = environment.gpus()[0]
@@ -191,7 +192,7 @@ def test_a_plan_cut_short_is_refused(compiled: Compiled, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("damage", ["garbage", "header"])
 def test_a_plan_that_cannot_be_loaded_is_refused(compiled: Compiled, tmp_path: Path, damage: str) -> None:
-    from repo_builder.compile.trt_plan import Plan
+    from repo_builder.compile.tensorrt.plan import Plan
 
     _, folder, _ = compiled
     data = bytearray((folder / "model.plan").read_bytes())
@@ -209,8 +210,9 @@ def test_a_plan_that_cannot_be_loaded_is_refused(compiled: Compiled, tmp_path: P
 
 def test_accuracy_of_vgg7_is_that_of_onnx_runtime(cache: Path, tmp_path: Path) -> None:
     """Within 0.2 points on the 8,000 test images."""
-    from repo_builder import artifacts, datasets
-    from repo_builder.measure import accuracy
+    from repo_builder import datasets
+    from repo_builder.core import artifacts
+    from repo_builder.measure.judge import accuracy
 
     variants, data_dir = os.environ.get("REPO_BUILDER_VARIANTS"), os.environ.get("REPO_BUILDER_CIFAR10")
     if not variants or not data_dir:
@@ -231,8 +233,8 @@ def test_accuracy_of_vgg7_is_that_of_onnx_runtime(cache: Path, tmp_path: Path) -
 def test_compile_and_inspect_from_the_command_line(
     make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: Asked
 ) -> None:
-    from repo_builder import artifacts
     from repo_builder.cli import run
+    from repo_builder.core import artifacts
 
     artifact = make_artifact("mixed")
     repository = tmp_path / "repository"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repo_builder.artifacts import EngineArtifact, OnnxArtifact
-from repo_builder.serve import detached, mps
+from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.serve.run import detached, mps
 
 pytestmark = [pytest.mark.server]
 
@@ -53,7 +53,7 @@ def built(
         pytest.skip("needs nvidia-cuda-mps-control")
     if mps.running(control):
         pytest.skip("needs a machine on which no MPS runs yet")
-    from repo_builder.compile.trt_plan import PlanRunner
+    from repo_builder.compile.tensorrt.plan import PlanRunner
 
     repository = tmp_path_factory.mktemp("repository")
     engine = place_plan(make_artifact("int8", instance_count=2), repository)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repo_builder.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.compile.inspection import ask_engine
-from repo_builder.errors import ServeError
+from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.core.errors import ServeError
 from repo_builder.repository import validate
 from repo_builder.repository.checks.findings import Finding
 
@@ -30,7 +30,7 @@ def served(
     """int8 and wide in two instances, mixed in one, and their plans run here."""
     pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
     from repo_builder import serve
-    from repo_builder.compile.trt_plan import PlanRunner
+    from repo_builder.compile.tensorrt.plan import PlanRunner
 
     repository = tmp_path_factory.mktemp("repository")
     plans = {}

@@ -11,8 +11,7 @@ from urllib.request import urlopen
 import pytest
 
 from repo_builder import serve
-from repo_builder.measure import schema
-from repo_builder.results import PerfRun
+from repo_builder.results import PerfRun, schema
 
 _HEAD = """import time
 import numpy as np

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repo_builder import environment, serve
-from repo_builder.measure.course import Pace
-from repo_builder.measure.session import Session
-from repo_builder.measure.transport import Endpoint, ProtocolName
+from repo_builder import serve
+from repo_builder.core import environment
+from repo_builder.measure.load.course import Pace
+from repo_builder.measure.load.session import Session
+from repo_builder.measure.wire.transport import Endpoint, ProtocolName
 from repo_builder.results import Level
 
 pytestmark = [

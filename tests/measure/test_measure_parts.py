@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repo_builder.errors import MeasureError
-from repo_builder.measure import explain, metrics, perf_csv, schema, search, server_stats
-from repo_builder.measure.metrics import Sample
-from repo_builder.measure.model import ServedModel
-from repo_builder.measure.server_stats import Snapshot
-from repo_builder.measure.stats import summarise
-from repo_builder.results import ClientCost, Hardware, Level, LevelResult, PerfRun, ServerTime
-from repo_builder.tensors import DType, TensorSpec
+from repo_builder.core.errors import MeasureError
+from repo_builder.core.tensors import DType, TensorSpec
+from repo_builder.measure.judge import explain
+from repo_builder.measure.judge.statistics import summarise
+from repo_builder.measure.load import metrics, search, server_stats
+from repo_builder.measure.load.metrics import Sample
+from repo_builder.measure.load.server_stats import Snapshot
+from repo_builder.measure.wire.model import ServedModel
+from repo_builder.report import csv as perf_csv
+from repo_builder.results import ClientCost, Hardware, Level, LevelResult, PerfRun, ServerTime, schema
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "perf-schema.md"
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from repo_builder import serve
-from repo_builder.errors import MeasureError
-from repo_builder.measure.control import GrpcControl
-from repo_builder.measure.course import Pace
-from repo_builder.measure.model import random_samples
-from repo_builder.measure.server_stats import Snapshot
-from repo_builder.measure.session import Session
-from repo_builder.measure.transport import ConnectionLost, Endpoint, ProtocolName
-from repo_builder.measure.windows import LevelStopped
+from repo_builder.core.errors import MeasureError
+from repo_builder.measure.load.course import Pace
+from repo_builder.measure.load.server_stats import Snapshot
+from repo_builder.measure.load.session import Session
+from repo_builder.measure.load.windows import LevelStopped
+from repo_builder.measure.wire.control import GrpcControl
+from repo_builder.measure.wire.model import random_samples
+from repo_builder.measure.wire.transport import ConnectionLost, Endpoint, ProtocolName
 from repo_builder.results import Level, LevelResult
 
 pytestmark = pytest.mark.server

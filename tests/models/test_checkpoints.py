@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from repo_builder import models
-from repo_builder.errors import ModelError, OutputError
+from repo_builder.core.errors import ModelError, OutputError
 from repo_builder.models import checkpoints, jsc, vgg
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from repo_builder import models, recipes
-from repo_builder.errors import ModelError, RecipeError
-from repo_builder.recipe import ModelSpec
-from repo_builder.tensors import DType, TensorSpec
+from repo_builder.core.errors import ModelError, RecipeError
+from repo_builder.core.recipe import ModelSpec
+from repo_builder.core.tensors import DType, TensorSpec
 
 
 def spec(source, checkpoint=None, **arguments):

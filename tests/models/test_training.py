@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from repo_builder import datasets, models, recipes
-from repo_builder.errors import DataError, ModelError
+from repo_builder.core.errors import DataError, ModelError
+from repo_builder.core.recipe import DataSpec
 from repo_builder.models import training
 from repo_builder.models.augmentation import augment
-from repo_builder.recipe import DataSpec
 
 EPOCHS = 4
 

@@ -66,7 +66,7 @@ def images() -> np.ndarray:
 def quantize() -> Callable[..., Any]:
     """Quantize a module that takes one input: ``quantize(module, samples, *rules, backend=..., seed=...)``."""
     from repo_builder import quantize as stage
-    from repo_builder.recipe import LayerRule, QuantizeSpec
+    from repo_builder.core.recipe import LayerRule, QuantizeSpec
 
     def run(
         module: Any,

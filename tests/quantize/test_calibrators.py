@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from repo_builder.errors import QuantizeError
+from repo_builder.core.errors import QuantizeError
 from repo_builder.quantize.calibrators import BINS, Calibrator, Histogram, entropy_edges, mse_edges, percentile_edges
 
 NAMES = ("max", "percentile", "mse", "entropy")

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 nn = torch.nn
 
 from repo_builder import quantize as stage  # noqa: E402
-from repo_builder.errors import QuantizeError  # noqa: E402
-from repo_builder.recipe import LayerRule, QuantizeSpec  # noqa: E402
+from repo_builder.core.errors import QuantizeError  # noqa: E402
+from repo_builder.core.recipe import LayerRule, QuantizeSpec  # noqa: E402
 
 SHAPES = {1: (3, 4, 9), 2: (3, 4, 9, 8), 3: (3, 4, 5, 6, 7)}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from repo_builder.errors import QuantizeError, RecipeError  # noqa: E402
+from repo_builder.core.errors import QuantizeError, RecipeError  # noqa: E402
+from repo_builder.core.recipe import InputQuantizer, LayerRule, QuantizeSpec, WeightQuantizer  # noqa: E402
 from repo_builder.export import qdq  # noqa: E402
 from repo_builder.export.precision import to_fp16_regions  # noqa: E402
 from repo_builder.quantize.onnx_graph import find_layers, quantize_onnx  # noqa: E402
 from repo_builder.quantize.onnx_prepare import prepare  # noqa: E402
-from repo_builder.recipe import InputQuantizer, LayerRule, QuantizeSpec, WeightQuantizer  # noqa: E402
 
 CALIBRATORS = [("max", None), ("percentile", 99.0), ("mse", None), ("entropy", None)]
 INT8 = LayerRule(precision="int8")

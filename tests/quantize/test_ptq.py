@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 nn = torch.nn
 
 from repo_builder import quantize as stage  # noqa: E402
-from repo_builder.errors import QuantizeError, RecipeError  # noqa: E402
+from repo_builder.core.errors import QuantizeError, RecipeError  # noqa: E402
+from repo_builder.core.recipe import InputQuantizer, LayerRule, QuantizeSpec, WeightQuantizer  # noqa: E402
 from repo_builder.quantize.fake_quant import FakeQuantize  # noqa: E402
 from repo_builder.quantize.layers import Add, find_layers  # noqa: E402
 from repo_builder.quantize.table import decibels  # noqa: E402
-from repo_builder.recipe import InputQuantizer, LayerRule, QuantizeSpec, WeightQuantizer  # noqa: E402
 
 LIBRARIES = {"modelopt": "modelopt.torch.quantization", "pytorch-quantization": "pytorch_quantization.nn"}
 CALIBRATORS = [("max", None), ("percentile", 99.0), ("mse", None), ("entropy", None)]

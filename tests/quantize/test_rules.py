@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_builder.errors import RecipeError
+from repo_builder.core.errors import RecipeError
+from repo_builder.core.recipe import LayerRule, QuantizeSpec
 from repo_builder.quantize import plan
 from repo_builder.quantize.rules import WEIGHTED, WEIGHTLESS
-from repo_builder.recipe import LayerRule, QuantizeSpec
 
 LAYERS = [
     ("features.0", "Conv2d"),

@@ -27,8 +27,8 @@ def test_torch_modules_need_it_and_the_message_says_how_to_get_it() -> None:
     said = run(
         """
 from repo_builder import quantize
-from repo_builder.errors import MissingDependency
-from repo_builder.recipe import QuantizeSpec
+from repo_builder.core.errors import MissingDependency
+from repo_builder.core.recipe import QuantizeSpec
 for call in (lambda: quantize.fold(None),
              lambda: quantize.quantize(None, QuantizeSpec(), {}, input_names=(), seed=0)):
     try:
@@ -49,7 +49,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from repo_builder.export import precision, qdq
 from repo_builder.quantize.onnx_graph import quantize_onnx
-from repo_builder.recipe import LayerRule, QuantizeSpec
+from repo_builder.core.recipe import LayerRule, QuantizeSpec
 nodes = [helper.make_node("MatMul", [x, "w"], [y], name=name) for name, x, y in (("a", "x", "h"), ("b", "h", "y"))]
 infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy"]
 graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], [numpy_helper.from_array(np.eye(3, dtype=np.float32), "w")])

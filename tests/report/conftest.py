@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_builder.measure import schema
-from repo_builder.results import PerfRun
+from repo_builder.results import PerfRun, schema
 
 
 @pytest.fixture(scope="session")

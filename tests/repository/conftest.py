@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from repo_builder import artifacts
-from repo_builder.artifacts import EngineArtifact
-from repo_builder.recipe import Recipe, parse
+from repo_builder.core import artifacts
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.recipe import Recipe, parse
 
 Shape = Sequence[int | str | None]
 

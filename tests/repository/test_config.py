@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
-from repo_builder.artifacts import EngineArtifact
-from repo_builder.errors import RepositoryError
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.errors import RepositoryError
+from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.repository import config, protobuf
 from repo_builder.repository.config import Accelerator, ModelConfigSpec
-from repo_builder.tensors import DType, TensorSpec
 
 MakeEngine = Callable[..., EngineArtifact]
 

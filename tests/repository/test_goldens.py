@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from repo_builder import recipes
-from repo_builder.artifacts import EngineArtifact
-from repo_builder.compile import TARGETS, trt_profiles
-from repo_builder.profiles import to_json
+from repo_builder.compile import TARGETS
+from repo_builder.compile.tensorrt import profiles as trt_profiles
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.profiles import to_json
 from repo_builder.repository import config
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repo_builder import artifacts, files
-from repo_builder.artifacts import EngineArtifact
-from repo_builder.errors import OutputError, RepositoryError
+from repo_builder.core import artifacts, files
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.errors import OutputError, RepositoryError
 from repo_builder.repository import config, layout, validate
 
 MakeEngine = Callable[..., EngineArtifact]
@@ -230,7 +230,7 @@ def test_two_writers_wait_for_each_other(
 _WRITER = """
     import sys
     from pathlib import Path
-    from repo_builder.artifacts import EngineArtifact, read
+    from repo_builder.core.artifacts import EngineArtifact, read
     from repo_builder.repository import layout
 
     engines = [read(EngineArtifact, Path(item)) for item in sys.argv[2:]]

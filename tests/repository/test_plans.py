@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from repo_builder import environment
-from repo_builder.artifacts import EngineArtifact
-from repo_builder.environment import Gpu
-from repo_builder.errors import CompileError, MissingDependency
-from repo_builder.profiles import PlanSignature, from_json
+from repo_builder.core import environment
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.environment import Gpu
+from repo_builder.core.errors import CompileError, MissingDependency
+from repo_builder.core.profiles import PlanSignature, from_json
+from repo_builder.core.tensors import DType, ShapeProfile, TensorSpec
 from repo_builder.repository import layout
 from repo_builder.repository.checks.findings import Finding, Missing
 from repo_builder.repository.validate import preflight, validate
-from repo_builder.tensors import DType, ShapeProfile, TensorSpec
 
 H200 = Gpu(name="NVIDIA H200", compute_capability="9.0", memory_mib=143771, driver="580.159.04")
 H100 = Gpu(name="NVIDIA H100", compute_capability="9.0", memory_mib=81559, driver="580.159.04")

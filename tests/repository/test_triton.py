@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from repo_builder.artifacts import EngineArtifact
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.repository import config, layout
 from repo_builder.repository.validate import validate
-from repo_builder.tensors import DType, TensorSpec
 
 pytestmark = [
     pytest.mark.server,

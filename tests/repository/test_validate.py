@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from repo_builder.errors import RepositoryError
+from repo_builder.core.errors import RepositoryError
 from repo_builder.repository import config, layout
 from repo_builder.repository.checks.findings import Finding
 from repo_builder.repository.validate import models, validate

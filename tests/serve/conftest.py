@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder import serve
-from repo_builder.serve import detached, embedded
+from repo_builder.serve.run import detached, embedded
 
 STANDINS = Path(__file__).parent / "standins"
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10

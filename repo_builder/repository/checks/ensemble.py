@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from repo_builder.errors import did_you_mean
+from repo_builder.core.errors import did_you_mean
 from repo_builder.repository import protobuf
 from repo_builder.repository.checks.findings import Finding, error
 from repo_builder.repository.checks.folder import ENSEMBLE, ModelFolder

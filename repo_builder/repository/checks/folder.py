@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from repo_builder.errors import RepositoryError
+from repo_builder.core.errors import RepositoryError
 from repo_builder.repository import layout, onnx_file, protobuf
 from repo_builder.repository.checks.findings import Finding, error, info
 from repo_builder.repository.spec import CONFIG

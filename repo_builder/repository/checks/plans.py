@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repo_builder import environment
-from repo_builder.artifacts import MANIFEST, EngineArtifact
-from repo_builder.errors import CompileError, MissingDependency, RepositoryError
-from repo_builder.profiles import PlanSignature, Profile, first_hole, in_words, max_batch
+from repo_builder.core import environment
+from repo_builder.core.artifacts import MANIFEST, EngineArtifact
+from repo_builder.core.errors import CompileError, MissingDependency, RepositoryError
+from repo_builder.core.profiles import PlanSignature, Profile, first_hole, in_words, max_batch
 from repo_builder.repository import protobuf
 from repo_builder.repository.checks.findings import Finding, error, info, missing
 from repo_builder.repository.checks.folder import ModelFolder, shape_of

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from repo_builder import artifacts, files
-from repo_builder.artifacts import MANIFEST, EngineArtifact
-from repo_builder.errors import RepoBuilderError
+from repo_builder.core import artifacts, files
+from repo_builder.core.artifacts import MANIFEST, EngineArtifact
+from repo_builder.core.errors import RepoBuilderError
 from repo_builder.repository import onnx_file, protobuf
 from repo_builder.repository.checks import plans
 from repo_builder.repository.checks.findings import Finding, error, info, warning

@@ -18,9 +18,9 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from repo_builder.errors import ServeError
+from repo_builder.core.errors import ServeError
+from repo_builder.core.tensors import Array
 from repo_builder.serve.backends.onnxruntime import settings, signature
-from repo_builder.tensors import Array
 
 Feed = dict[str, Array]  # input name → values
 Response = object  # pb_utils.InferenceResponse

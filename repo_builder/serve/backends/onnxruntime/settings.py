@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from repo_builder.errors import ServeError
+from repo_builder.core.errors import ServeError
 
 Config = Mapping[str, Any]  # ModelConfig as JSON
 Provider = tuple[str, dict[str, str]]  # name and options

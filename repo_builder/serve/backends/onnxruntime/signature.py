@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import onnxruntime as ort
 
-from repo_builder.errors import ServeError
+from repo_builder.core.errors import ServeError
 from repo_builder.serve.backends.onnxruntime.settings import Config
 
 # ONNX Runtime's element types → config.pbtxt's

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import tensorrt as trt
 
-from repo_builder.device import ON_DEVICE, TO_DEVICE, TO_HOST, Stream, check, copy, cudart
+from repo_builder.core.device import ON_DEVICE, TO_DEVICE, TO_HOST, Stream, check, copy, cudart
+from repo_builder.core.tensors import Array, DType
 from repo_builder.serve.backends.tensorrt.lane import Graphs, Lane
 from repo_builder.serve.backends.tensorrt.memory import LockedPages
 from repo_builder.serve.backends.tensorrt.slots import Batch, Piece, Shapes, Slot, Tensor
-from repo_builder.tensors import Array, DType
 
 # From this size on, a copy of the GPU's own for each request beats one copy of all after a gathering by the CPU.
 DIRECT_BYTES = 64 << 10

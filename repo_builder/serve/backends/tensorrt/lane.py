@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from repo_builder.device import TO_DEVICE, TO_HOST, Stream, check, copy, cudart
+from repo_builder.core.device import TO_DEVICE, TO_HOST, Stream, check, copy, cudart
 from repo_builder.serve.backends.tensorrt.slots import Shapes, Slot
 
 # Up to this size, kernels that reach into the host's memory beat a copy before or after them.

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from repo_builder.device import cudart
-from repo_builder.tensors import Array
+from repo_builder.core.device import cudart
+from repo_builder.core.tensors import Array
 
 # Triton names the region after the backend: triton_tensorrt_backend_shm_region_1, in the embedded server.
 _REGION = re.compile(r"triton_\w+_backend_shm_region")

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from repo_builder.core.tensors import Array
 from repo_builder.serve.backends.tensorrt.configuration import profiles, warmup_shapes
 from repo_builder.serve.backends.tensorrt.engine import DIRECT_BYTES, SLOTS, Engine, use_gpu
 from repo_builder.serve.backends.tensorrt.memory import Exported, address_of, read_capsule
 from repo_builder.serve.backends.tensorrt.slots import Batch, Piece, Shapes, Tensor
-from repo_builder.tensors import Array
 
 _STAGES = ("read", "start", "finish", "respond")
 # After a pause of this length, what was counted before it is told in the log and counting starts anew.

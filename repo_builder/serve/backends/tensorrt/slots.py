@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repo_builder.device import DeviceBuffer, Event, PinnedBuffer
-from repo_builder.tensors import Array
+from repo_builder.core.device import DeviceBuffer, Event, PinnedBuffer
+from repo_builder.core.tensors import Array
 
 _VIEWS = 1024  # of a tensor, kept at a time
 Shapes = tuple[tuple[int, ...], ...]  # full shapes, one an input or output, in the engine's order

@@ -1,0 +1,1 @@
+"""The target ONNX Runtime."""

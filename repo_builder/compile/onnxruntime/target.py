@@ -1,0 +1,158 @@
+"""The ONNX Runtime target: the graph in its CPU layout, or as it is for an accelerator on the GPU."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from repo_builder.compile import CompileOptions
+from repo_builder.compile.onnxruntime import speed
+from repo_builder.compile.onnxruntime.layout import quantized_layers, to_cpu_layout
+from repo_builder.core import environment
+from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.errors import CompileError, first_line
+from repo_builder.core.recipe import Recipe
+from repo_builder.core.tensors import Array
+
+_BATCH = 64
+_PROVIDERS = {"none": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class OnnxRuntimeTarget:
+    """Writes ``model.onnx`` for Triton's onnxruntime backend."""
+
+    name = "onnxruntime"
+
+    def unavailable(self) -> str | None:
+        """Return None: the CPU provider runs wherever the library does."""
+        return None
+
+    def versions(self, recipe: Recipe) -> dict[str, str]:
+        """Return the library's version and what the CPU's flags decide."""
+        signed, _ = signed_inputs(recipe.compile.onnxruntime.first_layer)
+        return {"onnxruntime": ort.__version__, "signed_inputs": str(signed)}
+
+    def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> dict[str, Any]:
+        """Write ``model.onnx`` and load it once, so that what is placed is known to load."""
+        spec = options.recipe.compile.onnxruntime
+        model = onnx.load(artifact.model)
+        notes: list[str] = []
+        if spec.accelerator == "none" and quantized_layers(model):
+            signed, why = signed_inputs(spec.first_layer)
+            model, restored = to_cpu_layout(model, signed_inputs=signed)
+            notes.append(f"layers that read signed inputs {'stay int8' if signed else 'run in fp32'}: {why}")
+            notes.extend(f"{name} put back to fp32 for the CPU" for name in restored)
+        path = folder / "model.onnx"
+        onnx.save(model, path)
+        details = {
+            "target": self.name,
+            "backend": "onnxruntime",
+            "max_batch_size": options.recipe.repository.max_batch_size,
+            "accelerator": spec.accelerator,
+            "onnxruntime_version": ort.__version__,
+            "notes": notes,
+        }
+        if spec.accelerator == "none":
+            with self.runner(path, details):
+                pass
+            self._time(artifact, path, options, details)
+        return details
+
+    def _time(self, artifact: OnnxArtifact, path: Path, options: CompileOptions, details: dict[str, Any]) -> None:
+        """Add ``speed`` and its ``verdicts``: whether the precisions asked for pay on this CPU."""
+        lowered = sorted({item for item in options.layer_precisions.values() if item != "fp32"})
+        if not lowered:
+            return
+        batches = sorted({1, max(1, min(32, options.recipe.repository.max_batch_size))})
+        details["speed"] = speed.compare(artifact.reference, path, artifact.inputs, batch_sizes=batches)
+        details["verdicts"] = [speed.verdict(details["speed"], "/".join(reversed(lowered)))]
+
+    def runner(self, model_file: Path, details: Mapping[str, Any]) -> OnnxRuntimeRunner:
+        """Return a runner on the provider that the artifact is meant for."""
+        return OnnxRuntimeRunner(model_file, provider=_PROVIDERS[details.get("accelerator", "none")])
+
+
+def signed_inputs(first_layer: str) -> tuple[bool, str]:
+    """Decide whether layers that read signed activations may stay int8 on this CPU.
+
+    AVX2 without VNNI adds pairs of 8-bit products in saturating 16 bits (VPMADDUBSW), which large signed activations
+    overflow.
+
+    Args:
+        first_layer: ``auto``, ``int8`` or ``fp32``, from the recipe.
+
+    Returns:
+        The decision and its reason.
+    """
+    if first_layer != "auto":
+        return first_layer == "int8", "the recipe says so"
+    machine, flags = platform.machine().lower(), environment.cpu_flags()
+    if machine not in ("x86_64", "amd64"):
+        return True, f"{machine} has no saturating 16-bit sums"
+    found = sorted(flags & {"avx512_vnni", "avx_vnni"})
+    if found:
+        return True, f"the CPU has {found[0]}"
+    return False, "the CPU has no VNNI, its 16-bit sums would saturate"
+
+
+class OnnxRuntimeRunner:
+    """Runs an ONNX file in ONNX Runtime on one named provider.
+
+    Args:
+        model_file: The model.
+        provider: The execution provider; it is asserted, nothing falls back to another.
+        optimize: Whether graph optimizations (Q/DQ fusion among them) are on.
+        threads: Threads inside an operator; 0 leaves it to ONNX Runtime.
+
+    Raises:
+        CompileError: The file does not load, or the provider is not there.
+    """
+
+    def __init__(
+        self, model_file: Path, *, provider: str = "CPUExecutionProvider", optimize: bool = True, threads: int = 0
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if provider not in ort.get_available_providers():
+            found = ", ".join(ort.get_available_providers())
+            hint = "pip install onnxruntime-gpu on a machine with a GPU"
+            raise CompileError(
+                f"ONNX Runtime here has no {provider} (it has {found})", where=str(model_file), hint=hint
+            )
+        try:
+            self.session = ort.InferenceSession(str(model_file), options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise CompileError(f"ONNX Runtime refuses it: {first_line(error)}", where=str(model_file)) from error
+        if self.session.get_providers()[0] != provider:
+            found = ", ".join(self.session.get_providers())
+            raise CompileError(f"runs on {found}, not on {provider}", where=str(model_file))
+        self.outputs = [item.name for item in self.session.get_outputs()]
+
+    def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Run samples in batches of 64 and return all outputs, batch first."""
+        count = len(next(iter(inputs.values())))
+        parts = [
+            self.session.run(self.outputs, {name: value[start : start + _BATCH] for name, value in inputs.items()})
+            for start in range(0, count, _BATCH)
+        ]
+        return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(self.outputs)}
+
+    def __enter__(self) -> OnnxRuntimeRunner:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the session."""
+        del self.session

@@ -1,0 +1,140 @@
+"""The TensorRT target: a plan for this machine's GPU, with the proof that every layer became what was asked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from repo_builder.compile import CompileOptions
+from repo_builder.compile.tensorrt import graph as trt_graph
+from repo_builder.compile.tensorrt import inspector as trt_inspector
+from repo_builder.compile.tensorrt import profiles as trt_profiles
+from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES
+from repo_builder.core import device, environment
+from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.errors import CompileError, MissingDependency
+from repo_builder.core.profiles import to_json
+from repo_builder.core.progress import stderr_console
+from repo_builder.core.recipe import Recipe
+
+try:
+    import tensorrt as trt
+except ModuleNotFoundError:
+    raise
+except (ImportError, OSError) as _error:  # the bindings are here and a library that they load is not
+    raise MissingDependency(
+        f"TensorRT cannot be loaded ({_error})",
+        hint="pip install 'repo-builder[tensorrt]', and put CUDA's libraries on LD_LIBRARY_PATH",
+    ) from _error
+
+from repo_builder.compile.tensorrt import build as trt_build
+from repo_builder.compile.tensorrt import plan as trt_plan
+
+MODEL = "model.plan"
+
+
+class TensorRTTarget:
+    """Writes ``model.plan`` for Triton's tensorrt backend."""
+
+    name = "tensorrt"
+
+    def unavailable(self) -> str | None:
+        """Return why no plan can be built here."""
+        if not environment.gpus():
+            return "this machine has no NVIDIA GPU (nvidia-smi lists none)"
+        return None
+
+    def versions(self, recipe: Recipe) -> dict[str, str]:
+        """Return what a plan depends on: TensorRT's version and the GPU."""
+        gpu = environment.gpus()[0]
+        return {"tensorrt": trt.__version__, "gpu": gpu.name, "compute_capability": gpu.compute_capability}
+
+    def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> dict[str, Any]:
+        """Build the plan, ask the engine's inspector what each layer became, and refuse what was not asked.
+
+        Raises:
+            CompileError: The graph is refused, or a layer runs in another precision than asked.
+            RecipeError: A profile does not fit the inputs.
+        """
+        recipe, spec = options.recipe, options.recipe.compile.tensorrt
+        profiles = trt_profiles.from_recipe(recipe)
+        precisions = trt_graph.read(onnx.load(str(artifact.model)), options.layer_precisions)
+        cache = options.cache_folder / f"tensorrt-{_machine()}.timing" if spec.timing_cache else None
+        built = trt_build.build(
+            trt_build.BuildRequest(
+                model=artifact.model,
+                precisions=precisions,
+                profiles=profiles,
+                workspace_bytes=spec.workspace_mib << 20,
+                optimization_level=spec.optimization_level,
+                timing_cache=cache,
+            ),
+            lambda line: stderr_console().print(f"  {line}", markup=False),
+        )
+        (folder / MODEL).write_bytes(built.plan)
+        engine = trt_inspector.parse(trt_plan.Plan(built.plan, where=MODEL).inspect(), precisions.nodes)
+        verdicts = trt_inspector.judge(precisions.layers, engine)
+        notes = [*built.notes, *_refuse_mismatches(verdicts, allowed=options.allow_precision_mismatch)]
+        batch = recipe.repository.max_batch_size
+        return {
+            "target": self.name,
+            "backend": "tensorrt",
+            "max_batch_size": batch,
+            **_provenance(),
+            "profiles": to_json(profiles),
+            "flags": list(built.flags),
+            "constrained_layers": built.constraints,
+            "tactic_sources": list(TACTIC_SOURCES),
+            "workspace_mib": spec.workspace_mib,
+            "optimization_level": spec.optimization_level,
+            "cached_tactics_bytes": built.cached_tactics_bytes,
+            "build_seconds": round(built.seconds, 3),
+            "plan_bytes": len(built.plan),
+            "engine_layers": len(engine),
+            "precision_counts": trt_inspector.counts(verdicts),
+            "precisions": trt_inspector.to_json(verdicts),
+            "notes": notes,
+        }
+
+    def runner(self, model_file: Path, details: dict[str, Any]) -> trt_plan.PlanRunner:
+        """Return a runner of a plan.
+
+        Raises:
+            CompileError: It is not for this TensorRT and GPU.
+        """
+        return trt_plan.PlanRunner(model_file)
+
+
+def _refuse_mismatches(verdicts: tuple[trt_inspector.Verdict, ...], *, allowed: bool) -> list[str]:
+    """Return a sentence for each layer that is not what was asked; raise where that is not allowed."""
+    wrong = [
+        f"{item.layer} was asked as {item.asked} and runs in {item.got} ({item.kind or 'not found in the engine'})"
+        for item in verdicts
+        if not item.holds
+    ]
+    if wrong and not allowed:
+        raise CompileError(
+            "the engine does not keep the precisions: " + "; ".join(wrong),
+            hint="change the layer's rule, or accept it with --allow-precision-mismatch",
+        )
+    return wrong
+
+
+def _provenance() -> dict[str, str]:
+    """Return what the plan is for: it loads on no other TensorRT version or kind of GPU."""
+    gpu, cuda = environment.gpus()[0], device.versions()
+    return {
+        "tensorrt_version": trt.__version__,
+        "cuda_version": cuda["runtime"],
+        "driver": gpu.driver,
+        "gpu": gpu.name,
+        "compute_capability": gpu.compute_capability,
+    }
+
+
+def _machine() -> str:
+    gpu = environment.gpus()[0]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{trt.__version__}-{gpu.name}-sm{gpu.compute_capability}")

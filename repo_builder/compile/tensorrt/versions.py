@@ -1,0 +1,94 @@
+"""What differs between the TensorRT versions that plans are built with: one table, read once per build.
+
+Everything else that this package uses is the same from 8.5 to 11: explicit batch, tensors named in ``get_tensor_*``
+and ``set_tensor_address``, ``execute_async_v3``, the engine inspector, timing caches. ``trt.nptype`` is never used (it
+breaks on numpy 1.24 and later, and newer types have no numpy equal): ``repo_builder.core.tensors`` holds the table.
+
+Plans have been built and run with 8.5.3.1 alone. Of 8.6, 10 and 11 it is proven that their published bindings have
+every name that is used, and that one overload of every method that is called or overridden, constructors among them,
+has the parameters that arguments are given for, in their order, and none beyond them without a default
+(tests/compile/test_tensorrt_versions.py). Not proven is what only running tells: that arguments of our types are
+converted, that a graph is accepted, which precisions come out, how the inspector names fused layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from repo_builder.core.errors import CompileError
+
+# The tactic sources that exist in every version and need no further library: TensorRT 10 no longer calls cuBLAS,
+# cuBLASLt or cuDNN, and 11 has dropped their names.
+TACTIC_SOURCES = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How one version wants to be spoken to.
+
+    Attributes:
+        network_flags: Names in ``NetworkDefinitionCreationFlag`` of an explicit-batch network.
+        weakly_typed: Whether precision is allowed by builder flags and pinned by per-layer constraints; where not, the
+            types of the graph's tensors are the precisions.
+        optimization_level: Whether ``IBuilderConfig.builder_optimization_level`` is there.
+        progress_monitor: Whether ``IProgressMonitor`` reports progress; where not, the logger's lines do.
+        names_refused_node: Whether a parser error says the node's name and operator; where not, only its position.
+    """
+
+    network_flags: tuple[str, ...]
+    weakly_typed: bool
+    optimization_level: bool
+    progress_monitor: bool
+    names_refused_node: bool
+
+
+# (major, minor) from which a row holds → the row
+_TABLE: dict[tuple[int, int], Dialect] = {
+    (8, 5): Dialect(
+        network_flags=("EXPLICIT_BATCH",),
+        weakly_typed=True,
+        optimization_level=False,
+        progress_monitor=False,
+        names_refused_node=False,
+    ),
+    (8, 6): Dialect(
+        network_flags=("EXPLICIT_BATCH",),
+        weakly_typed=True,
+        optimization_level=True,
+        progress_monitor=False,
+        names_refused_node=False,
+    ),
+    (10, 0): Dialect(
+        network_flags=(),
+        weakly_typed=True,
+        optimization_level=True,
+        progress_monitor=True,
+        names_refused_node=True,
+    ),
+    (11, 0): Dialect(
+        network_flags=("STRONGLY_TYPED",),
+        weakly_typed=False,
+        optimization_level=True,
+        progress_monitor=True,
+        names_refused_node=True,
+    ),
+}
+
+
+def dialect(version: str) -> Dialect:
+    """Return the row for a version.
+
+    Args:
+        version: As ``tensorrt.__version__`` has it, ``8.5.3.1``.
+
+    Raises:
+        CompileError: The version is older than the table.
+    """
+    major, minor = (int(part) for part in version.split(".")[:2])
+    rows = [row for since, row in sorted(_TABLE.items()) if since <= (major, minor)]
+    if not rows:
+        raise CompileError(
+            f"TensorRT {version} is too old",
+            hint="install 8.5.3 or newer: pip install 'repo-builder[tensorrt]'",
+        )
+    return rows[-1]

@@ -1,0 +1,1 @@
+"""What every room shares: errors, files, tensors, graphs, recipes, artifacts, the machine. It knows no stage."""

@@ -1,0 +1,176 @@
+"""Files that are replaced whole: a reader sees the old one or the new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from repo_builder.core.errors import OutputError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Return the sha256 of a value's canonical JSON, in hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tree_size(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file's content atomically; its folder is made if need be. A pipe or device is written to.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with output_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if _takes_a_stream(path):
+            with path.open("ab") as stream:
+                stream.write(data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically, in UTF-8.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Replace a JSON file atomically; keys keep their order.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def require_writable(path: Path) -> None:
+    """Refuse early a folder that could not be written after long work.
+
+    Raises:
+        OutputError: A file is in its way, or its nearest folder that exists may not be written.
+    """
+    nearest = next(item for item in (path, *path.absolute().parents) if item.exists())
+    if not nearest.is_dir():
+        raise OutputError("cannot be a folder: a file is in its way", where=str(nearest), hint="choose another path")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError("may not be written", where=str(nearest), hint="choose a folder that you may write to")
+
+
+@contextmanager
+def replacing_folder(target: Path, *, staging: Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder that takes ``target``'s place when the block ends well.
+
+    The new folder lies beside the target until then. On Linux the two are exchanged in one system call; elsewhere
+    the old one is moved aside first. When the block fails, the target is untouched.
+
+    Args:
+        target: The folder to replace, or to make.
+        staging: A folder on the target's file system in which the new one lies until then; None is beside the target.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    with output_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=staging or target.parent))
+        fresh.chmod(0o777 & ~_umask())
+    try:
+        with output_errors(target):
+            yield fresh
+            _exchange(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _exchange(fresh: Path, target: Path) -> None:
+    """Put ``fresh`` in ``target``'s place; what was there is left under ``fresh``'s name."""
+    if not target.exists():
+        os.rename(fresh, target)
+        return
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        done = libc.renameat2(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
+        if done == 0:
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
+    aside = fresh.with_suffix(".old")
+    os.rename(target, aside)
+    os.rename(fresh, target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block that concerns ``path`` or its neighbours into an OutputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        concerned = error.filename is None or str(error.filename).startswith(str(path.parent))
+        if error.errno is None or not concerned:
+            raise
+        hint = {
+            errno.EACCES: "choose a folder that you may write to",
+            errno.EROFS: "choose a folder on a file system that is not read-only",
+            errno.ENOSPC: "free some space there, or choose another folder",
+            errno.ENOTDIR: "a part of that path is a file; choose another",
+            errno.EEXIST: "something of that name is in the way; choose another",
+        }.get(error.errno or 0, "check that path")
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot be written ({reason})", where=str(path), hint=hint) from error
+
+
+def _takes_a_stream(path: Path) -> bool:
+    """Whether a path is a pipe or device such as /dev/stdout, whose place no file may take."""
+    return path.absolute().parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,93 @@
+"""Readings of ONNX graphs that several stages share: who makes and reads a tensor, which layer a node computes.
+
+How layers are named. In every graph that this project exports, the node that computes a layer bears the layer's own
+qualified name, as in ``feature_layers.0`` for the Conv of that module; where a module runs more than once, later nodes
+are ``feature_layers.0#2`` and so on. TensorRT's inspector shows node names, so nothing else has to survive. In a graph
+from elsewhere a layer's name is its node's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import onnx
+from onnx import numpy_helper
+
+from repo_builder.core.tensors import Array
+
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+WEIGHTLESS_OPS = frozenset({"Add", "AveragePool", "GlobalAveragePool", "MaxPool"})
+MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_RUN = re.compile(r"#\d+$")
+
+
+class Graph:
+    """Who makes and who reads each tensor of a model's main graph.
+
+    Attributes:
+        producers: Tensor → node that makes it.
+        consumers: Tensor → nodes that read it.
+        constants: Tensor → TensorProto of every initializer and Constant node.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.producers: dict[str, onnx.NodeProto] = {}
+        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        self.constants: dict[str, onnx.TensorProto] = {item.name: item for item in model.graph.initializer}
+        for node in model.graph.node:
+            for name in node.output:
+                self.producers[name] = node
+            for name in node.input:
+                self.consumers[name].append(node)
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        self.constants[node.output[0]] = attribute.t
+
+    def value(self, name: str) -> Array | None:
+        """Return a constant tensor's value, None where it is no constant."""
+        return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
+
+    def weight(self, node: onnx.NodeProto) -> str | None:
+        """Return the constant that a layer's weight is made of; None for other nodes and for a computed weight."""
+        if node.op_type not in LAYER_OPS or len(node.input) < 2:
+            return None
+        return self.constant_behind(node.input[1])
+
+    def constant_behind(self, name: str) -> str | None:
+        """Return the constant that a tensor is made of by Q, DQ, Cast and moves alone; None if there is none."""
+        while name not in self.constants:
+            maker = self.producers.get(name)
+            if maker is None or maker.op_type not in MOVES | {Q, DQ, "Cast"}:
+                return None
+            name = maker.input[0]
+        return name
+
+    def dequantized(self, name: str) -> bool:
+        """Whether a tensor comes out of a DequantizeLinear, directly or through nodes that only move values."""
+        maker = self.producers.get(name)
+        while maker is not None and maker.op_type in MOVES:
+            maker = self.producers.get(maker.input[0])
+        return maker is not None and maker.op_type == DQ
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """Return the version of the default operator set."""
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+
+
+def drop_unused(model: onnx.ModelProto) -> None:
+    """Remove initializers that no node of the main graph reads, in place."""
+    used = {name for node in model.graph.node for name in node.input} | {item.name for item in model.graph.output}
+    kept = [item for item in model.graph.initializer if item.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def layer_of(node: onnx.NodeProto) -> str | None:
+    """Return the name of the layer that a node computes; None for a node that computes none."""
+    if node.op_type not in LAYER_OPS | WEIGHTLESS_OPS:
+        return None
+    return _RUN.sub("", node.name) or node.output[0]

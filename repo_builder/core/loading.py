@@ -1,0 +1,95 @@
+"""Leaves are named by ``"module:attribute"`` strings and loaded when they are used.
+
+A missing library becomes one sentence: what is missing and which command installs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from repo_builder.core.errors import MissingDependency, RecipeError, did_you_mean
+
+
+def load(target: str, *, extra: str | None = None, what: str | None = None) -> Any:  # noqa: ANN401 - whatever is named
+    """Import ``module:attribute``.
+
+    Args:
+        target: The place, as in ``repo_builder.quantize.modelopt:ModeloptQuantizer``.
+        extra: The extra of repo-builder that installs what the module imports.
+        what: What needs it, in the user's words; None takes the attribute's name.
+
+    Raises:
+        MissingDependency: A library that the module imports is not installed, or cannot be loaded.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = (error.name or module).partition(".")[0]
+        hint = f"pip install 'repo-builder[{extra}]'" if extra else f"pip install {missing}"
+        raise MissingDependency(
+            f"{what or attribute} needs the library '{missing}', which is not installed", hint=hint
+        ) from error
+    except ImportError as error:  # installed, and broken: a shared library of another version, say
+        message = f"{what or attribute} needs a library that cannot be loaded: {error}"
+        raise MissingDependency(message, hint="install it anew, as built for this machine") from error
+
+
+def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is named
+    """Import a user's ``module:function`` from the current folder or the installed packages.
+
+    ``folder/module.py:function`` names a file; its folder is looked in first, also for what the module imports.
+
+    Raises:
+        RecipeError: The module or the function is not there.
+        MissingDependency: A library that the module imports is not installed.
+    """
+    module, _, attribute = target.rpartition(":")
+    places = [str(Path.cwd())]
+    if module.endswith(".py"):
+        places.insert(0, str(Path(module).parent))
+        module = Path(module).stem
+    sys.path[:0] = places
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != module.partition(".")[0]:
+            message = f"'{module}' needs the library '{error.name}'"
+            raise MissingDependency(message, where=where, hint=f"pip install {error.name}") from error
+        hint = f"looked in {', '.join(places)} and the installed packages"
+        raise RecipeError(f"there is no Python module '{module}'", where=where, hint=hint) from error
+    except AttributeError as error:
+        raise RecipeError(f"the module '{module}' has no '{attribute}'", where=where) from error
+    finally:
+        for place in places:
+            sys.path.remove(place)
+
+
+def call(function: Callable[..., Any], arguments: Mapping[str, Any], *, where: str, **given: Any) -> Any:  # noqa: ANN401 - whatever the function takes and returns
+    """Call a function with a recipe's table of keyword arguments, strictly.
+
+    Args:
+        function: What is called.
+        arguments: The recipe's table, as in ``[model.arguments]``.
+        where: The table's key path.
+        given: Keyword arguments that do not come from the recipe.
+
+    Raises:
+        RecipeError: The function takes no such argument, or needs one that is not there.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    if not any(item.kind is item.VAR_KEYWORD for item in parameters):
+        takes = {item.name for item in parameters if item.kind is not item.POSITIONAL_ONLY} - set(given)
+        for key in arguments:
+            if key not in takes:
+                raise RecipeError(f"unknown argument '{key}'", where=f"{where}.{key}", hint=did_you_mean(key, takes))
+    for item in parameters:
+        needed = item.default is item.empty and item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+        if needed and item.name not in arguments and item.name not in given:
+            raise RecipeError(f"the argument '{item.name}' is missing", where=where, hint=f"add {item.name} = ...")
+    return function(**given, **arguments)

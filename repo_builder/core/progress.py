@@ -1,0 +1,106 @@
+"""Progress on stderr: timed steps that end with path, size and hash, and bars on long work.
+
+stdout belongs to results. Colours and bars are drawn only where stderr is a terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from repo_builder.core.files import sha256_of, tree_size
+
+T = TypeVar("T")
+
+
+def stderr_console() -> Console:
+    """Return a console on the present stderr (made anew, so that redirection is honoured)."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Step:
+    """What a running step may say of itself before it ends."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Add a remark to the line that the step ends with."""
+        self.notes.append(text)
+
+    def wrote(self, path: Path, *, shown: Path | None = None) -> None:
+        """Name what the step wrote: its path, size and, for a file, the first 12 digits of its sha256.
+
+        Args:
+            path: What was written.
+            shown: Where it will be once its folder is in place.
+        """
+        digest = f"  sha256:{sha256_of(path)[:12]}" if path.is_file() else ""
+        self.notes.append(f"{shown or path}  {human_bytes(tree_size(path))}{digest}")
+
+
+@contextmanager
+def step(title: str) -> Iterator[Step]:
+    """Run a step: print its title, its time and its notes on stderr when it ends.
+
+    Args:
+        title: What is done, as in ``calibrate``.
+    """
+    console = stderr_console()
+    current = Step()
+    started = time.perf_counter()
+    status = console.status(f"{title} …") if console.is_terminal else None
+    if status:
+        status.start()
+    try:
+        yield current
+    except BaseException:
+        if status:
+            status.stop()
+        console.print(f"[red]failed[/red] {time.perf_counter() - started:7.2f} s  {title}")
+        raise
+    if status:
+        status.stop()
+    seconds = time.perf_counter() - started
+    console.print(f"[green]done[/green]   {seconds:7.2f} s  {title:<22} {escape('  '.join(current.notes))}")
+
+
+def stdout_console() -> Console:
+    """Return a console for results: as wide as the terminal, or wide enough for tables where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def skipped(title: str, why: str = "up to date") -> None:
+    """Say that a step was not needed."""
+    stderr_console().print(f"[dim]skip[/dim]             {title:<22}{why}")
+
+
+def warn(sentence: str) -> None:
+    """Say on stderr what the user should know although the work goes on."""
+    stderr_console().print(f"[yellow]warning:[/yellow] {escape(sentence)}")
+
+
+def bar(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
+    """Iterate with a progress bar on stderr where that is a terminal, plainly elsewhere."""
+    console = stderr_console()
+    if not console.is_terminal:
+        return items
+    return track(items, description=title, total=total, console=console, transient=True)
+
+
+def human_bytes(size: int) -> str:
+    """Return a size as ``812 B``, ``4.1 kB`` or ``2.3 MB`` (powers of 1000)."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

@@ -1,0 +1,82 @@
+"""The order of the stages, and nothing else: each is skipped where its inputs' hash has not changed.
+
+    recipe → model + data → quantize + calibrate → export → OnnxArtifact  (build/<name>/onnx)
+                                        compile → EngineArtifact          (build/<name>/engine)
+                                          place → model repository
+
+Stages never import each other; values are handed on here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from repo_builder import datasets
+from repo_builder.core import artifacts, files, progress
+from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.errors import DataError
+from repo_builder.datasets import Dataset
+from repo_builder.flows.build import compiling as compile_stage
+from repo_builder.flows.build import exporting as export_stage
+from repo_builder.flows.build import placing as place_stage
+from repo_builder.flows.build.options import BuildOptions, BuildResult
+
+__all__ = ["BuildOptions", "BuildResult", "build", "compile_artifact", "load_exported"]
+
+
+def build(options: BuildOptions) -> BuildResult:
+    """Run every stage that is not up to date.
+
+    Raises:
+        RepoBuilderError: The branch tells which stage failed; what was there before is untouched.
+    """
+    skipped: list[str] = []
+    recipe = options.recipe
+    for folder in (options.work, options.repository):
+        files.require_writable(folder)
+    target = compile_stage.choose(options)
+    with progress.step("load data") as step:
+        dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
+        step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
+    exported = export_stage.run(options, dataset, skipped)
+    engine = compile_stage.run(exported, target, options, dataset, skipped)
+    folder = place_stage.run(engine, options, skipped)
+    return BuildResult(exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped))
+
+
+def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
+    """Compile what another machine exported, and place it: the artifact's folder is all that is needed.
+
+    Args:
+        exported: What ``load_exported`` returned.
+        options: As for ``build``; ``recipe`` is the artifact's own, with settings applied.
+
+    Raises:
+        RepoBuilderError: As ``build``.
+    """
+    skipped: list[str] = ["export"]
+    target = compile_stage.choose(options)
+    exported = dataclasses.replace(exported, recipe=options.recipe)
+    recipe = options.recipe
+    dataset: Dataset | None = None
+    try:
+        dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
+    except DataError as error:
+        progress.skipped(
+            "score", f"the held-out data is not here ({error.message}); give --data-dir to score the engine"
+        )
+    engine = compile_stage.run(exported, target, options, dataset, skipped)
+    placed = place_stage.run(engine, options, skipped)
+    return BuildResult(exported=exported, engine=engine, model_folder=placed, skipped=tuple(skipped))
+
+
+def load_exported(folder: Path) -> OnnxArtifact:
+    """Read ``build/<name>/onnx``, which another machine may have made, and see that it was copied whole.
+
+    Raises:
+        RepositoryError: There is none, it is damaged, or its files are not those that its manifest lists.
+    """
+    exported = artifacts.read(OnnxArtifact, folder / "onnx")
+    exported.require_whole()
+    return exported

@@ -1,0 +1,47 @@
+"""The third stage: EngineArtifact → model repository."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from repo_builder.core import artifacts, files, progress
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.errors import RepositoryError
+from repo_builder.flows.build.options import BuildOptions
+from repo_builder.repository import config, layout
+
+
+def run(engine: EngineArtifact, options: BuildOptions, skipped: list[str]) -> Path:
+    """Place the engine and return the model's folder; nothing is written where it is there already.
+
+    Raises:
+        RepositoryError: The engine does not go with what is there.
+        OutputError: The repository cannot be written.
+    """
+    keep = options.keep_versions or options.recipe.repository.keep_versions
+    if keep != engine.recipe.repository.keep_versions:
+        repository = dataclasses.replace(engine.recipe.repository, keep_versions=keep)
+        engine = dataclasses.replace(engine, recipe=dataclasses.replace(engine.recipe, repository=repository))
+    folder = options.repository / engine.recipe.name
+    if not options.force and _is_placed(engine, options, folder):
+        skipped.append("place")
+        progress.skipped("place", f"up to date  {folder}")
+        return folder
+    with progress.step("place") as step:
+        placed = layout.place(engine, options.repository, version=options.version, keep_versions=keep)
+        step.wrote(placed)
+    return placed
+
+
+def _is_placed(engine: EngineArtifact, options: BuildOptions, folder: Path) -> bool:
+    """Whether the newest version in the repository is this engine under the config that would be written."""
+    try:
+        text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+        newest = max((int(item.name) for item in folder.iterdir() if item.name.isdecimal()), default=0)
+        placed = artifacts.read(EngineArtifact, folder / str(newest))
+        same = files.sha256_of(placed.path / engine.model.name) == engine.files[engine.model.name]
+    except (OSError, RepositoryError):
+        return False
+    asked = options.version not in (newest, "replace", "next")
+    return same and not asked and placed.key == engine.key and text == config.render(config.from_engine(engine))

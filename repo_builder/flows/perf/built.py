@@ -1,0 +1,150 @@
+"""What a build left on this machine for a measurement to use: the recipe, each form's outputs, the engine itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from repo_builder import compile, recipes
+from repo_builder.core import artifacts
+from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
+from repo_builder.core.errors import RepoBuilderError
+from repo_builder.core.recipe import Recipe
+from repo_builder.core.tensors import Array
+from repo_builder.results import LayerPrecision
+
+_WARM_UP = 3
+_LEAST_RUNS = 10
+_LEAST_S = 0.3
+A = TypeVar("A", bound=Artifact)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What is known of a model beside what its server says.
+
+    Attributes:
+        recipe: Its recipe; None where none was found.
+        origin: Where the recipe was found.
+        exported: The exported model's artifact; None where no build is at hand.
+        engine: The compiled model's artifact; None where it is not at hand.
+    """
+
+    recipe: Recipe | None = None
+    origin: str = ""
+    exported: OnnxArtifact | None = None
+    engine: EngineArtifact | None = None
+
+    @property
+    def layers(self) -> tuple[LayerPrecision, ...]:
+        """The layers as the manifest records them."""
+        artifact = self.engine or self.exported
+        return tuple(
+            LayerPrecision(
+                name=item.name,
+                type=item.type,
+                precision=item.precision,
+                calibrator=item.calibrator,
+                input_amax=item.input_amax,
+                sqnr_db=item.sqnr_db,
+            )
+            for item in (artifact.layers if artifact else ())
+        )
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether the outputs are of a data set's samples, as far as the manifests say of which they are."""
+        artifacts = (item for item in (self.exported, self.engine) if item)
+        return all(item.details.get("data_sha256") in (None, fingerprint) for item in artifacts)
+
+    def outputs(self) -> dict[str, Array]:
+        """Return each form's outputs on the held-out samples, ``(n, ...)``, in the order in which they derive."""
+        found: dict[str, Array] = {}
+        for artifact in (self.exported, self.engine):
+            path = artifact.path / "outputs.npz" if artifact else None
+            if path is not None and path.is_file():
+                with np.load(path) as saved:
+                    found.update({name.replace("_", "-"): saved[name] for name in saved.files})
+        return found
+
+
+def find(model: str, given: str | None, work: Path) -> Build:
+    """Find a model's build and recipe: the given recipe, the build folder's, or the built-in of that name.
+
+    Args:
+        model: The model's name.
+        given: A recipe that the user named.
+        work: Folder of the build's artifacts.
+
+    Raises:
+        RecipeError: The given recipe cannot be understood.
+    """
+    exported, engine = _read(OnnxArtifact, work / model / "onnx"), _read(EngineArtifact, work / model / "engine")
+    if given:
+        return Build(recipe=recipes.load(given), origin="given", exported=exported, engine=engine)
+    if exported is not None:
+        return Build(recipe=exported.recipe, origin=str(exported.path), exported=exported, engine=engine)
+    if model in recipes.built_in():
+        return Build(recipe=recipes.load(model), origin="built in")
+    return Build()
+
+
+class EngineClock:
+    """Times the compiled model alone, in this process, where the build and the library are at hand.
+
+    Args:
+        engine: The compiled model; None where it is not at hand.
+    """
+
+    def __init__(self, engine: EngineArtifact | None) -> None:
+        self._engine = engine
+        self._known: dict[object, float] = {}
+        self.missing = "" if engine else "no build of the model is at hand (--work)"
+
+    def median_us(self, batch_size: int, samples: Mapping[str, Array]) -> float | None:
+        """Return the median time of a batch, microseconds; None where it cannot be had, which ``missing`` explains.
+
+        Args:
+            batch_size: Its size.
+            samples: ``(n, *shape)`` by input name; the batch is taken from them.
+        """
+        if self._engine is None:
+            return None
+        what = (batch_size, tuple(array.shape[1:] for array in samples.values()))
+        if what not in self._known:
+            try:
+                target = compile.target(self._engine.target)
+                with target.runner(self._engine.model, self._engine.details) as run:
+                    self._known[what] = _median_us(run, _batch(samples, batch_size))
+            except RepoBuilderError as error:
+                self.missing, self._engine = str(error), None
+                return None
+        return self._known[what]
+
+
+def _batch(samples: Mapping[str, Array], size: int) -> dict[str, Array]:
+    total = len(next(iter(samples.values())))
+    return {name: array[np.arange(size) % total] for name, array in samples.items()}
+
+
+def _median_us(run: compile.Runner, batch: dict[str, Array]) -> float:
+    for _ in range(_WARM_UP):
+        run(batch)
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < _LEAST_RUNS or time.perf_counter() - begin < _LEAST_S:
+        start = time.perf_counter()
+        run(batch)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)) * 1e6
+
+
+def _read(kind: type[A], folder: Path) -> A | None:
+    try:
+        return artifacts.read(kind, folder)
+    except RepoBuilderError:
+        return None

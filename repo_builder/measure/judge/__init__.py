@@ -1,0 +1,1 @@
+"""Judging what was measured: accuracy, the ladder, comparisons, explanations, statistics."""

@@ -1,0 +1,121 @@
+"""The one scorer: whatever ran the model, its outputs are scored here and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from repo_builder.core.errors import MeasureError
+from repo_builder.core.tensors import Array
+from repo_builder.measure.judge.statistics import wilson
+from repo_builder.results import AccuracyResult, Agreement
+
+__all__ = ["AccuracyResult", "Agreement", "check_finite", "compare", "score"]
+
+
+def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> AccuracyResult:
+    """Score a classifier's outputs.
+
+    Args:
+        logits: ``(n, c)``, any float dtype. Rows that are probabilities already are taken as such in the loss.
+        labels: ``(n,)`` integers in ``range(c)``.
+        classes: Names of the c classes; numbers where empty.
+
+    Raises:
+        MeasureError: Shapes do not fit, a label is out of range, or an output is not finite.
+    """
+    logits = np.asarray(logits)
+    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise MeasureError(
+            f"outputs of shape {logits.shape} with labels of shape {labels.shape} are not those of a classifier",
+            hint='outputs must be (n, classes); set measure.task = "other" or measure.metric for other models',
+        )
+    check_finite(logits)
+    count = logits.shape[1]
+    names = classes or tuple(str(index) for index in range(count))
+    if len(names) != count:
+        raise MeasureError(f"the model has {count} outputs and the data set {len(names)} classes")
+    if labels.min() < 0 or labels.max() >= count:
+        raise MeasureError(f"labels reach from {labels.min()} to {labels.max()}, the model has {count} classes")
+    predicted = logits.argmax(axis=1)
+    confusion = np.zeros((count, count), dtype=np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    precision, recall, f1 = _macro(confusion)
+    correct = predicted == labels
+    low, high = wilson(int(correct.sum()), len(labels))
+    return AccuracyResult(
+        samples=len(labels),
+        top1=float(correct.mean()),
+        low=low,
+        high=high,
+        macro_precision=precision,
+        macro_recall=recall,
+        macro_f1=f1,
+        loss=_cross_entropy(logits.astype(np.float64), labels),
+        confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
+        classes=names,
+        correct="".join("1" if item else "0" for item in correct),
+    )
+
+
+def compare(reference: Array, other: Array, *, tolerance: float | None = None) -> Agreement:
+    """Compare the outputs of two forms of a model on the same samples.
+
+    Args:
+        reference: ``(n, ...)``, the form that the other derives from.
+        other: Of the same shape.
+        tolerance: Largest absolute difference at which a sample agrees; None compares the argmax of ``(n, c)``.
+
+    Raises:
+        MeasureError: Shapes differ, or an output is not finite.
+    """
+    if reference.shape != other.shape or not reference.size:
+        raise MeasureError(f"outputs of shapes {reference.shape} and {other.shape} cannot be compared")
+    check_finite(reference)
+    check_finite(other)
+    difference = np.abs(reference.astype(np.float64) - other.astype(np.float64)).reshape(len(reference), -1)
+    if tolerance is None:
+        agree = reference.reshape(len(reference), -1).argmax(axis=1) == other.reshape(len(other), -1).argmax(axis=1)
+    else:
+        agree = difference.max(axis=1) <= tolerance
+    return Agreement(
+        agreement=float(agree.mean()), max_abs_diff=float(difference.max()), mean_abs_diff=float(difference.mean())
+    )
+
+
+def check_finite(outputs: Array) -> None:
+    """Refuse outputs that no number can be trusted of.
+
+    Args:
+        outputs: ``(n, ...)``.
+
+    Raises:
+        MeasureError: A value is NaN or infinite; names the first such sample.
+    """
+    if not np.issubdtype(outputs.dtype, np.floating):
+        return
+    bad = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise MeasureError(
+            f"the outputs of {int(bad.sum())} of {len(outputs)} samples are NaN or infinite, first of sample {first}",
+            hint="look at that sample, and at fp16 layers whose values overflow",
+        )
+
+
+def _macro(confusion: Array) -> tuple[float, float, float]:
+    hits = np.diag(confusion).astype(np.float64)
+    predicted, actual = confusion.sum(axis=0), confusion.sum(axis=1)
+    seen = (predicted + actual) > 0
+    precision = hits / np.maximum(predicted, 1)
+    recall = hits / np.maximum(actual, 1)
+    f1 = 2 * hits / np.maximum(predicted + actual, 1)
+    return float(precision[seen].mean()), float(recall[seen].mean()), float(f1[seen].mean())
+
+
+def _cross_entropy(outputs: Array, labels: Array) -> float:
+    """Return the mean cross-entropy of logits, or of probabilities where every row is a distribution."""
+    rows = np.arange(len(labels))
+    if (outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
+        return float(-np.log(np.maximum(outputs[rows, labels], np.finfo(np.float64).tiny)).mean())
+    shifted = outputs - outputs.max(axis=1, keepdims=True)
+    return float((np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, labels]).mean())

@@ -1,0 +1,1 @@
+"""Bytes on sockets: connections, messages, shared memory, and what is asked of a server beside inference."""

@@ -1,0 +1,77 @@
+"""Whether a response is what was asked for: never a number of a wrong answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from repo_builder.core.errors import MeasureError
+from repo_builder.core.tensors import TensorSpec
+from repo_builder.measure.wire.messages import Response
+from repo_builder.measure.wire.model import ServedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What every response of a job must look like.
+
+    Attributes:
+        version: The version that must answer.
+        outputs: Outputs, batch left out where there is one.
+        batch: Leading dimension of every output; None where there is none.
+        inline: Whether outputs come in the response, and not in shared memory.
+    """
+
+    version: str
+    outputs: tuple[TensorSpec, ...]
+    batch: int | None
+    inline: bool = True
+
+    @classmethod
+    def of(cls, model: ServedModel, batch: int, *, inline: bool = True) -> Expected:
+        """Return what a model's responses to requests of one batch size look like."""
+        size = batch if model.batch_axis else None
+        return cls(version=model.version, outputs=model.outputs, batch=size, inline=inline)
+
+
+def verify(response: Response, expected: Expected, request: int) -> None:
+    """Refuse a response of another version, of a wrong shape or type, or with values that are not finite.
+
+    Args:
+        response: As decoded.
+        expected: What it must look like.
+        request: Index of the request, for the message.
+
+    Raises:
+        MeasureError: It is wrong.
+    """
+    if response.version and expected.version and response.version != expected.version:
+        raise MeasureError(
+            f"the model was replaced while it was measured: version {response.version} answers instead of "
+            f"{expected.version}",
+            where=response.model,
+            hint="measure again, or name a version with --model-version",
+        )
+    for spec in expected.outputs:
+        if spec.name not in response.shapes:
+            raise MeasureError(f"the response lacks the output '{spec.name}'", where=response.model)
+        shape, dtype = response.shapes[spec.name], response.dtypes[spec.name]
+        inner = shape[1:] if expected.batch is not None else shape
+        right_batch = expected.batch is None or (bool(shape) and shape[0] == expected.batch)
+        if not right_batch or not spec.fits(inner) or dtype is not spec.dtype:
+            wanted = [*([] if expected.batch is None else [expected.batch]), *spec.shape]
+            raise MeasureError(
+                f"the response holds {spec.name} {dtype.value}{list(shape)} instead of {spec.dtype.value}{wanted}",
+                where=response.model,
+                hint="the model does not keep what its configuration says",
+            )
+        values = response.outputs.get(spec.name)
+        if values is None and expected.inline:
+            raise MeasureError(f"the response lacks the values of the output '{spec.name}'", where=response.model)
+        if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise MeasureError(
+                f"the output {spec.name} of request {request} holds NaN or infinite values",
+                where=response.model,
+                hint="look at fp16 layers whose values overflow, or pass real inputs with --dataset",
+            )

@@ -1,6 +1,0 @@
-"""What ``repo-builder perf`` does: joins the recipe, its held-out samples and the build with the measuring stage."""
-
-from repo_builder.measuring.options import Collected, PerfOptions, Tolerances
-from repo_builder.measuring.run import perf
-
-__all__ = ["Collected", "PerfOptions", "Tolerances", "perf"]

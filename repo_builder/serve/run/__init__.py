@@ -1,0 +1,1 @@
+"""Starting Triton and looking after it: in the official container, embedded, or left running."""

@@ -1,0 +1,282 @@
+"""NVIDIA's Triton container: which release fits a repository, and the command that runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repo_builder.core import assets
+from repo_builder.core.errors import MissingDependency, ServeError
+from repo_builder.serve.run.ports import Endpoints
+from repo_builder.serve.run.process import Child
+from repo_builder.serve.run.server import Server
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+IMAGE = "nvcr.io/nvidia/tritonserver:{release}-py3"
+_ENGINES = ("docker", "podman")
+_GPU = {"docker": ["--gpus", "all"], "podman": ["--device", "nvidia.com/gpu=all"]}
+_SHM_SIZE = "1g"  # the engines' own 64 MB are soon full
+_WANTS_GPU = re.compile(r"\bKIND_GPU\b|\b(backend|platform)\s*:\s*[\"'](tensorrt|tensorrt_plan)[\"']")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """One release of the container.
+
+    Attributes:
+        name: ``YY.MM``.
+        tensorrt: Version of TensorRT.
+        cuda: Version of CUDA.
+        driver: NVIDIA driver branch that it asks for.
+        onnxruntime: Version of ONNX Runtime, empty where it is not known.
+    """
+
+    name: str
+    tensorrt: str
+    cuda: str
+    driver: str
+    onnxruntime: str = ""
+
+    @property
+    def image(self) -> str:
+        """The image's name."""
+        return IMAGE.format(release=self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What a repository asks of a container.
+
+    Attributes:
+        gpu: Whether a model wants a GPU.
+        tensorrt: Versions of TensorRT that built its plans → the models.
+    """
+
+    gpu: bool
+    tensorrt: dict[str, list[str]]
+
+
+def releases() -> tuple[Release, ...]:
+    """Return the known releases, oldest first."""
+    text = (assets.deploy_folder() / "triton_releases.toml").read_text(encoding="utf-8")
+    found = (Release(**item) for item in tomllib.loads(text)["release"])
+    return tuple(sorted(found, key=lambda item: _numbers(item.name)))
+
+
+def demand(repository: Path, models: Sequence[str] = ()) -> Demand:
+    """Read from configurations and manifests what the models ask for.
+
+    Args:
+        repository: The model repository.
+        models: The models to look at; empty means all.
+    """
+    gpu = False
+    built: dict[str, list[str]] = {}
+    for folder in sorted(
+        item for item in repository.iterdir() if item.is_dir() and (not models or item.name in models)
+    ):
+        config = folder / "config.pbtxt"
+        text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+        gpu |= bool(_WANTS_GPU.search(re.sub(r"#.*", "", text))) or any(folder.glob("*/*.plan"))
+        for version in {_tensorrt(manifest) for manifest in folder.glob("*/manifest.json")} - {""}:
+            built.setdefault(version, []).append(folder.name)
+    return Demand(gpu=gpu, tensorrt=built)
+
+
+def choose(wanted: Demand) -> tuple[Release, str]:
+    """Return the release that fits, and why.
+
+    Raises:
+        ServeError: No known release has the TensorRT of the plans, or they come from several versions.
+    """
+    known = releases()
+    if not wanted.tensorrt:
+        return known[-1], "the newest release known, no plan asks for another"
+    versions = {_short(version): models for version, models in wanted.tensorrt.items()}
+    if len(versions) > 1:
+        raise ServeError(
+            "the plans come from several versions of TensorRT ("
+            + "; ".join(f"{version}: {', '.join(models)}" for version, models in sorted(versions.items()))
+            + "), and one Triton has one",
+            hint="serve them one by one with --model, or compile them again with one version",
+        )
+    (version,) = versions
+    fitting = [item for item in known if _short(item.tensorrt) == version]
+    if not fitting:
+        raise ServeError(
+            f"no Triton release is known that has the TensorRT {version} of the plans",
+            hint="name one with --image; deploy/triton_releases.toml lists those known",
+        )
+    return fitting[-1], f"its TensorRT {version} is that of the plans"
+
+
+def command(
+    engine: str,
+    image: str,
+    repository: Path,
+    endpoints: Endpoints,
+    *,
+    gpu: bool,
+    models: Sequence[str] = (),
+    options: Sequence[str] = (),
+    name: str | None = None,
+) -> list[list[str]]:
+    """Return the command that runs the container in the foreground, an option and its value a list.
+
+    Args:
+        engine: ``docker`` or ``podman``.
+        image: The image.
+        repository: The model repository, mounted read-only.
+        endpoints: Where it shall be reachable on this machine.
+        gpu: Whether it gets the GPUs.
+        models: Models to load; empty loads all.
+        options: Further options of tritonserver.
+        name: The container's name.
+    """
+    host = f"[{endpoints.host}]" if ":" in endpoints.host else endpoints.host
+    published = ((endpoints.http, 8000), (endpoints.grpc, 8001), (endpoints.metrics, 8002))
+    source = f"source={repository.resolve()}"
+    if any(c in source for c in ',"'):
+        source = '"' + source.replace('"', '""') + '"'  # the option is one line of CSV
+    return [
+        [engine, "run", "--rm"],
+        *([["--name", name]] if name else []),
+        *([_GPU[engine]] if gpu else []),
+        ["--shm-size", _SHM_SIZE],
+        *(["--publish", f"{host}:{outer}:{inner}"] for outer, inner in published),
+        ["--mount", f"type=bind,{source},target=/models,readonly"],
+        [image, "tritonserver", "--model-repository=/models"],
+        *([["--model-control-mode=explicit"]] if models else []),
+        *([f"--load-model={model}"] for model in models),
+        *([option] for option in options),
+    ]
+
+
+def printed(
+    repository: Path,
+    endpoints: Endpoints,
+    *,
+    models: Sequence[str] = (),
+    image: str | None = None,
+    options: Sequence[str] = (),
+) -> str:
+    """Return the command that would be run, ready for a shell; no container engine is needed.
+
+    Raises:
+        ServeError: No release fits.
+    """
+    wanted = demand(repository, models)
+    engine = next((item for item in _ENGINES if shutil.which(item)), _ENGINES[0])
+    image = image or choose(wanted)[0].image
+    parts = command(engine, image, repository, endpoints, gpu=wanted.gpu, models=models, options=options)
+    return shell_text(parts)
+
+
+def shell_text(parts: Sequence[Sequence[str]]) -> str:
+    """Return a command for a POSIX shell, an option and its value a line."""
+    return " \\\n  ".join(shlex.join(part) for part in parts)
+
+
+def find_engine() -> str:
+    """Return the container engine that works here.
+
+    Raises:
+        MissingDependency: There is none.
+        ServeError: There is one, and it does not answer.
+    """
+    reasons = []
+    for engine in _ENGINES:
+        if shutil.which(engine) is None:
+            continue
+        reason = _unanswering(engine)
+        if reason is None:
+            return engine
+        reasons.append(f"{engine} does not answer: {reason}")
+    if reasons:
+        raise ServeError("; ".join(reasons), hint="start it, or use --runtime embedded")
+    raise MissingDependency(
+        "neither docker nor podman is installed", hint="install one of them, or use --runtime embedded"
+    )
+
+
+def start(
+    repository: Path,
+    endpoints: Endpoints,
+    *,
+    models: Sequence[str] = (),
+    image: str | None = None,
+    options: Sequence[str] = (),
+    log: Path | None = None,
+    detached: bool = False,
+) -> Server:
+    """Start the container on a repository; an image that is not here is pulled first.
+
+    Raises:
+        MissingDependency: There is no container engine.
+        ServeError: No release fits, or the image cannot be pulled.
+    """
+    engine = find_engine()
+    wanted = demand(repository, models)
+    image = image or choose(wanted)[0].image
+    _pull(engine, image)
+    name = f"repo-builder-{uuid.uuid4().hex[:12]}"
+    parts = command(engine, image, repository, endpoints, gpu=wanted.gpu, models=models, options=options, name=name)
+    child = Child([word for part in parts for word in part], os.environ, log=log, detached=detached)
+
+    def remove() -> None:
+        subprocess.run([engine, "rm", "--force", name], capture_output=True, timeout=30, check=False)
+
+    return Server(child, endpoints, runtime="container", models=tuple(models), clean_up=remove, log=log)
+
+
+def _pull(engine: str, image: str) -> None:
+    """Pull an image that is not here, with the engine's own progress on stderr."""
+    if subprocess.run([engine, "image", "inspect", image], capture_output=True, check=False).returncode == 0:
+        return
+    if subprocess.run([engine, "pull", image], stdout=sys.stderr, check=False).returncode != 0:
+        raise ServeError(
+            f"{engine} could not pull {image}", hint="check the name, the network and docker login nvcr.io"
+        )
+
+
+def _unanswering(engine: str) -> str | None:
+    try:
+        done = subprocess.run([engine, "version"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = [line.removeprefix("ERROR: ").strip() for line in done.stderr.splitlines() if line.strip()]
+    return lines[0] if lines else f"exit code {done.returncode}"
+
+
+def _tensorrt(manifest: Path) -> str:
+    """Return the TensorRT version in a manifest, empty where it tells none."""
+    try:
+        value: Any = json.loads(manifest.read_text(encoding="utf-8"))
+        return str(value["details"].get("tensorrt_version", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _short(version: str) -> str:
+    """Return major.minor.patch, to which plans are tied."""
+    return ".".join(version.split(".")[:3])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

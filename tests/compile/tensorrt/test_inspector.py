@@ -1,0 +1,101 @@
+"""From the inspector's JSON to verdicts. recorded_inspector.json was recorded on an H200 with TensorRT 8.5.3.1."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo_builder.compile.tensorrt import inspector as trt_inspector
+from repo_builder.compile.tensorrt.graph import GraphLayer
+
+RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "recorded_inspector.json").read_text())
+
+
+def graph_layers(record: dict[str, Any]) -> list[GraphLayer]:
+    return [GraphLayer(name=name, node=record["layers"][name], asked=kind) for name, kind in record["asked"].items()]
+
+
+@pytest.fixture(params=sorted(RECORDED))
+def record(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return copy.deepcopy(RECORDED[request.param])
+
+
+def test_real_engines_are_what_was_asked(record: dict[str, Any]) -> None:
+    engine = trt_inspector.parse(record["inspector"], record["nodes"])
+    verdicts = trt_inspector.judge(graph_layers(record), engine)
+    assert [(item.layer, item.got) for item in verdicts] == list(record["asked"].items())
+    assert all(item.holds and item.tactic for item in verdicts)
+    asked = list(record["asked"].values())
+    assert trt_inspector.counts(verdicts) == {kind: asked.count(kind) for kind in dict.fromkeys(asked)}
+
+
+def test_another_precision_is_found_out(record: dict[str, Any]) -> None:
+    """Every layer in turn, with the type of its weights changed in the recording."""
+    others = {"Int8": "Half", "Half": "Float", "Float": "Int8"}
+    for place, layer in enumerate(record["inspector"]["Layers"]):
+        if not layer.get("Weights"):
+            continue
+        changed = copy.deepcopy(record)
+        changed["inspector"]["Layers"][place]["Weights"]["Type"] = others[layer["Weights"]["Type"]]
+        engine = trt_inspector.parse(changed["inspector"], changed["nodes"])
+        wrong = [item for item in trt_inspector.judge(graph_layers(changed), engine) if not item.holds]
+        assert len(wrong) == 1
+        assert wrong[0].engine_layer == layer["Name"]
+
+
+def test_fused_layers_name_all_their_nodes() -> None:
+    record = RECORDED["small/mixed"]
+    engine = trt_inspector.parse(record["inspector"], record["nodes"])
+    by_node = {node: item for item in engine if item.tactic for node in item.nodes}
+    assert by_node["conv1"] == by_node["/conv1/Relu"]
+    assert by_node["linear1"].kind == "CaskConvolution"
+    assert "linear1.weight/QuantizeLinear" in by_node["linear1"].nodes
+
+
+def test_a_layer_that_the_engine_does_not_name_is_unknown() -> None:
+    layers = [GraphLayer(name="ghost", node="ghost", asked="int8")]
+    (verdict,) = trt_inspector.judge(layers, trt_inspector.parse(RECORDED["small/int8"]["inspector"]))
+    assert (verdict.got, verdict.holds, verdict.engine_layer) == ("unknown", False, "")
+
+
+@pytest.mark.parametrize(
+    ("layer", "precision"),
+    [
+        ({"Weights": {"Type": "Int8"}, "Inputs": [{"Format/Datatype": "Thirty-two wide channel Int8 format"}]}, "int8"),
+        ({"Weights": {"Type": "Int8"}, "Inputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}, "int8"),
+        ({"Weights": {"Type": "Int8"}, "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}, "int8 of fp32"),
+        ({"Inputs": [{"Format/Datatype": "Channel major FP16 format where C % 8 == 0"}]}, "fp16"),
+        ({"Inputs": [{"Format/Datatype": "BFloat16"}]}, "bf16"),
+        ({"Inputs": []}, "unknown"),
+    ],
+)
+def test_precision_of_a_layer(layer: dict[str, Any], precision: str) -> None:
+    (found,) = trt_inspector.parse({"Layers": [{"Name": "x", "LayerType": "y", **layer}]})
+    assert found.precision == precision
+
+
+def test_regions_are_resolved_by_the_graphs_order() -> None:
+    name = "{ForeignNode[b...d]}"
+    (found,) = trt_inspector.parse({"Layers": [{"Name": name}]}, ["a", "b", "c", "d", "e"])
+    assert found.nodes == ("b", "c", "d")
+
+
+def test_metadata_of_later_versions_is_read() -> None:
+    layer = {"Name": "__myl_ConvAct_0", "Metadata": "[ONNX Layer: conv1]\u001e[ONNX Layer: relu1]"}
+    (found,) = trt_inspector.parse({"Layers": [layer]}, ["conv1", "relu1"])
+    assert found.nodes == ("conv1", "relu1")
+
+
+def test_a_plan_without_detail_tells_names_only() -> None:
+    (found,) = trt_inspector.parse({"Layers": ["conv1 + relu1"]}, ["conv1", "relu1"])
+    assert (found.nodes, found.precision) == (("conv1", "relu1"), "unknown")
+
+
+def test_verdicts_survive_json() -> None:
+    record = RECORDED["vgg7/mixed-ends-fp16"]
+    verdicts = trt_inspector.judge(graph_layers(record), trt_inspector.parse(record["inspector"]))
+    assert trt_inspector.from_json(json.loads(json.dumps(trt_inspector.to_json(verdicts)))) == verdicts

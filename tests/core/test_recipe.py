@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repo_builder.core.errors import RecipeError
+from repo_builder.core.recipe import Recipe, parse
+
+MINIMAL: dict[str, Any] = {
+    "name": "net",
+    "model": {
+        "source": "vgg",
+        "inputs": [{"name": "image", "dtype": "fp32", "shape": [3, 32, 32]}],
+        "outputs": [{"name": "logits", "dtype": "fp32", "shape": [10]}],
+    },
+    "data": {"source": "digits"},
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    document = copy.deepcopy(MINIMAL)
+    node: Any = document
+    *parents, last = path.split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+    node[last] = value
+    return document
+
+
+def test_a_minimal_recipe_has_defaults() -> None:
+    recipe = parse(MINIMAL)
+    assert recipe.export.opset == 17
+    assert recipe.quantize.backend == "modelopt"
+    assert recipe.model.inputs[0].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("quantise", {}, r"quantise: unknown key .* did you mean 'quantize'\?"),
+        ("data.calibraton", 3, r"data\.calibraton: unknown key .* did you mean 'calibration'"),
+        ("data.test", 1.5, r"data\.test: 1\.5 is not a fraction"),
+        ("data.test", "x", r"data\.test: expected a number, found 'x'"),
+        ("data.test", 0.95, "validation and test leave nothing"),
+        ("data", 3, "data: expected a table, found 3"),
+        ("data.calibration", True, "expected a whole number, found True"),
+        ("data.calibration", 0, "at least one sample"),
+        ("name", "a/b", "cannot name a folder"),
+        ("name", "", "cannot name a folder"),
+        ("model.inputs", [], "there is no input"),
+        ("model.inputs", "x", "expected an array"),
+        ("model.inputs", [{"name": "x", "dtype": "float7", "shape": [1]}], r"inputs\[0\]\.dtype: 'float7' is no data"),
+        ("model.inputs", [{"name": "x", "dtype": "fp32"}], r"inputs\[0\]: the key 'shape' is missing"),
+        ("compile.target", "cuda", "'cuda' is not one of auto, onnxruntime, tensorrt"),
+        ("compile.tensorrt", {"workspace_mib": 0}, r"compile\.tensorrt\.workspace_mib: must be at least 1"),
+        ("compile.tensorrt", {"optimization_level": 6}, r"optimization_level: 6 is not in 0 to 5"),
+        ("compile.tensorrt", {"timing_cache": "no"}, r"compile\.tensorrt\.timing_cache: expected"),
+        ("compile.tensorrt", {"profiles": [{}, {"max_batch": 4}]}, r"profiles\[1\]: 1 <= min_batch .*: 1, 8, 4"),
+        ("compile.tensorrt", {"profiles": [{"min_batch": 0}]}, r"profiles\[0\]: 1 <= min_batch .*: 0, 8, 64"),
+        ("compile.tensorrt", {"profiles": [{"batch": 4}]}, r"profiles\[0\]\.batch: unknown key"),
+        ("export.opset", 9, "9 is not in 13 to 21"),
+        ("repository.warmup_batch_sizes", [128], r"128 is not between 1 and max_batch_size \(64\)"),
+        ("repository.instance_count", 0, "must be at least 1"),
+        ("repository.max_batch_size", -1, "must not be negative"),
+        ("quantize.layers", [{"precision": "int4"}], "'int4' is not one of int8, fp16, fp32"),
+        ("quantize.layers", [{"precision": "int8", "num_bits": 4}], "4 bits are not supported"),
+        ("quantize.layers", [{"precision": "int8", "input": {"percentile": 99}}], "takes no percentile"),
+        ("quantize.layers", [{"precision": "int8", "weight": {"calibrator": "percentile"}}], "needs a percentile"),
+        (
+            "quantize.layers",
+            [{"precision": "int8", "input": {"calibrator": "percentile", "percentile": 101}}],
+            r"input\.percentile: 101\.0 is not in \(0, 100\]",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key_path(path: str, value: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse(changed(path, value))
+
+
+names = st.text("abcdefghij-_.0123456789", min_size=1, max_size=12).filter(lambda text: text[0].isalnum())
+calibrators = st.one_of(
+    st.sampled_from(["max", "mse", "entropy"]).map(lambda name: {"calibrator": name}),
+    st.floats(0.1, 100).map(lambda share: {"calibrator": "percentile", "percentile": share}),
+)
+rules = st.fixed_dictionaries(
+    {"precision": st.sampled_from(["int8", "fp16", "fp32"])},
+    optional={
+        "type": st.sampled_from(["Conv2d", "Linear", "*"]),
+        "name": st.text("abc.*?[]", min_size=1, max_size=8),
+        "input": calibrators,
+        "weight": calibrators,
+    },
+)
+documents = st.fixed_dictionaries(
+    {
+        "name": names,
+        "model": st.just(MINIMAL["model"]),
+        "data": st.fixed_dictionaries({"source": names}, optional={"calibration": st.integers(1, 9999)}),
+    },
+    optional={
+        "seed": st.integers(0, 2**31),
+        "quantize": st.fixed_dictionaries({"layers": st.lists(rules, max_size=4)}),
+        "measure": st.fixed_dictionaries({"batch_sizes": st.lists(st.integers(1, 64), min_size=1, max_size=4)}),
+    },
+)
+
+
+@given(documents)
+def test_a_recipe_survives_the_way_through_json(document: dict[str, Any]) -> None:
+    recipe = parse(document)
+    again = parse(json.loads(json.dumps(recipe.to_dict())))
+    assert isinstance(again, Recipe)
+    assert again == recipe

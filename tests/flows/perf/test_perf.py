@@ -1,0 +1,190 @@
+"""A whole measurement, from a recipe: the ladder, metrics of one's own, models whose outputs are not classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from repo_builder import serve
+from repo_builder.core import artifacts
+from repo_builder.core.artifacts import EngineArtifact, LayerRecord, OnnxArtifact
+from repo_builder.core.errors import MeasureError
+from repo_builder.core.recipe import Recipe, parse
+from repo_builder.flows import perf as measuring
+from repo_builder.measure.load.course import Pace
+from repo_builder.measure.wire.transport import Endpoint
+from repo_builder.results import Level, PerfRun
+
+pytestmark = pytest.mark.server
+
+SAMPLES = 100
+
+
+def values() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).random((SAMPLES, 4)).astype(np.float32)
+    return x, x.argmax(axis=1)
+
+
+def recipe(folder: Path, **measure: object) -> Recipe:
+    x, y = values()
+    np.savez(folder / "data.npz", x=x, y=y)
+    return parse(
+        {
+            "name": "identity",
+            "model": {
+                "source": "identity.onnx",
+                "inputs": [{"name": "x", "dtype": "fp32", "shape": [4]}],
+                "outputs": [{"name": "y", "dtype": "fp32", "shape": [4]}],
+            },
+            "data": {"source": str(folder / "data.npz"), "arguments": {"split": "test"}},
+            "measure": {"batch_sizes": [1, 4, 64], "concurrency": [2], **measure},
+        }
+    )
+
+
+def build(folder: Path, made: Recipe, **forms: np.ndarray) -> None:
+    """Leave what a build leaves: manifests and every form's outputs."""
+    layers = (
+        LayerRecord(
+            name="fc", type="Linear", rule="", precision="int8", calibrator="max", input_amax=1.0, sqnr_db=40.0
+        ),
+    )
+    kept = {
+        "onnx": {name: value for name, value in forms.items() if name != "engine"},
+        "engine": {"engine": forms["engine"]},
+    }
+    for kind, name in ((OnnxArtifact, "onnx"), (EngineArtifact, "engine")):
+        place = folder / "build" / "identity" / name
+        place.mkdir(parents=True)
+        np.savez(place / "outputs.npz", **kept[name])
+        details = {"target": "no such target"}
+        artifact = kind(
+            path=place,
+            key="k",
+            recipe=made,
+            inputs=made.model.inputs,
+            outputs=made.model.outputs,
+            layers=layers,
+            details=details,
+        )
+        artifacts.write_manifest(artifact)
+
+
+def measured(triton: serve.Server, folder: Path, **changes: object) -> PerfRun:
+    options = measuring.PerfOptions(
+        model="identity",
+        endpoint=Endpoint.parse(triton.grpc_url, "grpc"),
+        work=folder / "build",
+        pace=Pace(warmup_s=0.05, window_s=0.1, window_requests=3, most_windows=3),
+    )
+    collected = measuring.Collected()
+    measuring.perf(replace(options, **changes), collected)  # type: ignore[arg-type]
+    assert collected.run is not None
+    return collected.run
+
+
+def test_the_ladder_reaches_from_the_build_to_the_server(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
+    wrong = right.copy()
+    wrong[:7] = np.roll(wrong[:7], 1, axis=1)
+    build(tmp_path, recipe(tmp_path), fp32=right, fake_quantized=right, onnx=wrong, engine=wrong)
+    run = measured(triton, tmp_path)
+    assert run.ladder is not None
+    assert [item.form for item in run.ladder.rungs] == ["fp32", "fake-quantized", "onnx", "engine", "served"]
+    assert run.ladder.culprit == "onnx"
+    assert [item.top1 for item in run.ladder.rungs] == [1, 1, 0.93, 0.93, 1]
+    assert run.ladder.rungs[4].agreement == 0.93
+    assert run.accuracy is not None
+    assert run.accuracy.top1 == 1
+    assert run.recipe.startswith("identity (")
+    assert [item.name for item in run.layers] == ["fc"]
+    assert [item.level.batch_size for item in run.levels] == [1, 4]  # 64 is more than the model takes
+
+
+def test_outputs_of_other_samples_are_not_compared(triton: serve.Server, tmp_path: Path) -> None:
+    few = values()[0][:50]
+    build(tmp_path, recipe(tmp_path), fp32=few, onnx=few, engine=few)
+    run = measured(triton, tmp_path, levels=(Level(),))
+    assert run.ladder is None
+    assert "outputs are of other samples" in run.notes[0]
+
+
+def test_outputs_of_as_many_other_samples_are_not_compared_either(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
+    build(tmp_path, recipe(tmp_path), fp32=right, onnx=right, engine=right)
+    manifest = tmp_path / "build/identity/onnx/manifest.json"
+    recorded = json.loads(manifest.read_text())
+    recorded["details"]["data_sha256"] = "of others"
+    manifest.write_text(json.dumps(recorded))
+    run = measured(triton, tmp_path, levels=(Level(),))
+    assert run.ladder is None
+    assert "outputs are of other samples" in run.notes[0]
+
+
+def test_outputs_that_are_not_classes_are_held_to_the_tolerance(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
+    build(
+        tmp_path,
+        recipe(tmp_path, task="other", output_tolerance=0.01),
+        fp32=right,
+        onnx=right + 0.001,
+        engine=right + 0.5,
+    )
+    run = measured(triton, tmp_path, levels=(Level(),))
+    assert run.accuracy is None
+    assert "not classification" in run.accuracy_skipped
+    assert run.ladder is not None
+    assert run.ladder.culprit == "engine"
+    assert run.ladder.rungs[1].agreement == 1
+
+
+def test_a_metric_of_ones_own(triton: serve.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_metric.py").write_text(
+        "def error(outputs, labels):\n    return {'mean': outputs['y'].mean(), 'labels': len(labels)}\n"
+        "def broken(outputs, labels):\n    return outputs['z']\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    right = values()[0]
+    build(tmp_path, recipe(tmp_path, metric="own_metric:error"), fp32=right, onnx=right, engine=right)
+    run = measured(triton, tmp_path, levels=(Level(),))
+    assert run.metrics == {"mean": pytest.approx(float(right.mean())), "labels": SAMPLES}
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    build(broken, recipe(tmp_path, metric="own_metric:broken"), fp32=right, onnx=right, engine=right)
+    with pytest.raises(MeasureError, match=r"measure.metric: 'own_metric:broken' failed: KeyError"):
+        measured(triton, broken, levels=(Level(),))
+
+
+def test_an_engine_that_cannot_run_here_is_said(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
+    build(tmp_path, recipe(tmp_path), fp32=right, onnx=right, engine=right)
+    run = measured(triton, tmp_path, levels=(Level(),), with_explanation=True)
+    assert run.levels[0].explanation is not None
+    assert "compute" in [item.name for item in run.levels[0].explanation.terms]
+    assert "the engine alone was not timed: there is no compile target" in run.notes[0]
+
+
+def test_shapes_that_vary_are_explained_too(triton: serve.Server, tmp_path: Path) -> None:
+    levels = (Level(shapes={"x": (3,)}), Level(shapes={"x": (9,)}))
+    run = measured(triton, tmp_path, model="flexible", levels=levels, with_explanation=True)
+    assert all(item.explanation and item.explanation.suggestion for item in run.levels)
+
+
+def test_what_ends_the_run_is_kept_with_what_was_measured(triton: serve.Server, tmp_path: Path) -> None:
+    collected = measuring.Collected()
+    options = measuring.PerfOptions(
+        model="identity",
+        endpoint=Endpoint.parse(triton.grpc_url, "grpc"),
+        work=tmp_path,
+        levels=(Level(), Level(batch_size=9)),
+        pace=Pace(warmup_s=0.05, window_s=0.1, window_requests=3, most_windows=3),
+    )
+    with pytest.raises(MeasureError, match="batch 9 is more"):
+        measuring.perf(options, collected)
+    assert collected.run is not None
+    assert len(collected.run.levels) == 1
+    assert "batch 9 is more" in collected.run.stopped
