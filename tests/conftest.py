@@ -1,8 +1,127 @@
-"""What every test may use."""
+"""What every test may use: golden files, a made-up run that has every part, a Triton with models that behave and misbehave."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from urllib.request import urlopen
+
 import pytest
+
+from repo_builder import serve
+from repo_builder.results import PerfRun, schema
+
+_HEAD = """import time
+import numpy as np
+import triton_python_backend_utils as pb
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(pb.get_input_tensor_by_name(item, "x").as_numpy()) for item in requests]
+
+    def one(self, x):
+"""
+_ANSWER = '        return pb.InferenceResponse([pb.Tensor("y", x)])\n'
+# name → (body of the model, config beyond name, backend and tensors, dims, data type)
+# What ``moody`` does is said by the last value of the first sample.
+_MOODY = """        mood, first = int(x[0, 3]), float(x[0, 0])
+        if mood == 1:
+            return pb.InferenceResponse(error=pb.TritonError("too large"))
+        if mood == 2:
+            time.sleep(first)
+        if mood == 3:
+            x = np.repeat(x, 2, axis=1)
+        if mood == 4:
+            x = np.where((x > 0.9) & (np.arange(4) < 3), np.nan, x).astype(np.float32)
+"""
+_BATCHES = "max_batch_size: 8"
+# name → (body of the model, config beyond name, backend and tensors, dims, data type)
+MODELS: dict[str, tuple[str, str, str, str]] = {
+    "identity": ("", _BATCHES, "4", "TYPE_FP32"),
+    "moody": (_MOODY, _BATCHES, "4", "TYPE_FP32"),
+    "unbatched": ("", "max_batch_size: 0", "4", "TYPE_FP32"),
+    "flexible": ("", _BATCHES, "-1", "TYPE_FP32"),
+    "text": ("", _BATCHES, "2", "TYPE_STRING"),
+    "batching": ("", f"{_BATCHES} dynamic_batching {{ max_queue_delay_microseconds: 500 }}", "4", "TYPE_FP32"),
+    "decoupled": ("", "model_transaction_policy { decoupled: true }", "4", "TYPE_FP32"),
+}
+_ENSEMBLE = """name: "pair"
+platform: "ensemble"
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] } ]
+ensemble_scheduling { step [
+  { model_name: "identity" model_version: -1
+    input_map { key: "x" value: "x" } output_map { key: "y" value: "middle" } },
+  { model_name: "batching" model_version: -1
+    input_map { key: "x" value: "middle" } output_map { key: "y" value: "y" } }
+] }
+"""
+
+
+def write_model(repository: Path, name: str, *, version: int = 1) -> None:
+    """Write a model of the table, or another version of it."""
+    body, config, dims, dtype = MODELS[name]
+    folder = repository / name
+    (folder / str(version)).mkdir(parents=True)
+    (folder / str(version) / "model.py").write_text(_HEAD + body + _ANSWER)
+    tensor = f"data_type: {dtype} dims: [ {dims} ]"
+    (folder / "config.pbtxt").write_text(
+        f'name: "{name}"\nbackend: "python"\n{config}\ninput [ {{ name: "x" {tensor} }} ]\n'
+        f'output [ {{ name: "y" {tensor} }} ]\ninstance_group [ {{ kind: KIND_CPU count: 1 }} ]\n'
+    )
+
+
+def start(repository: Path, names: Sequence[str], **ports: int) -> serve.Server:
+    """Start a Triton that serves some models and takes orders to load and unload them."""
+    free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0} | ports
+    log = repository.parent / "triton.log"
+    # Triton may wait long for a request whose client has gone; the tests do not.
+    options = ("--exit-timeout-secs=3",)
+    server = serve.start(repository, runtime="embedded", models=tuple(names), log=log, options=options, **free)
+    server.wait_ready(60)
+    for _ in range(100):  # Triton is ready before its metrics are
+        with suppress(OSError), urlopen(server.metrics_url, timeout=5) as page:  # noqa: S310 - http
+            if b"nv_" in page.read():
+                break
+        time.sleep(0.05)
+    return server
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
+    """One server with every model, for tests that leave it as it is."""
+    repository = tmp_path_factory.mktemp("measure") / "repository"
+    for name in MODELS:
+        write_model(repository, name)
+    (repository / "pair" / "1").mkdir(parents=True)
+    (repository / "pair" / "config.pbtxt").write_text(_ENSEMBLE)
+    with start(repository, [*MODELS, "pair"]) as server:
+        yield server
+
+
+@pytest.fixture
+def own_triton(tmp_path: Path) -> Iterator[Callable[..., serve.Server]]:
+    """Start servers of the test's own, with the model ``identity``; each is stopped in the end."""
+    repository = tmp_path / "repository"
+    write_model(repository, "identity")
+    started: list[serve.Server] = []
+
+    def starter(**ports: int) -> serve.Server:
+        started.append(start(repository, ["identity"], **ports))
+        return started[-1]
+
+    yield starter
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def perf_run() -> PerfRun:
+    return schema.read(Path(__file__).resolve().parent / "goldens" / "perf" / "run.json")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

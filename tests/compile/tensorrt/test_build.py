@@ -14,13 +14,13 @@ from typing import Any
 import onnx
 import pytest
 
-import repo_builder.compile as room
+import repo_builder.compile.tensorrt as room
 from repo_builder.compile.tensorrt import graph as trt_graph
 from repo_builder.core.errors import CompileError
 from repo_builder.core.tensors import ShapeProfile
 from repo_builder.export import precision, qdq
 
-BOUND = ("trt_log", "trt_build")  # modules that are bound to the stand-in, and must be so for no other test
+BOUND = ("log", "build")  # modules that are bound to the stand-in, and must be so for no other test
 PROFILE = {"image": ShapeProfile(min=(1, 3, 8, 8), opt=(4, 3, 8, 8), max=(8, 3, 8, 8))}
 
 
@@ -103,7 +103,7 @@ def stand_in(version: str, layers: list[Layer], refusal: Any = None) -> Any:
 def bind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
     """Return a function that imports trt_build as it is with a stand-in for tensorrt."""
     for name in BOUND:
-        monkeypatch.delitem(sys.modules, f"repo_builder.compile.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"repo_builder.compile.tensorrt.{name}", raising=False)
         monkeypatch.delattr(room, name, raising=False)
 
     def load(made: Any) -> Any:
@@ -112,7 +112,7 @@ def bind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
 
     yield load
     for name in BOUND:
-        sys.modules.pop(f"repo_builder.compile.{name}", None)
+        sys.modules.pop(f"repo_builder.compile.tensorrt.{name}", None)
         vars(room).pop(name, None)
 
 

@@ -93,7 +93,7 @@ def test_a_signal_before_there_is_a_daemon_ends_it_cleanly(
     [
         (
             "mute",
-            "from repo_builder.serve import mps_leader; mps_leader._UP_S = 0.3; ",
+            "from repo_builder.serve.run import mps_leader; mps_leader._UP_S = 0.3; ",
             "does not answer after 0.3 s: Starting",
         ),
         ("dies", "", "ended with exit code 1: no GPU is fit for it"),
@@ -116,7 +116,7 @@ def test_a_daemon_that_does_not_heed_quit_is_killed(
 ) -> None:
     monkeypatch.setenv("STAND_IN", "deaf")
     child, made = lead(
-        "echo on; read never", prelude="from repo_builder.serve import mps_leader; mps_leader._DOWN_S = 0.3; "
+        "echo on; read never", prelude="from repo_builder.serve.run import mps_leader; mps_leader._DOWN_S = 0.3; "
     )
     assert child.wait(20) == 1  # `read` at the end of its input
     assert made.processes() == []
