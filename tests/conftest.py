@@ -1,4 +1,4 @@
-"""What every test may use: golden files, a made-up run that has every part, a Triton with models that behave and misbehave."""
+"""What every test may use: golden files, a run that has every part, a Triton with models that behave and misbehave."""
 
 from __future__ import annotations
 
