@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from repo_builder.compile.inspection import Inspection
+    from repo_builder.compile.tensorrt.inspector import Verdict
 
 
 @click.command("inspect")
@@ -60,6 +61,15 @@ def _show_onnx(model: Path, *, as_json: bool) -> None:
     _print(f"{model}", ("layer", "operator", "precision"), (tuple(row.values()) for row in rows))
 
 
+def _remark(item: Verdict) -> str:
+    """Return what a reader should know of a layer that the engine does not show as it was asked."""
+    if item.holds:
+        return ""
+    if item.departs:
+        return "not as asked"
+    return f"fused: {item.region}" if item.region else "in more bits than asked" if item.kind else "not told"
+
+
 def _show_plan(found: Inspection, *, as_json: bool) -> None:
     """Print what the manifest and the engine tell, and why the manifest was not believed."""
     from repo_builder.core.artifacts import MANIFEST
@@ -77,10 +87,7 @@ def _show_plan(found: Inspection, *, as_json: bool) -> None:
     for name, value in found.facts.items():
         click.echo(f"  {name.replace('_', ' ')}: {_plain(value)}")
     if found.verdicts:
-        rows = [
-            (item.layer, item.asked, item.got, "" if item.holds else "not as asked", item.kind, item.tactic)
-            for item in found.verdicts
-        ]
+        rows = [(item.layer, item.asked, item.got, _remark(item), item.kind, item.tactic) for item in found.verdicts]
         _print("Layers of the recipe", ("layer", "asked", "got", "", "engine layer", "kernel"), rows)
     if found.layers:
         listed = [(item.precision, item.kind, item.name, item.tactic) for item in found.layers]

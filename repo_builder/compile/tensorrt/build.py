@@ -11,8 +11,8 @@ from typing import Any
 
 import tensorrt as trt
 
-from repo_builder.compile.tensorrt import log as trt_log
 from repo_builder.compile.tensorrt.graph import GraphPrecisions
+from repo_builder.compile.tensorrt.log import Log, RateLimited, Say, monitor
 from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, Dialect, dialect
 from repo_builder.core import files
 from repo_builder.core.errors import CompileError
@@ -36,6 +36,8 @@ class BuildRequest:
         optimization_level: 0-5, or None for the builder's default.
         timing_cache: File of measured tactics, read and replaced; None keeps none.
         tf32: Whether fp32 layers may use TF32 tensor cores, as TensorRT does unless told otherwise.
+        pinned: ONNX nodes whose layers must run in the precision that the graph gives them. A constraint keeps
+            TensorRT from fusing and from choosing, so there is one only where the inspector showed a departure.
     """
 
     model: Path
@@ -45,6 +47,7 @@ class BuildRequest:
     optimization_level: int | None = None
     timing_cache: Path | None = None
     tf32: bool = True
+    pinned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ class Built:
     notes: tuple[str, ...]
 
 
-def build(request: BuildRequest, say: trt_log.Say) -> Built:
+def build(request: BuildRequest, say: Say) -> Built:
     """Build a plan.
 
     Args:
@@ -80,19 +83,20 @@ def build(request: BuildRequest, say: trt_log.Say) -> Built:
     """
     started = time.perf_counter()
     speaks = dialect(trt.__version__)
-    said = trt_log.RateLimited(say)
-    log = trt_log.Log(None if speaks.progress_monitor else said)
+    said = RateLimited(say)
+    log = Log(None if speaks.progress_monitor else said)
     try:
         builder = trt.Builder(log)
     except TypeError as error:  # pybind11's way to say that TensorRT returned nothing
         raise CompileError(
-            f"TensorRT {trt.__version__} finds no usable GPU ({log.last_words()})", hint="nvidia-smi must list one"
+            f"TensorRT {trt.__version__} makes no builder: {log.last_words()}",
+            hint="nvidia-smi must list a GPU, and TensorRT's libraries must be as they were installed",
         ) from error
     network = builder.create_network(_bits(trt.NetworkDefinitionCreationFlag, speaks.network_flags))
     _parse(network, request.model, log, speaks)
     config = builder.create_builder_config()
     flags = _configure(config, request, speaks, said)
-    constraints = _constrain(network, request.precisions) if speaks.weakly_typed and "FP16" in flags else 0
+    constraints = _constrain(network, request) if speaks.weakly_typed else 0
     if constraints:
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         flags = (*flags, "OBEY_PRECISION_CONSTRAINTS")
@@ -104,7 +108,7 @@ def build(request: BuildRequest, say: trt_log.Say) -> Built:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise CompileError(
-            f"TensorRT built no plan: {log.last_words()}",
+            f"TensorRT {trt.__version__} built no plan: {log.last_words()}",
             where=str(request.model),
             hint="raise compile.tensorrt.workspace_mib, or give the named layer another precision",
         )
@@ -125,7 +129,7 @@ def _bits(kind: Any, names: Sequence[str]) -> int:  # noqa: ANN401 - one of tens
     return sum(1 << int(getattr(kind, name)) for name in names)
 
 
-def _parse(network: Any, model: Path, log: trt_log.Log, speaks: Dialect) -> None:  # noqa: ANN401
+def _parse(network: Any, model: Path, log: Log, speaks: Dialect) -> None:  # noqa: ANN401
     """Parse the ONNX file into the network.
 
     Raises:
@@ -156,7 +160,7 @@ def _refusal(error: Any, model: Path, speaks: Dialect) -> str:  # noqa: ANN401 -
     return f"{place}: {error.desc().strip().rstrip('.')}"
 
 
-def _configure(config: Any, request: BuildRequest, speaks: Dialect, said: trt_log.Say) -> tuple[str, ...]:  # noqa: ANN401
+def _configure(config: Any, request: BuildRequest, speaks: Dialect, said: Say) -> tuple[str, ...]:  # noqa: ANN401
     """Set everything but profiles and constraints; return the builder flags that are on."""
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     config.set_tactic_sources(_bits(trt.TacticSource, TACTIC_SOURCES))
@@ -164,7 +168,7 @@ def _configure(config: Any, request: BuildRequest, speaks: Dialect, said: trt_lo
     if speaks.optimization_level and request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
     if speaks.progress_monitor:
-        config.progress_monitor = trt_log.monitor(said)
+        config.progress_monitor = monitor(said)
     flags: list[str] = []
     if speaks.weakly_typed:
         found = request.precisions
@@ -176,19 +180,20 @@ def _configure(config: Any, request: BuildRequest, speaks: Dialect, said: trt_lo
     return tuple(flags)
 
 
-def _constrain(network: Any, precisions: GraphPrecisions) -> int:  # noqa: ANN401 - tensorrt.INetworkDefinition
-    """Pin layers of float type to the type that the graph gives their output; return how many.
+def _constrain(network: Any, request: BuildRequest) -> int:  # noqa: ANN401 - tensorrt.INetworkDefinition
+    """Pin the layers of the pinned nodes to the type that the graph gives their output; return how many.
 
     Parsers turn one node into several layers, whose inner tensors the graph does not name: those follow the node.
     """
-    count = 0
+    precisions, count = request.precisions, 0
     for place in range(network.num_layers):
         layer = network.get_layer(place)
         if layer.type.name in _UNCONSTRAINED:
             continue
         outputs = [layer.get_output(item) for item in range(layer.num_outputs)]
-        kinds = [precisions.float_tensors.get(item.name) for item in outputs]
-        kind = next((item for item in kinds if item), precisions.float_nodes.get(layer.name))
+        made_by = (precisions.float_makers.get(item.name) for item in outputs)
+        node = next((item for item in made_by if item), layer.name)
+        kind = precisions.float_nodes.get(node) if node in request.pinned else None
         if kind is None or any(item.dtype not in (trt.DataType.FLOAT, trt.DataType.HALF) for item in outputs):
             continue
         wanted = getattr(trt.DataType, _KINDS[kind])

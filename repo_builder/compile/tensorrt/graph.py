@@ -39,16 +39,17 @@ class GraphPrecisions:
     Attributes:
         layers: The nodes that compute layers, in the order of the graph.
         nodes: All node names, in the order of the graph.
-        float_tensors: Tensor → ``fp32`` or ``fp16``. Left out is what quantizers and quantized nodes make, and what is
-            made of that alone: a Relu behind an int8 layer is fused into it and belongs to its precision.
-        float_nodes: Node → the precision of its output, likewise.
+        float_makers: Tensor of fp32 or fp16 → the node that makes it. Left out is what quantizers and quantized nodes
+            make, and what is made of that alone: a Relu behind an int8 layer is fused into it and belongs to its
+            precision.
+        float_nodes: Node → ``fp32`` or ``fp16``, the type of its output, likewise.
         has_int8: Whether there is a quantizer.
         has_fp16: Whether there is a float16 tensor.
     """
 
     layers: tuple[GraphLayer, ...]
     nodes: tuple[str, ...]
-    float_tensors: dict[str, str]
+    float_makers: dict[str, str]
     float_nodes: dict[str, str]
     has_int8: bool
     has_fp16: bool
@@ -69,7 +70,7 @@ def read(model: onnx.ModelProto, layer_precisions: Mapping[str, str]) -> GraphPr
         for node in model.graph.node
         if (layer := layer_of(node)) in layer_precisions and layer is not None
     ]
-    float_tensors: dict[str, str] = {}
+    float_makers: dict[str, str] = {}
     float_nodes: dict[str, str] = {}
     free = set(graph.constants)  # constants, and what is made of int8 layers' outputs alone
     for node in model.graph.node:  # in topological order, as ONNX demands
@@ -84,11 +85,11 @@ def read(model: onnx.ModelProto, layer_precisions: Mapping[str, str]) -> GraphPr
             continue
         for output in node.output:
             if kinds.get(output) in _FLOATS:
-                float_tensors[output] = float_nodes[node.name] = _FLOATS[kinds[output]]
+                float_makers[output], float_nodes[node.name] = node.name, _FLOATS[kinds[output]]
     return GraphPrecisions(
         layers=tuple(layers),
         nodes=tuple(node.name for node in model.graph.node),
-        float_tensors=float_tensors,
+        float_makers=float_makers,
         float_nodes=float_nodes,
         has_int8=any(node.op_type == Q for node in model.graph.node),
         has_fp16=TensorProto.FLOAT16 in kinds.values(),

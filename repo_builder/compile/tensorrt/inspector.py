@@ -1,7 +1,11 @@
 """From the engine inspector's JSON to what each layer of the recipe became.
 
 TensorRT fuses: one engine layer stands for several ONNX nodes, and its name (from 8.6 on its metadata too) lists them.
-Layers that TensorRT makes of a whole region name only its first and last node.
+A whole region that it compiles at once (a ForeignNode) names only its first and last node and tells no types inside:
+what is known of it are the types that it reads and writes, so its layers are ``fused``, neither right nor wrong.
+
+The keys are those of TensorRT 8.5 to 10 (``Format/Datatype``) and of 11, which tells ``DataType`` and ``Format`` apart:
+NVIDIA, "Migrating IEngineInspector Usage from TensorRT 10.x to 11.x".
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Any
 from repo_builder.compile.tensorrt.graph import GraphLayer
 
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-_REGION = re.compile(r"\{ForeignNode\[(?P<first>.+?)\.\.\.(?P<last>.+?)\]\}")
+_REGION = re.compile(r"\{ForeignNode\[(?P<first>.+?)(?:\.\.\.(?P<last>.+?))?\]\}")
 _SEPARATORS = re.compile(r" \+ | \|\| |\[ONNX Layer: |\]|PWN\(|COPY \(|\)|\(|, |\{|\}")
 _TYPES = (
     ("int8", "int8"),
@@ -30,6 +34,10 @@ _TYPES = (
     ("bool", "bool"),
 )
 UNKNOWN = "unknown"
+FUSED = "fused"
+# How many bits of a value a precision keeps. More than was asked costs time, fewer cost accuracy.
+_WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "bf16": 16, "fp16": 16, "fp32": 32}
+_COMPUTES_NOTHING = frozenset({"Reformat", "NoOp", "Constant", "Shuffle"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +47,12 @@ class EngineLayer:
     Attributes:
         name: TensorRT's name, which lists what was fused.
         kind: TensorRT's type, as in ``CaskConvolution``.
-        precision: What it computes in: the type of its weights and first input, ``unknown`` where they are not told.
+        precision: What it computes in: the type of its weights and first input; ``fused`` for a region, ``unknown``
+            where nothing is told.
         tactic: The kernel's name; empty where it is not told.
         nodes: The ONNX nodes that it stands for.
+        reads: Types of its inputs.
+        writes: Types of its outputs.
     """
 
     name: str
@@ -49,6 +60,8 @@ class EngineLayer:
     precision: str
     tactic: str
     nodes: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +72,11 @@ class Verdict:
         layer: Its name in the recipe.
         node: Its ONNX node.
         asked: ``int8``, ``fp16`` or ``fp32``.
-        got: What the engine computes it in, ``unknown`` where the engine does not say.
+        got: What the engine computes it in; ``fused`` where it is part of a region, ``unknown`` where it is not said.
         engine_layer: The engine's layer that stands for it; empty where none was found.
         kind: That layer's type.
         tactic: Its kernel.
+        region: For a fused layer, what its region reads and writes, as in ``fp32, int8 → fp32``.
     """
 
     layer: str
@@ -72,11 +86,33 @@ class Verdict:
     engine_layer: str = ""
     kind: str = ""
     tactic: str = ""
+    region: str = ""
 
     @property
     def holds(self) -> bool:
-        """Whether the layer became what was asked."""
+        """Whether the engine says that the layer became what was asked."""
         return self.asked == self.got
+
+    @property
+    def departs(self) -> bool:
+        """Whether the engine says that the layer became something else; what it does not tell is no departure.
+
+        A float layer that TensorRT runs in more bits than asked, because that was faster, keeps the promise: it is at
+        least as exact. An int8 layer that runs in float does not: it lacks the speed that it was quantized for.
+        """
+        asked, got = _WIDTH.get(self.asked), _WIDTH.get(self.got)
+        if self.got in (FUSED, UNKNOWN) or self.holds:
+            return False
+        return asked is None or got is None or got < asked or self.asked not in ("fp16", "bf16")
+
+    def __str__(self) -> str:
+        """Return one sentence: ``conv1 was asked as int8 and runs in fp32 (CaskConvolution)``."""
+        if self.got == FUSED:
+            told = f"TensorRT tells no types inside, it reads and writes {self.region}"
+            return f"{self.layer} was asked as {self.asked} and is fused with others into {self.engine_layer}: {told}"
+        if self.got == UNKNOWN:
+            return f"{self.layer} was asked as {self.asked}, and the engine does not say what it became"
+        return f"{self.layer} was asked as {self.asked} and runs in {self.got} ({self.kind})"
 
 
 def parse(information: Mapping[str, Any], nodes: Sequence[str] = ()) -> tuple[EngineLayer, ...]:
@@ -91,7 +127,8 @@ def parse(information: Mapping[str, Any], nodes: Sequence[str] = ()) -> tuple[En
 
 def _layer(item: Mapping[str, Any] | str, nodes: Sequence[str]) -> EngineLayer:
     if isinstance(item, str):  # a plan built without detailed verbosity tells names only
-        return EngineLayer(name=item, kind="", precision=UNKNOWN, tactic="", nodes=_nodes(item, "", nodes))
+        precision = FUSED if _REGION.search(item) else UNKNOWN
+        return EngineLayer(name=item, kind="", precision=precision, tactic="", nodes=_nodes(item, "", nodes))
     name = str(item.get("Name", ""))
     return EngineLayer(
         name=name,
@@ -99,7 +136,14 @@ def _layer(item: Mapping[str, Any] | str, nodes: Sequence[str]) -> EngineLayer:
         precision=_precision(item),
         tactic=str(item.get("TacticName", "")),
         nodes=_nodes(name, str(item.get("Metadata", "")), nodes),
+        reads=_types(item.get("Inputs", ())),
+        writes=_types(item.get("Outputs", ())),
     )
+
+
+def _types(tensors: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the element types of an engine layer's inputs or outputs, by the keys of any version."""
+    return tuple(_type(str(item.get("DataType") or item.get("Format/Datatype") or "")) for item in tensors)
 
 
 def _precision(item: Mapping[str, Any]) -> str:
@@ -107,9 +151,13 @@ def _precision(item: Mapping[str, Any]) -> str:
 
     A layer with weights computes in their type: an int8 kernel reads int8 activations too, whatever it writes.
     """
+    if _REGION.search(str(item.get("Name", ""))):
+        return FUSED
     weights = item.get("Weights")
-    stored = _type(str(weights.get("Type", ""))) if isinstance(weights, Mapping) else UNKNOWN
-    inputs = [_type(str(entry.get("Format/Datatype", ""))) for entry in item.get("Inputs", ())]
+    stored = UNKNOWN
+    if isinstance(weights, Mapping):
+        stored = _type(str(weights.get("DataType") or weights.get("Type") or ""))
+    inputs = _types(item.get("Inputs", ()))
     first = inputs[0] if inputs else UNKNOWN
     if stored == UNKNOWN:
         return first
@@ -129,7 +177,9 @@ def _nodes(name: str, metadata: str, nodes: Sequence[str]) -> tuple[str, ...]:
     found += _METADATA.findall(metadata)
     region = _REGION.search(name)
     if region and known:
-        ends = sorted(known[region[end]] for end in ("first", "last") if region[end] in known)
+        # either end may itself list several nodes, and nodes that TensorRT made up: those that the graph has count
+        listed = [part.strip() for part in _SEPARATORS.split(region[0].replace("...", " + ")) if part]
+        ends = sorted(known[part] for part in listed if part in known)
         found += nodes[ends[0] : ends[-1] + 1] if ends else ()
     if known:
         found = [part for part in found if part in known]
@@ -143,9 +193,11 @@ def judge(layers: Iterable[GraphLayer], engine: Sequence[EngineLayer]) -> tuple[
         for node in item.nodes:
             if node not in place or _rank(item) > _rank(place[node]):
                 place[node] = item
+    regions = [item for item in engine if item.precision == FUSED]
     verdicts: list[Verdict] = []
     for layer in layers:
-        found = place.get(layer.node)
+        # Where one region is all that names nothing inside, a layer that no other engine layer names is in it.
+        found = place.get(layer.node) or (regions[0] if len(regions) == 1 else None)
         verdicts.append(
             Verdict(
                 layer=layer.name,
@@ -155,14 +207,27 @@ def judge(layers: Iterable[GraphLayer], engine: Sequence[EngineLayer]) -> tuple[
                 engine_layer=found.name if found else "",
                 kind=found.kind if found else "",
                 tactic=found.tactic if found else "",
+                region=_told(found) if found and found.precision == FUSED else "",
             )
         )
     return tuple(verdicts)
 
 
+def _told(region: EngineLayer) -> str:
+    sides = (
+        ", ".join(dict.fromkeys(item for item in side if item != UNKNOWN)) for side in (region.reads, region.writes)
+    )
+    return " → ".join(side or "types not told" for side in sides)
+
+
 def _rank(layer: EngineLayer) -> int:
-    """How likely an engine layer is the one that does a node's arithmetic, of several that name it."""
-    return 0 if layer.kind in ("Reformat", "NoOp", "Constant", "Shuffle") else 1
+    """How likely an engine layer is the one that does a node's arithmetic, of several that name it.
+
+    One that names a node as its own says more than a region whose ends enclose it.
+    """
+    if layer.kind in _COMPUTES_NOTHING:
+        return 0
+    return 1 if layer.precision == FUSED else 2
 
 
 def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:

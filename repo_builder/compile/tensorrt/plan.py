@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import tensorrt as trt
 
-from repo_builder.compile.tensorrt import log as trt_log
-from repo_builder.compile.tensorrt import profiles as trt_profiles
+from repo_builder.compile.tensorrt.log import Log
+from repo_builder.compile.tensorrt.profiles import choose
 from repo_builder.core import device, profiles
 from repo_builder.core.errors import CompileError
 from repo_builder.core.profiles import Profile
@@ -49,11 +49,13 @@ class Plan:
     """
 
     def __init__(self, data: bytes, *, where: str) -> None:
-        self.log = trt_log.Log()
+        self.log = Log()
         try:
             self._runtime = trt.Runtime(self.log)
         except TypeError as error:  # pybind11's way to say that TensorRT returned nothing
-            raise CompileError(f"TensorRT finds no usable GPU ({self.log.last_words()})", where=where) from error
+            raise CompileError(
+                f"TensorRT {trt.__version__} makes no runtime: {self.log.last_words()}", where=where
+            ) from error
         self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             raise CompileError(
@@ -80,7 +82,7 @@ class Plan:
         """
         inspector = self.engine.create_engine_inspector()
         text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-        found: dict[str, Any] = json.loads(text)
+        found: dict[str, Any] = json.loads(text, strict=False)  # 8.6 writes raw control characters into strings
         return found
 
     def _tensor(self, name: str) -> PlanTensor:
@@ -214,7 +216,7 @@ class PlanRunner:
                 for name, array in inputs.items()
             }
         shapes = {item.name: tuple(inputs[item.name].shape) for item in self.plan.inputs}
-        chosen = trt_profiles.choose(self.plan.profiles, shapes)
+        chosen = choose(self.plan.profiles, shapes)
         if chosen is None:
             raise CompileError(f"no optimization profile of the plan covers {shapes}")
         if chosen not in self._sessions:

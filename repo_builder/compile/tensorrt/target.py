@@ -9,9 +9,7 @@ from typing import Any
 import onnx
 
 from repo_builder.compile import CompileOptions
-from repo_builder.compile.tensorrt import graph as trt_graph
-from repo_builder.compile.tensorrt import inspector as trt_inspector
-from repo_builder.compile.tensorrt import profiles as trt_profiles
+from repo_builder.compile.tensorrt import graph, inspector, profiles
 from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES
 from repo_builder.core import device, environment
 from repo_builder.core.artifacts import OnnxArtifact
@@ -30,8 +28,9 @@ except (ImportError, OSError) as _error:  # the bindings are here and a library 
         hint="pip install 'repo-builder[tensorrt]', and put CUDA's libraries on LD_LIBRARY_PATH",
     ) from _error
 
-from repo_builder.compile.tensorrt import build as trt_build
-from repo_builder.compile.tensorrt import plan as trt_plan
+from repo_builder.compile.tensorrt.build import BuildRequest
+from repo_builder.compile.tensorrt.plan import PlanRunner
+from repo_builder.compile.tensorrt.settle import settle
 
 MODEL = "model.plan"
 
@@ -60,67 +59,73 @@ class TensorRTTarget:
             RecipeError: A profile does not fit the inputs.
         """
         recipe, spec = options.recipe, options.recipe.compile.tensorrt
-        profiles = trt_profiles.from_recipe(recipe)
-        precisions = trt_graph.read(onnx.load(str(artifact.model)), options.layer_precisions)
+        covered = profiles.from_recipe(recipe)
         cache = options.cache_folder / f"tensorrt-{_machine()}.timing" if spec.timing_cache else None
-        built = trt_build.build(
-            trt_build.BuildRequest(
-                model=artifact.model,
-                precisions=precisions,
-                profiles=profiles,
-                workspace_bytes=spec.workspace_mib << 20,
-                optimization_level=spec.optimization_level,
-                timing_cache=cache,
-            ),
-            lambda line: stderr_console().print(f"  {line}", markup=False),
+        request = BuildRequest(
+            model=artifact.model,
+            precisions=graph.read(onnx.load(str(artifact.model)), options.layer_precisions),
+            profiles=covered,
+            workspace_bytes=spec.workspace_mib << 20,
+            optimization_level=spec.optimization_level,
+            timing_cache=cache,
         )
+        settled = settle(request, lambda line: stderr_console().print(f"  {line}", markup=False))
+        built, verdicts = settled.built, settled.verdicts
         (folder / MODEL).write_bytes(built.plan)
-        engine = trt_inspector.parse(trt_plan.Plan(built.plan, where=MODEL).inspect(), precisions.nodes)
-        verdicts = trt_inspector.judge(precisions.layers, engine)
-        notes = [*built.notes, *_refuse_mismatches(verdicts, allowed=options.allow_precision_mismatch)]
+        notes = [*built.notes, *settled.notes, *_judged(verdicts, allowed=options.allow_precision_mismatch)]
         batch = recipe.repository.max_batch_size
         return {
             "target": self.name,
             "backend": "tensorrt",
             "max_batch_size": batch,
             **_provenance(),
-            "profiles": to_json(profiles),
+            "profiles": to_json(covered),
             "flags": list(built.flags),
             "constrained_layers": built.constraints,
             "tactic_sources": list(TACTIC_SOURCES),
             "workspace_mib": spec.workspace_mib,
             "optimization_level": spec.optimization_level,
             "cached_tactics_bytes": built.cached_tactics_bytes,
-            "build_seconds": round(built.seconds, 3),
+            "build_seconds": round(settled.seconds, 3),
+            "builds": settled.builds,
             "plan_bytes": len(built.plan),
-            "engine_layers": len(engine),
-            "precision_counts": trt_inspector.counts(verdicts),
-            "precisions": trt_inspector.to_json(verdicts),
+            "engine_layers": settled.engine_layers,
+            "precision_counts": inspector.counts(verdicts),
+            "precisions": inspector.to_json(verdicts),
             "notes": notes,
         }
 
-    def runner(self, model_file: Path, details: dict[str, Any]) -> trt_plan.PlanRunner:
+    def runner(self, model_file: Path, details: dict[str, Any]) -> PlanRunner:
         """Return a runner of a plan.
 
         Raises:
             CompileError: It is not for this TensorRT and GPU.
         """
-        return trt_plan.PlanRunner(model_file)
+        return PlanRunner(model_file)
 
 
-def _refuse_mismatches(verdicts: tuple[trt_inspector.Verdict, ...], *, allowed: bool) -> list[str]:
-    """Return a sentence for each layer that is not what was asked; raise where that is not allowed."""
-    wrong = [
-        f"{item.layer} was asked as {item.asked} and runs in {item.got} ({item.kind or 'not found in the engine'})"
-        for item in verdicts
-        if not item.holds
-    ]
+def _judged(verdicts: tuple[inspector.Verdict, ...], *, allowed: bool) -> list[str]:
+    """Return a sentence for what is not as asked; raise where a layer departs and that is not allowed.
+
+    What a region tells no types of is one sentence a region, and no departure.
+    """
+    wrong = [str(item) for item in verdicts if item.departs]
     if wrong and not allowed:
         raise CompileError(
             "the engine does not keep the precisions: " + "; ".join(wrong),
             hint="change the layer's rule, or accept it with --allow-precision-mismatch",
         )
-    return wrong
+    regions: dict[str, list[inspector.Verdict]] = {}
+    for item in verdicts:
+        if item.got == inspector.FUSED:
+            regions.setdefault(item.engine_layer, []).append(item)
+    fused = [
+        f"{len(items)} layers ({items[0].layer} to {items[-1].layer}) are fused into one region, of which TensorRT tells "
+        f"no types inside; it reads and writes {items[0].region}"
+        for items in regions.values()
+    ]
+    wider = [str(item) for item in verdicts if not (item.holds or item.departs or item.got == inspector.FUSED)]
+    return [*wrong, *fused, *wider]
 
 
 def _provenance() -> dict[str, str]:
