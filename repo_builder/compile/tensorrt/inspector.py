@@ -178,7 +178,7 @@ def _nodes(name: str, metadata: str, nodes: Sequence[str]) -> tuple[str, ...]:
     region = _REGION.search(name)
     if region and known:
         # either end may itself list several nodes, and nodes that TensorRT made up: those that the graph has count
-        listed = [part.strip() for part in _SEPARATORS.split(region[0].replace("...", " + ")) if part]
+        listed = [part.strip() for end in region.groups() if end for part in _SEPARATORS.split(end) if part]
         ends = sorted(known[part] for part in listed if part in known)
         found += nodes[ends[0] : ends[-1] + 1] if ends else ()
     if known:

@@ -10,14 +10,17 @@ implementation is taken back, which the notes say.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from repo_builder.compile.tensorrt import inspector
-from repo_builder.compile.tensorrt.build import BuildRequest, Built, build
 from repo_builder.compile.tensorrt.inspector import Verdict
-from repo_builder.compile.tensorrt.log import Say
-from repo_builder.compile.tensorrt.plan import Plan
 from repo_builder.core.errors import CompileError
+
+if TYPE_CHECKING:  # what needs TensorRT is handed in
+    from repo_builder.compile.tensorrt.build import BuildRequest, Built
+    from repo_builder.compile.tensorrt.log import Say
 
 _MOST_BUILDS = 5  # one, one with pins, one or two without those that were refused, one to spare
 
@@ -43,11 +46,19 @@ class Settled:
     notes: tuple[str, ...]
 
 
-def settle(request: BuildRequest, say: Say) -> Settled:
+def settle(
+    request: BuildRequest,
+    *,
+    build: Callable[[BuildRequest, Say], Built],
+    inspect: Callable[[bytes], Mapping[str, Any]],
+    say: Say,
+) -> Settled:
     """Build, look, pin what departed, and build again.
 
     Args:
         request: What is to be built; its ``pinned`` is where it starts from.
+        build: Builds a plan.
+        inspect: Returns the engine inspector's JSON of a plan.
         say: Takes lines of progress.
 
     Raises:
@@ -73,7 +84,7 @@ def settle(request: BuildRequest, say: Say) -> Settled:
                 break  # that is the first build again
             continue
         seconds += built.seconds
-        engine = inspector.parse(Plan(built.plan, where="the new plan").inspect(), request.precisions.nodes)
+        engine = inspector.parse(inspect(built.plan), request.precisions.nodes)
         verdicts = inspector.judge(request.precisions.layers, engine)
         best = (built, verdicts, len(engine))
         departed = {item.node for item in verdicts if item.departs and item.node in request.precisions.float_nodes}

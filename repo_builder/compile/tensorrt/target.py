@@ -10,6 +10,7 @@ import onnx
 
 from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt import graph, inspector, profiles
+from repo_builder.compile.tensorrt.settle import settle
 from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES
 from repo_builder.core import device, environment
 from repo_builder.core.artifacts import OnnxArtifact
@@ -28,9 +29,8 @@ except (ImportError, OSError) as _error:  # the bindings are here and a library 
         hint="pip install 'repo-builder[tensorrt]', and put CUDA's libraries on LD_LIBRARY_PATH",
     ) from _error
 
-from repo_builder.compile.tensorrt.build import BuildRequest
-from repo_builder.compile.tensorrt.plan import PlanRunner
-from repo_builder.compile.tensorrt.settle import settle
+from repo_builder.compile.tensorrt.build import BuildRequest, build
+from repo_builder.compile.tensorrt.plan import Plan, PlanRunner
 
 MODEL = "model.plan"
 
@@ -69,7 +69,12 @@ class TensorRTTarget:
             optimization_level=spec.optimization_level,
             timing_cache=cache,
         )
-        settled = settle(request, lambda line: stderr_console().print(f"  {line}", markup=False))
+        settled = settle(
+            request,
+            build=build,
+            inspect=lambda plan: Plan(plan, where=MODEL).inspect(),
+            say=lambda line: stderr_console().print(f"  {line}", markup=False),
+        )
         built, verdicts = settled.built, settled.verdicts
         (folder / MODEL).write_bytes(built.plan)
         notes = [*built.notes, *settled.notes, *_judged(verdicts, allowed=options.allow_precision_mismatch)]
@@ -120,8 +125,8 @@ def _judged(verdicts: tuple[inspector.Verdict, ...], *, allowed: bool) -> list[s
         if item.got == inspector.FUSED:
             regions.setdefault(item.engine_layer, []).append(item)
     fused = [
-        f"{len(items)} layers ({items[0].layer} to {items[-1].layer}) are fused into one region, of which TensorRT tells "
-        f"no types inside; it reads and writes {items[0].region}"
+        f"{len(items)} layers ({items[0].layer} to {items[-1].layer}) are fused into one region, of which "
+        f"TensorRT tells no types inside; it reads and writes {items[0].region}"
         for items in regions.values()
     ]
     wider = [str(item) for item in verdicts if not (item.holds or item.departs or item.got == inspector.FUSED)]

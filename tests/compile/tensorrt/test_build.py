@@ -166,7 +166,8 @@ def test_each_version_is_told_what_it_knows(
 
 def test_progress_is_told_at_most_once_a_second(bind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trt = stand_in("10.0.1", [])
-    trt_log = bind(trt).trt_log
+    bind(trt)
+    trt_log = importlib.import_module("repo_builder.compile.tensorrt.log")
     now = [0.0]
     monkeypatch.setattr(trt_log.time, "monotonic", lambda: now[0])
     said: list[str] = []
@@ -183,11 +184,15 @@ def test_progress_is_told_at_most_once_a_second(bind: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("version", "pinned"), [("8.5.3.1", True), ("10.0.1", True), ("11.0.0.114", False)])
-def test_half_precision_is_pinned_where_types_are_weak(bind: Any, request_of: Any, version: str, pinned: bool) -> None:
+def test_a_named_node_is_pinned_where_types_are_weak(bind: Any, request_of: Any, version: str, pinned: bool) -> None:
     half, int8 = layer("/logits", "logits_fp16"), layer("/conv1", "conv1")
     trt = stand_in(version, [half, int8, layer("/logits", "logits_fp16", kind="CONSTANT")])
     build = bind(trt)
-    built = build.build(build.BuildRequest(**request_of(half=True)), print)
+    free = build.build(build.BuildRequest(**request_of(half=True)), print)
+    assert (free.constraints, hasattr(half, "pinned")) == (0, False)
+    assert "OBEY_PRECISION_CONSTRAINTS" not in free.flags
+    pins = frozenset({"/logits", "/conv1"})  # an int8 layer's type is the graph's Q/DQ: nothing to pin
+    built = build.build(build.BuildRequest(**request_of(half=True), pinned=pins), print)
     assert built.constraints == int(pinned)
     assert ("OBEY_PRECISION_CONSTRAINTS" in built.flags) == pinned
     assert getattr(half, "pinned", None) == (trt.DataType.HALF if pinned else None)
@@ -233,3 +238,16 @@ def test_a_refused_node_is_named_with_its_operator_and_the_reason(bind: Any, req
     with pytest.raises(CompileError, match=r"refuses the node '/pool' \(MaxPool\): No importer registered") as caught:
         build.build(build.BuildRequest(**asked), print)
     assert "--target onnxruntime" in str(caught.value.hint)
+
+
+def test_why_there_is_no_builder_is_said_in_tensorrts_own_words(bind: Any, request_of: Any) -> None:
+    trt = stand_in("8.6.0", [])
+
+    def refuse(log: Any) -> Any:
+        log.log(trt.ILogger.ERROR, "The digest of libnvinfer_builder_resource does not match.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    trt.Builder = refuse
+    build = bind(trt)
+    with pytest.raises(CompileError, match=r"8\.6\.0 makes no builder: The digest of libnvinfer_builder_resource"):
+        build.build(build.BuildRequest(**request_of()), print)

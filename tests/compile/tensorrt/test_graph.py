@@ -10,7 +10,7 @@ def test_int8_layers_and_what_is_fused_into_them_are_left_free(quantized: onnx.M
     found = trt_graph.read(quantized, qdq.layer_precisions(quantized))
     assert (found.has_int8, found.has_fp16) == (True, False)
     assert {layer.asked for layer in found.layers if "conv" in layer.name} == {"int8"}
-    assert found.float_tensors == {}
+    assert found.float_makers == {}
     assert found.float_nodes == {}
 
 
@@ -33,7 +33,7 @@ def test_unquantized_layers_are_pinned_to_the_type_they_have(quantized: onnx.Mod
     assert asked["/conv1"] == "fp16"
     assert asked["/conv2"] == "int8"
     assert found.float_nodes == {"/conv1": "fp16", "/relu1": "fp16"}
-    assert set(found.float_tensors.values()) == {"fp16"}
+    assert set(found.float_makers.values()) == {"/conv1", "/relu1"}
 
 
 def test_a_layer_that_is_not_asked_for_is_not_judged(quantized: onnx.ModelProto) -> None:

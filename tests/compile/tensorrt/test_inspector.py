@@ -62,6 +62,64 @@ def test_a_layer_that_the_engine_does_not_name_is_unknown() -> None:
     assert (verdict.got, verdict.holds, verdict.engine_layer) == ("unknown", False, "")
 
 
+def verdict_of(asked: str, layer: dict[str, Any], nodes: tuple[str, ...] = ("a", "b", "c")) -> Any:
+    engine = trt_inspector.parse({"Layers": [{"Name": "b", "LayerType": "Conv", **layer}]}, nodes)
+    return trt_inspector.judge([GraphLayer(name="b", node="b", asked=asked)], engine)[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "departs"),
+    [
+        ("int8", "Int8", False),
+        ("int8", "FP32", True),
+        ("fp32", "FP16", True),
+        ("fp32", "Int8", True),
+        ("fp16", "FP32", False),  # more bits than asked, because that was faster
+        ("fp16", "Int8", True),
+        ("fp32", "N/A due to dynamic shapes", False),
+    ],
+)
+def test_fewer_bits_than_asked_and_quantized_layers_in_float_depart(asked: str, told: str, departs: bool) -> None:
+    found = verdict_of(asked, {"Inputs": [{"Format/Datatype": told}]})
+    assert found.departs is departs
+    assert str(found).startswith(f"b was asked as {asked}")
+
+
+REGION = {
+    "Name": "{ForeignNode[a + (Unnamed Layer* 7) [Shuffle]...c]}",
+    "Inputs": [{"Format/Datatype": "Row major linear FP32"}, {"Format/Datatype": "Int32"}],
+    "Outputs": [{"Format/Datatype": "Row major linear FP16 format"}],
+}
+
+
+@pytest.mark.parametrize(
+    "name", [REGION["Name"], "{ForeignNode[b]}", "{ForeignNode[(Unnamed Layer* 7) [Shuffle]...x]}"]
+)
+def test_a_layer_in_a_region_is_fused_and_no_mismatch(name: str) -> None:
+    """The last name has neither end in the graph: the one region is where the layer must be."""
+    found = verdict_of("int8", {**REGION, "Name": name})
+    assert (found.got, found.holds, found.departs) == ("fused", False, False)
+    assert found.region == "fp32, int32 → fp16"
+    assert "tells no types inside" in str(found)
+
+
+def test_an_engine_layer_that_names_a_node_says_more_than_a_region_around_it() -> None:
+    own = {"Name": "b", "LayerType": "CaskConvolution", "Weights": {"Type": "Int8"}, "Inputs": []}
+    engine = trt_inspector.parse({"Layers": [own, {**REGION, "LayerType": "Myelin"}]}, ("a", "b", "c"))
+    (found,) = trt_inspector.judge([GraphLayer(name="b", node="b", asked="int8")], engine)
+    assert (found.got, found.engine_layer) == ("int8", "b")
+
+
+def test_the_keys_of_tensorrt_11_are_read() -> None:
+    """DataType and Format apart, as NVIDIA's page on migrating IEngineInspector from 10.x to 11.x has them."""
+    layer = {
+        "Inputs": [{"DataType": "Half", "Format": "Row major linear FP16 format (kLINEAR)"}],
+        "Outputs": [{"DataType": "Float", "Format": "Row major linear FP32 format (kLINEAR)"}],
+    }
+    (found,) = trt_inspector.parse({"Layers": [{"Name": "b", **layer}], "I/O Tensors": [{"Name": "x"}]})
+    assert (found.precision, found.reads, found.writes) == ("fp16", ("fp16",), ("fp32",))
+
+
 @pytest.mark.parametrize(
     ("layer", "precision"),
     [
