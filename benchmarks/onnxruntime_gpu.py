@@ -94,7 +94,7 @@ def times(made: ort.InferenceSession, name: str, output: str, data: TestData, po
 def main() -> None:
     """Print one row."""
     artifact = artifacts.read(OnnxArtifact, Path(sys.argv[1]))
-    kinds = set(artifact.details["layer_precisions"].values())
+    kinds = set(artifact.details.layer_precisions.values())
     data = load_data(artifact.recipe.name, Path(sys.argv[2]))
     variant, power = Path(sys.argv[1]).name, Power(float(sys.argv[3]))
     row: dict[str, Any] = {"model": artifact.recipe.name, "row": f"ONNX Runtime, TensorRT provider {variant}"}

@@ -19,6 +19,7 @@ from precision_rows import BATCHES, MODELS
 from repo_builder import datasets, models, quantize, recipes
 from repo_builder.core import artifacts, environment, files, progress
 from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.details import OnnxDetails
 from repo_builder.core.recipe import InputQuantizer, LayerRule, Recipe, RepositorySpec
 from repo_builder.datasets import Dataset
 from repo_builder.export import precision, qdq, torch_onnx
@@ -96,10 +97,10 @@ def export(model: str, name: str, recipe: Recipe, module: Any, dataset: Dataset,
                 files=artifacts.hashes(fresh),
                 environment=environment.describe(),
                 layers=made.layers,
-                details={
-                    "layer_precisions": qdq.layer_precisions(onnx.load(path)),
-                    "calibration_samples": len(dataset.split("calibration")),
-                },
+                details=OnnxDetails(
+                    layer_precisions=qdq.layer_precisions(onnx.load(path)),
+                    calibration_samples=len(dataset.split("calibration")),
+                ),
             )
         )
         step.wrote(path)

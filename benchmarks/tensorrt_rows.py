@@ -17,7 +17,7 @@ from repo_builder.compile.tensorrt import graph as trt_graph
 from repo_builder.compile.tensorrt import profiles as trt_profiles
 from repo_builder.compile.tensorrt.plan import Plan, PlanRunner, Session
 from repo_builder.compile.tensorrt.target import TensorRTTarget
-from repo_builder.core import artifacts, device
+from repo_builder.core import artifacts, codec, device
 from repo_builder.core.artifacts import OnnxArtifact
 
 ORDER = ("fp32", "fp16", "int8-", "mixed")
@@ -114,9 +114,9 @@ def _row(artifact: OnnxArtifact, data: TestData, power: Power, cache: Path, *, t
         place = Path(temporary)
         if tf32:
             options = CompileOptions(
-                recipe=artifact.recipe, layer_precisions=artifact.details["layer_precisions"], cache_folder=cache
+                recipe=artifact.recipe, layer_precisions=artifact.details.layer_precisions, cache_folder=cache
             )
-            details = TensorRTTarget().compile(artifact, place, options=options)
+            details = codec.plain(TensorRTTarget().compile(artifact, place, options=options))
         else:
             details = _without_tf32(artifact, place, cache)
         plan_file = place / "model.plan"
@@ -132,7 +132,7 @@ def _row(artifact: OnnxArtifact, data: TestData, power: Power, cache: Path, *, t
 def _without_tf32(artifact: OnnxArtifact, folder: Path, cache: Path) -> dict[str, Any]:
     import onnx
 
-    precisions = trt_graph.read(onnx.load(str(artifact.model)), artifact.details["layer_precisions"])
+    precisions = trt_graph.read(onnx.load(str(artifact.model)), artifact.details.layer_precisions)
     request = trt_build.BuildRequest(
         model=artifact.model,
         precisions=precisions,

@@ -26,7 +26,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         options = CompileOptions(
             recipe=artifact.recipe,
-            layer_precisions=artifact.details["layer_precisions"],
+            layer_precisions=artifact.details.layer_precisions,
             cache_folder=Path(temporary) / "cache",
         )
         options.cache_folder.mkdir()
@@ -34,12 +34,12 @@ def main() -> None:
             folder = Path(temporary) / place
             folder.mkdir()
             details = TensorRTTarget().compile(artifact, folder, options=options)
-            seconds.append(details["build_seconds"])
-            cached.append(details["cached_tactics_bytes"])
+            seconds.append(details.build_seconds)
+            cached.append(details.cached_tactics_bytes)
     results = {
         **head(),
         "model": artifact.recipe.name,
-        "precisions": sorted(set(artifact.details["layer_precisions"].values())),
+        "precisions": sorted(set(artifact.details.layer_precisions.values())),
         "first_build_seconds": seconds[0],
         "second_build_seconds": seconds[1],
         "cached_tactics_bytes": cached[1],

@@ -29,7 +29,7 @@ from gpu_facts import head
 from repo_builder import serve
 from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt.target import TensorRTTarget
-from repo_builder.core import artifacts, files
+from repo_builder.core import artifacts, codec, files
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.recipe import ProfileSpec
 from repo_builder.repository import layout
@@ -84,7 +84,8 @@ def main() -> None:
         engine = build(options.artifact, options.engine or Path(temporary) / "engine")
         rows = list(measure(engine, options, Path(temporary)))
     details = {
-        name: engine.details[name] for name in ("tensorrt_version", "gpu", "driver", "precision_counts", "profiles")
+        name: codec.plain(getattr(engine.details, name))
+        for name in ("tensorrt_version", "gpu", "driver", "precision_counts", "profiles")
     }
     kept = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"runs": {}}
     run = {**head(), "engine": details, "rows": rows, "targets": targets(rows)}
@@ -108,7 +109,7 @@ def build(folder: Path, target: Path) -> EngineArtifact:
         target,
         options=CompileOptions(
             recipe=exported.recipe,
-            layer_precisions=exported.details["layer_precisions"],
+            layer_precisions=exported.details.layer_precisions,
             cache_folder=target.parent / "cache",
         ),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from repo_builder.core.artifacts import AccuracyRecord, LayerRecord
+    from repo_builder.core.records import AccuracyRecord, LayerRecord
     from repo_builder.flows.build import BuildResult
 
 
@@ -117,27 +116,35 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_json(result), indent=2))
         return
+    from repo_builder.core.details import OnnxRuntimeDetails
     from repo_builder.core.progress import stdout_console
+    from repo_builder.report import speed
 
     console = stdout_console()
     if result.engine.layers:
         console.print(_layer_table(result.engine.layers))
     console.print(_accuracy_table(result.engine.accuracy))
-    for sentence in result.engine.details.get("verdicts", ()):
-        console.print(sentence, markup=False, soft_wrap=True)
+    details = result.engine.details
+    if isinstance(details, OnnxRuntimeDetails) and details.speed:
+        lowered = sorted(set(result.exported.details.layer_precisions.values()) - {"fp32"}, reverse=True)
+        console.print(speed.in_words(details.speed, "/".join(lowered)), markup=False, soft_wrap=True)
     console.print(f"model repository: {result.model_folder}", markup=False, soft_wrap=True)
 
 
 def _json(result: BuildResult) -> dict[str, Any]:
+    """Return the result as JSON values; what is not known is null."""
+    from repo_builder.core import codec
+
+    engine = result.engine
     return {
         "schema": 1,
-        "name": result.engine.recipe.name,
-        "target": result.engine.target,
+        "name": engine.recipe.name,
+        "target": engine.target,
         "model_folder": str(result.model_folder),
         "skipped": list(result.skipped),
-        "layers": [dataclasses.asdict(item) for item in result.engine.layers],
-        "accuracy": [dataclasses.asdict(item) for item in result.engine.accuracy],
-        "details": result.engine.details,
+        "layers": [codec.plain(item, nulls=True) | {"precision": item.precision} for item in engine.layers],
+        "accuracy": [codec.plain(item, nulls=True) for item in engine.accuracy],
+        "details": codec.plain(engine.details, nulls=True),
     }
 
 
@@ -151,8 +158,8 @@ def _layer_table(layers: tuple[LayerRecord, ...]) -> Any:  # noqa: ANN401 - rich
         table.add_column(heading, justify="right")
     for item in layers:
         numbers = [_number(item.input_amax, ".4g"), _number(item.weight_amax, ".4g"), _number(item.sqnr_db, ".1f")]
-        rule = item.rule.partition(" → ")[0] or "none: stays fp32"
-        table.add_row(item.name, item.type, item.precision, rule, item.calibrator, *numbers)
+        rule = item.rule or "none: stays fp32"
+        table.add_row(item.name, item.type, item.precision, rule, item.calibration, *numbers)
     return table
 
 

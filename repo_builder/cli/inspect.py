@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from repo_builder.compile.inspection import Inspection
-    from repo_builder.compile.tensorrt.inspector import Verdict
+    from repo_builder.core.records import Verdict
 
 
 @click.command("inspect")

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from repo_builder.core import loading
 from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.details import EngineDetails
 from repo_builder.core.errors import CompileError, MissingDependency, did_you_mean
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.tensors import Array
@@ -71,18 +72,15 @@ class CompileTarget(Protocol):
         """Return what of this machine the result depends on: library versions, GPU, choices made from CPU flags."""
         ...
 
-    def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> dict[str, Any]:
-        """Write the model file into the empty ``folder`` and return ``EngineArtifact.details``.
-
-        Returns:
-            At least ``target``, ``backend`` and ``max_batch_size``; ``notes`` holds sentences for the user.
+    def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> EngineDetails:
+        """Write the model file into the empty ``folder`` and return what is known of it.
 
         Raises:
             CompileError: The graph was refused.
         """
         ...
 
-    def runner(self, model_file: Path, details: dict[str, Any]) -> Runner:
+    def runner(self, model_file: Path, details: EngineDetails) -> Runner:
         """Return a runner of a compiled file.
 
         Raises:

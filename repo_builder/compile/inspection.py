@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repo_builder.compile.tensorrt import inspector as trt_inspector
-from repo_builder.compile.tensorrt.inspector import EngineLayer, Verdict
-from repo_builder.core import artifacts, environment, files, loading
+from repo_builder.compile.tensorrt.inspector import EngineLayer
+from repo_builder.core import artifacts, codec, environment, files, loading
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
+from repo_builder.core.details import TensorRTDetails
 from repo_builder.core.errors import CompileError, MissingDependency, RepositoryError
-from repo_builder.core.profiles import PlanSignature, to_json
+from repo_builder.core.profiles import PlanSignature
+from repo_builder.core.records import Verdict
 from repo_builder.core.tensors import TensorSpec
 
 _FACTS = (
@@ -91,7 +93,7 @@ def inspect_plan(plan: Path) -> Inspection:
                 raise
         else:
             layers = trt_inspector.parse(loaded.inspect())
-            facts.setdefault("profiles", to_json(loaded.profiles))
+            facts.setdefault("profiles", codec.plain(loaded.profiles))
     told = [name for name, there in (("manifest", told_by_manifest), ("engine", layers)) if there]
     source = ", ".join(told)
     return Inspection(model=plan, source=source, facts=facts, verdicts=verdicts, layers=layers, ignored=ignored)
@@ -125,18 +127,11 @@ def _from_manifest(plan: Path) -> tuple[dict[str, Any], tuple[Verdict, ...], str
         artifact = artifacts.read(EngineArtifact, plan.parent)
     except RepositoryError as error:
         return {}, (), error.message
-    facts = {name: artifact.details[name] for name in _FACTS if name in artifact.details}
-    if not artifact.files or not facts:
+    details = artifact.details
+    told = codec.plain(details)
+    facts = {name: told[name] for name in _FACTS if told.get(name)}
+    if not artifact.files or not isinstance(details, TensorRTDetails) or not facts:
         return {}, (), f"does not say which {plan.name} it is about, or what that was made for"
     if files.sha256_of(plan) not in artifact.files.values():
         return {}, (), f"is about another {plan.name} (its sha256 differs)"
-    return facts, _verdicts(artifact.details.get("precisions", ())), ""
-
-
-def _verdicts(value: Any) -> tuple[Verdict, ...]:  # noqa: ANN401 - a JSON value
-    """Read a manifest's verdicts; those of another version, or damaged ones, are none."""
-    try:
-        verdicts = trt_inspector.from_json(value)
-    except TypeError:
-        return ()
-    return verdicts if all(isinstance(text, str) for item in verdicts for text in asdict(item).values()) else ()
+    return facts, details.precisions, ""

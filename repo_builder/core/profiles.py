@@ -1,10 +1,9 @@
-"""Optimization profiles: the shapes that a TensorRT plan takes, and how its manifest says them."""
+"""Optimization profiles: the shapes that a TensorRT plan takes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from repo_builder.core.tensors import ShapeProfile, TensorSpec
 
@@ -116,25 +115,12 @@ def _outside(box: _Box, taken: _Box) -> Iterator[_Box]:
         box = {**box, axis: (max(low, least), min(high, most))}
 
 
-def to_json(profiles: Iterable[Profile]) -> list[dict[str, Any]]:
-    """Return profiles as plain JSON values: [{input: {min, opt, max}}]."""
-    return [
-        {name: {key: list(getattr(shape, key)) for key in BOUNDS} for name, shape in profile.items()}
-        for profile in profiles
-    ]
-
-
-def from_json(value: Iterable[Mapping[str, Mapping[str, Sequence[int]]]]) -> tuple[Profile, ...]:
-    """Return what ``to_json`` was given.
+def check_profiles(profiles: Iterable[Profile]) -> None:
+    """Refuse what no plan has.
 
     Raises:
         ValueError: Shapes have no batch, or the profiles are not of the same inputs.
     """
-    profiles = tuple(
-        {name: ShapeProfile(**{key: tuple(shape[key]) for key in BOUNDS}) for name, shape in profile.items()}
-        for profile in value
-    )
     ranks = [{name: len(shape.min) for name, shape in profile.items()} for profile in profiles]
     if any(not found or 0 in found.values() or found != ranks[0] for found in ranks):
         raise ValueError(f"inputs, or dimensions of them, are missing in a profile: {ranks}")
-    return profiles

@@ -111,10 +111,15 @@ class LayerRule:
     weight: WeightQuantizer = field(default_factory=WeightQuantizer)
     num_bits: int = 8
 
+    @property
+    def selector(self) -> str:
+        """What the rule selects, as in ``type=Conv2d``."""
+        chosen = [f"{key}={value}" for key, value in (("type", self.type), ("name", self.name)) if value is not None]
+        return " ".join(chosen) or "every layer"
+
     def __str__(self) -> str:
         """Return the rule's selector and precision, as in ``type=Conv2d → int8``."""
-        chosen = [f"{key}={value}" for key, value in (("type", self.type), ("name", self.name)) if value is not None]
-        return f"{' '.join(chosen) or 'every layer'} → {self.precision}"
+        return f"{self.selector} → {self.precision}"
 
 
 @dataclass(frozen=True, kw_only=True)

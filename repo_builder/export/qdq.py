@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from repo_builder.core.artifacts import LayerRecord
 from repo_builder.core.errors import ExportError, first_line
 from repo_builder.core.graphs import DQ, LAYER_OPS, Graph, Q, layer_of, opset
+from repo_builder.core.records import LayerRecord
 
 __all__ = ["Finding", "check", "layer_of", "layer_precisions", "lint"]
 
@@ -119,9 +119,9 @@ def _model_findings(model: onnx.ModelProto, newest_opset: int | None) -> Iterato
 def _other_precisions(model: onnx.ModelProto, layers: Sequence[LayerRecord]) -> Iterator[Finding]:
     found = layer_precisions(model)
     for item in layers:
-        got = found.get(item.name, "not in the graph as such" if item.precision == "int8" else item.precision)
-        if got != item.precision:
-            yield Finding(node=item.name, message=f"was to be {item.precision} and is {got}")
+        got = found.get(item.name, "not in the graph as such" if item.asked == "int8" else item.asked)
+        if got != item.asked:
+            yield Finding(node=item.name, message=f"was to be {item.asked} and is {got}")
 
 
 def _pair(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from repo_builder.core import loading
-from repo_builder.core.artifacts import LayerRecord
 from repo_builder.core.recipe import QuantizeSpec
+from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.rules import LayerPlan, plan
 

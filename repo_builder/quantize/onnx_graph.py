@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from repo_builder.core.artifacts import LayerRecord
 from repo_builder.core.graphs import Graph
 from repo_builder.core.recipe import QuantizeSpec
+from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
 from repo_builder.quantize import plan
 from repo_builder.quantize.onnx_calibrate import batches_for, calibrate, signal_to_noise

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from repo_builder.core.artifacts import LayerRecord
 from repo_builder.core.errors import QuantizeError, did_you_mean
+from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
 from repo_builder.quantize import LayerPlan, Ranges
 
@@ -55,16 +55,17 @@ def decibels(signal: float, noise: float) -> float:
 
 def record(planned: LayerPlan, ranges: Ranges | None, sqnr_db: float | None) -> LayerRecord:
     """Return a layer's row; an Add is given the larger of its two ranges."""
-    rule = str(planned.rule or "")
+    rule = planned.rule.selector if planned.rule else ""
     if ranges is None:
-        return LayerRecord(name=planned.name, type=planned.type, rule=rule, precision=planned.precision)
+        return LayerRecord(name=planned.name, type=planned.type, rule=rule, asked=planned.precision)
     spec = planned.int8_rule.input
     return LayerRecord(
         name=planned.name,
         type=planned.type,
         rule=rule,
-        precision=planned.precision,
-        calibrator=spec.calibrator if spec.percentile is None else f"{spec.calibrator} {spec.percentile:g}",
+        asked=planned.precision,
+        calibrator=spec.calibrator,
+        percentile=spec.percentile,
         input_amax=max(float(amax) for amax in ranges.inputs),
         weight_amax=None if ranges.weight is None else float(ranges.weight.max()),
         sqnr_db=None if sqnr_db is None else round(sqnr_db, 3),

@@ -46,7 +46,7 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         RepositoryError: The recipe asks for what the engine cannot do.
     """
     asked = engine.recipe.repository
-    batch = int(engine.details["max_batch_size"])
+    batch = engine.details.max_batch_size
     accelerators = _accelerators(engine)
     on_gpu = engine.target == "tensorrt" or bool(accelerators)
     kind: Literal["cpu", "gpu"] = ("gpu" if on_gpu else "cpu") if asked.instance_kind == "auto" else asked.instance_kind
@@ -55,7 +55,7 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         inputs, outputs = _whole(engine, inputs), _whole(engine, outputs)
     spec = ModelConfigSpec(
         name=engine.recipe.name,
-        backend=str(engine.details["backend"]),
+        backend=engine.details.backend,
         max_batch_size=batch,
         inputs=inputs,
         outputs=outputs,

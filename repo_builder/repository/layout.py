@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from repo_builder.core import artifacts, files
+from repo_builder.core import artifacts, codec, files
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
 from repo_builder.core.errors import OutputError, RepositoryError
 from repo_builder.repository import config
@@ -119,12 +119,12 @@ def _refuse_other_shapes(old: Path, engine: EngineArtifact) -> None:
         return
     there = artifacts.read(EngineArtifact, old)
     for what, one, other in (
-        ("backend", there.details.get("backend"), engine.details["backend"]),
+        ("backend", there.details.backend, engine.details.backend),
         ("inputs", " ".join(map(str, there.inputs)), " ".join(map(str, engine.inputs))),
         ("outputs", " ".join(map(str, there.outputs)), " ".join(map(str, engine.outputs))),
         ("classes", ", ".join(there.classes), ", ".join(engine.classes)),
-        ("profiles", there.details.get("profiles"), engine.details.get("profiles")),
-        ("max_batch_size", there.details.get("max_batch_size"), engine.details["max_batch_size"]),
+        ("profiles", codec.plain(there.profiles), codec.plain(engine.profiles)),
+        ("max_batch_size", there.details.max_batch_size, engine.details.max_batch_size),
     ):
         if one != other:
             raise RepositoryError(

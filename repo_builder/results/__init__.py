@@ -17,12 +17,11 @@ from repo_builder.results.levels import (
     Term,
     Window,
 )
-from repo_builder.results.run import Comparison, LayerPrecision, PerfRun, Regression, ServerInfo
-from repo_builder.results.scores import AccuracyResult, Agreement, Ladder, Rung
+from repo_builder.results.run import Comparison, PerfRun, Regression, ServerInfo
+from repo_builder.results.scores import AccuracyResult, Ladder
 
 __all__ = [
     "AccuracyResult",
-    "Agreement",
     "ClientCost",
     "Comparison",
     "Explanation",
@@ -30,13 +29,11 @@ __all__ = [
     "Hardware",
     "Ladder",
     "LatencySummary",
-    "LayerPrecision",
     "Level",
     "LevelResult",
     "Mode",
     "PerfRun",
     "Regression",
-    "Rung",
     "ServerInfo",
     "ServerTime",
     "SharedMemory",

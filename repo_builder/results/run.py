@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from repo_builder.core.records import LayerRecord
 from repo_builder.results.levels import LevelResult
 from repo_builder.results.scores import AccuracyResult, Ladder
 
@@ -17,27 +18,6 @@ class ServerInfo:
     protocol: str
     name: str
     version: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerPrecision:
-    """One layer, as the build's manifest records it.
-
-    Attributes:
-        name: Qualified module name.
-        type: Module type.
-        precision: ``int8``, ``fp16`` or ``fp32``.
-        calibrator: Input calibrator; empty unless int8.
-        input_amax: Largest absolute input kept; None unless int8.
-        sqnr_db: Signal to quantization noise, dB; None unless int8.
-    """
-
-    name: str
-    type: str
-    precision: str
-    calibrator: str = ""
-    input_amax: float | None = None
-    sqnr_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +107,7 @@ class PerfRun:
     levels: tuple[LevelResult, ...] = ()
     knee: int | None = None
     max_p99_ms: float | None = None
-    layers: tuple[LayerPrecision, ...] = ()
+    layers: tuple[LayerRecord, ...] = ()
     comparison: Comparison | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from repo_builder.core.records import AccuracyRecord
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyResult:
@@ -39,50 +41,6 @@ class AccuracyResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How close the outputs of two forms of a model are on the same samples.
-
-    Attributes:
-        agreement: Fraction of samples that agree: same argmax, or within the tolerance where one was given.
-        max_abs_diff: Largest absolute difference of any output.
-        mean_abs_diff: Mean absolute difference.
-    """
-
-    agreement: float
-    max_abs_diff: float
-    mean_abs_diff: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One form of the model on the held-out samples, compared with the form above it.
-
-    Attributes:
-        form: ``fp32``, ``fake-quantized``, ``onnx``, ``engine`` or ``served``.
-        samples: Number of samples.
-        top1: Fraction classified right; None where outputs are not classes.
-        low: Lower end of its 95 % Wilson interval.
-        high: Upper end of it.
-        agreement: Fraction of samples that agree with the rung above; None for the first.
-        max_abs_diff: Largest absolute difference of the outputs; None for the first.
-        mean_abs_diff: Mean absolute difference; None for the first.
-        p_value: McNemar's test of the change in accuracy; None for the first and without labels.
-        departs: Whether it departs more than the tolerance.
-    """
-
-    form: str
-    samples: int
-    top1: float | None = None
-    low: float | None = None
-    high: float | None = None
-    agreement: float | None = None
-    max_abs_diff: float | None = None
-    mean_abs_diff: float | None = None
-    p_value: float | None = None
-    departs: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Ladder:
     """The rungs, and the first that departs.
 
@@ -92,6 +50,6 @@ class Ladder:
         tolerance: Fall of top-1, or difference of outputs that are not classes, that is accepted.
     """
 
-    rungs: tuple[Rung, ...]
+    rungs: tuple[AccuracyRecord, ...]
     culprit: str
     tolerance: float | None = None

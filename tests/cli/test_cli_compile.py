@@ -68,7 +68,7 @@ def test_a_manifest_whose_precisions_are_damaged_is_refused(
     value["details"]["layer_precisions"] = damaged
     manifest.write_text(json.dumps(value), encoding="utf-8")
     assert compiled() == 9
-    assert "build/jsc-tiny/onnx/manifest.json: the layer_precisions in it are damaged" in capsys.readouterr().err
+    assert "build/jsc-tiny/onnx/manifest.json: is damaged (details" in capsys.readouterr().err
     assert not Path("model_repository").exists()
 
 

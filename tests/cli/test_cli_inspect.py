@@ -14,7 +14,9 @@ from repo_builder.cli import run
 from repo_builder.compile import inspection
 from repo_builder.core import artifacts
 from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.details import TensorRTDetails
 from repo_builder.core.errors import CompileError
+from repo_builder.core.records import Verdict
 
 VERDICTS = [
     {"layer": "first", "node": "first", "asked": "int8", "got": "int8", "engine_layer": "first + relu"},
@@ -35,8 +37,8 @@ def model(tmp_path: Path) -> Path:
         (folder / version).mkdir(parents=True)
         (folder / version / "model.plan").write_bytes(version.encode())
     recipe = recipes.load("vgg")
-    details: dict[str, Any] = {"target": "tensorrt", "tensorrt_version": "8.5.3.1", "gpu": "NVIDIA H200"}
-    details["precisions"] = VERDICTS
+    precisions = tuple(Verdict(**item) for item in VERDICTS)
+    details = TensorRTDetails(max_batch_size=8, tensorrt_version="8.5.3.1", gpu="NVIDIA H200", precisions=precisions)
     artifacts.write_manifest(
         EngineArtifact(
             path=folder / "10",
@@ -97,10 +99,16 @@ def test_the_engine_alone_is_shown_with_why_the_manifest_is_not(
 @pytest.mark.parametrize(
     "precisions", [[{"of": "another version"}], 3, ["x"], [{"layer": 3, "node": "", "asked": "int8", "got": "int8"}]]
 )
-def test_a_manifest_without_layers_is_still_where_it_is_from(
+def test_a_manifest_whose_layers_are_damaged_is_not_believed(
     model: Path, capsys: pytest.CaptureFixture[str], precisions: Any
 ) -> None:
     rewrite(model, precisions=precisions)
+    assert run(["inspect", str(model)]) == 9
+    assert "is damaged (details.precisions" in capsys.readouterr().err
+
+
+def test_a_manifest_without_layers_is_still_where_it_is_from(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(model, precisions=[])
     assert run(["inspect", str(model)]) == 0
     assert capsys.readouterr().out.splitlines()[0].endswith("model.plan  (manifest)")
 
@@ -129,7 +137,7 @@ def test_a_damaged_manifest_is_none(model: Path, capsys: pytest.CaptureFixture[s
     manifest.write_text(json.dumps(document))
     assert run(["inspect", str(model)]) == 9
     told = capsys.readouterr().err
-    assert "is damaged (KeyError('key'))" in told
+    assert "is damaged (the key 'key' is missing)" in told
     assert "tensorrt" in told.lower()
 
 

@@ -15,6 +15,8 @@ from repo_builder import recipes
 from repo_builder.cli import run
 from repo_builder.core import artifacts, environment
 from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.details import TensorRTDetails
+from repo_builder.core.tensors import ShapeProfile
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +109,10 @@ def test_a_plan_for_another_gpu_is_refused_before_triton_starts(
     recipe, version = recipes.load("vgg"), repository / "vgg" / "1"
     plan = version / "model.plan"
     plan.write_bytes(b"plan")
-    profile = {"image": {"min": [2, 3, 32, 32], "opt": [2, 3, 32, 32], "max": [8, 3, 32, 32]}}
-    details = {"tensorrt_version": "8.4.0.1", "compute_capability": "1.0", "gpu": "8800", "profiles": [profile]}
+    profile = {"image": ShapeProfile(min=(2, 3, 32, 32), opt=(2, 3, 32, 32), max=(8, 3, 32, 32))}
+    details = TensorRTDetails(
+        max_batch_size=8, tensorrt_version="8.4.0.1", compute_capability="1.0", gpu="8800", profiles=(profile,)
+    )
     inputs, outputs = recipe.model.inputs, recipe.model.outputs
     artifacts.write_manifest(
         EngineArtifact(

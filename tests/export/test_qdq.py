@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from repo_builder.core.artifacts import LayerRecord
 from repo_builder.core.errors import ExportError
+from repo_builder.core.recipe import Precision
+from repo_builder.core.records import LayerRecord
 from repo_builder.export import qdq
 
 Edit = Callable[[onnx.ModelProto], None]
@@ -188,8 +189,8 @@ def test_a_layer_that_is_not_what_it_was_to_be(model: onnx.ModelProto, tmp_path:
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
 
-    def record(name: str, precision: str, kind: str = "Conv2d") -> LayerRecord:
-        return LayerRecord(name=name, type=kind, rule="", precision=precision)
+    def record(name: str, precision: Precision, kind: str = "Conv2d") -> LayerRecord:
+        return LayerRecord(name=name, type=kind, asked=precision)
 
     fine = [record("conv", "int8"), record("fc", "fp32", "Linear"), record("pool", "fp16", "MaxPool2d")]
     qdq.check(path, layers=fine)

@@ -15,8 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from repo_builder import recipes
 from repo_builder.compile import CompileOptions
 from repo_builder.core import artifacts, environment
-from repo_builder.core.artifacts import EngineArtifact, LayerRecord, OnnxArtifact
+from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.core.details import OnnxDetails
 from repo_builder.core.recipe import Recipe, RepositorySpec, parse
+from repo_builder.core.records import LayerRecord
 from repo_builder.export import precision, qdq
 
 LAYERS = ("conv1", "conv2", "linear1", "linear2")
@@ -149,8 +151,8 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Onn
             inputs=made.model.inputs,
             outputs=made.model.outputs,
             files=artifacts.hashes(folder),
-            layers=tuple(LayerRecord(name=k, type="", rule="", precision=v) for k, v in PRECISIONS[name].items()),
-            details={"layer_precisions": qdq.layer_precisions(model)},
+            layers=tuple(LayerRecord(name=k, type="", asked=v) for k, v in PRECISIONS[name].items()),
+            details=OnnxDetails(layer_precisions=qdq.layer_precisions(model)),
         )
         artifacts.write_manifest(artifact)
         return artifact
@@ -169,7 +171,7 @@ def place_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[OnnxArtifa
         folder = tmp_path_factory.mktemp("plan") / artifact.recipe.name
         folder.mkdir()
         options = CompileOptions(
-            recipe=artifact.recipe, layer_precisions=artifact.details["layer_precisions"], cache_folder=folder.parent
+            recipe=artifact.recipe, layer_precisions=artifact.details.layer_precisions, cache_folder=folder.parent
         )
         details = TensorRTTarget().compile(artifact, folder, options=options)
         engine = EngineArtifact(

@@ -16,14 +16,17 @@ import onnx
 import pytest
 
 from repo_builder.compile import CompileOptions
+from repo_builder.core import codec
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.core.details import TensorRTDetails
 from repo_builder.core.errors import CompileError
 from repo_builder.core.recipe import ProfileSpec
+from repo_builder.core.tensors import ShapeProfile
 
 NAMES = ("fp16", "fp32", "int8", "mixed")
 MAX_BATCH = 16
 Asked = dict[str, dict[str, str]]
-Compiled = tuple[OnnxArtifact, Path, dict[str, Any]]
+Compiled = tuple[OnnxArtifact, Path, TensorRTDetails]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +34,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def compile_to(folder: Path, artifact: OnnxArtifact, cache: Path, **changes: Any) -> dict[str, Any]:
+def compile_to(folder: Path, artifact: OnnxArtifact, cache: Path, **changes: Any) -> TensorRTDetails:
     from repo_builder.compile.tensorrt.target import TensorRTTarget
 
-    precisions = changes.pop("layer_precisions", artifact.details["layer_precisions"])
+    precisions = changes.pop("layer_precisions", artifact.details.layer_precisions)
     options = CompileOptions(recipe=artifact.recipe, layer_precisions=precisions, cache_folder=cache, **changes)
     folder.mkdir(parents=True, exist_ok=True)
     return TensorRTTarget().compile(artifact, folder, options=options)
@@ -69,14 +72,14 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
 
 def test_every_layer_runs_in_the_precision_that_was_asked(compiled: Compiled, asked: Asked) -> None:
     artifact, _, details = compiled
-    told = {item["layer"]: (item["asked"], item["got"]) for item in details["precisions"]}
+    told = {item.layer: (item.asked, item.got) for item in details.precisions}
     assert told == {name: (kind, kind) for name, kind in asked[artifact.recipe.name].items()}
-    assert details["notes"] == []
+    assert details.notes == ()
 
 
 def test_int8_runs_int8_kernels(compiled: Compiled, asked: Asked) -> None:
     artifact, _, details = compiled
-    kernels = {item["layer"]: item["tactic"] for item in details["precisions"]}
+    kernels = {item.layer: item.tactic for item in details.precisions}
     for name, kind in asked[artifact.recipe.name].items():
         assert ("i8" in kernels[name]) == (kind == "int8"), kernels[name]
 
@@ -111,15 +114,15 @@ def test_provenance_is_told(compiled: Compiled) -> None:
 
     _, folder, details = compiled
     gpu = environment.gpus()[0]
-    assert (details["gpu"], details["driver"], details["compute_capability"]) == (
+    assert (details.gpu, details.driver, details.compute_capability) == (
         gpu.name,
         gpu.driver,
         gpu.compute_capability,
     )
-    assert details["tensorrt_version"].split(".")[0].isdigit()
-    assert details["profiles"] == [{"image": {key: [n, 3, 8, 8] for key, n in (("min", 1), ("opt", 16), ("max", 16))}}]
-    assert details["plan_bytes"] == (folder / "model.plan").stat().st_size
-    json.dumps(details)
+    assert details.tensorrt_version.split(".")[0].isdigit()
+    assert details.profiles == ({"image": ShapeProfile(min=(1, 3, 8, 8), opt=(16, 3, 8, 8), max=(16, 3, 8, 8))},)
+    assert details.plan_bytes == (folder / "model.plan").stat().st_size
+    json.dumps(codec.plain(details))
 
 
 def test_a_second_build_reads_the_timing_cache(
@@ -140,7 +143,7 @@ def test_another_precision_than_asked_is_refused(
     make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, cache: Path
 ) -> None:
     artifact = make_artifact("fp32")
-    wanted = {**artifact.details["layer_precisions"], "conv2": "int8"}
+    wanted = {**artifact.details.layer_precisions, "conv2": "int8"}
     with pytest.raises(CompileError, match="conv2 was asked as int8 and runs in fp32"):
         compile_to(tmp_path / "refused", artifact, cache, layer_precisions=wanted)
     allowed = compile_to(tmp_path / "allowed", artifact, cache, layer_precisions=wanted, allow_precision_mismatch=True)
@@ -173,7 +176,7 @@ def test_two_profiles(
     compile_spec = dataclasses.replace(artifact.recipe.compile, tensorrt=spec)
     changed = dataclasses.replace(artifact, recipe=dataclasses.replace(artifact.recipe, compile=compile_spec))
     details = compile_to(tmp_path / "plan", changed, cache)
-    assert len(details["profiles"]) == 2
+    assert len(details.profiles) == 2
     expected = run_onnx(artifact.model, images)
     for count in (1, 2, 3, 16, 64):
         found = run_plan(tmp_path / "plan", images[:count])

@@ -265,8 +265,19 @@ def test_json_comes_back_as_the_same_run(perf_run: PerfRun, tmp_path: Path) -> N
     path.write_text(schema.dumps(perf_run), encoding="utf-8")
     assert schema.read(path) == perf_run
     document = json.loads(path.read_text())
-    assert (document["schema"], document["schema_version"]) == ("repo-builder/perf", 1)
+    assert (document["schema"], document["schema_version"]) == ("repo-builder/perf", 2)
     assert document == json.loads(json.dumps(schema.to_json(perf_run)))  # the line breaks change nothing
+
+
+def test_a_run_of_the_first_schema_is_still_a_baseline(perf_run: PerfRun, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    first = {
+        "schema_version": 1,
+        "layers": [{"name": "a", "type": "b", "precision": "int8"}],
+        "ladder": {"rungs": [{}]},
+    }
+    path.write_text(json.dumps(schema.to_json(perf_run) | first), encoding="utf-8")
+    assert schema.read(path) == dataclasses.replace(perf_run, layers=(), ladder=None)
 
 
 @pytest.mark.parametrize(

@@ -145,11 +145,11 @@ def test_the_table_tells_what_was_asked_and_found(small, images, quantize) -> No
         LayerRule(name="head.0", precision="fp16"),
         LayerRule(type="MaxPool2d", precision="int8"),
     )
-    assert [(row.name, row.type, row.precision, row.rule, row.calibrator) for row in made.layers] == [
-        ("features.0", "Conv2d", "int8", "type=Conv2d → int8", "percentile 99.9"),
-        ("branch", "Conv2d", "int8", "type=Conv2d → int8", "percentile 99.9"),
-        ("pool", "MaxPool2d", "int8", "type=MaxPool2d → int8", "max"),
-        ("head.0", "Linear", "fp16", "name=head.0 → fp16", ""),
+    assert [(row.name, row.type, row.precision, row.rule, row.calibration) for row in made.layers] == [
+        ("features.0", "Conv2d", "int8", "type=Conv2d", "percentile 99.9"),
+        ("branch", "Conv2d", "int8", "type=Conv2d", "percentile 99.9"),
+        ("pool", "MaxPool2d", "int8", "type=MaxPool2d", "max"),
+        ("head.0", "Linear", "fp16", "name=head.0", ""),
         ("head.3", "Linear", "fp32", "", ""),
     ]
     assert made.fp16_layers == {"head.0"}

@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from repo_builder.core import artifacts
+from repo_builder.core import artifacts, codec
 from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.details import EngineDetails
 from repo_builder.core.recipe import Recipe, parse
 
 Shape = Sequence[int | str | None]
@@ -100,12 +101,15 @@ def make_engine(tmp_path: Path) -> Callable[..., EngineArtifact]:
             outputs=recipe.model.outputs,
             classes=("a", "b", "c", "d"),
             files=artifacts.hashes(folder),
-            details={
-                "target": target,
-                "backend": target,
-                "max_batch_size": recipe.repository.max_batch_size,
-                **(details or {}),
-            },
+            details=codec.convert(
+                EngineDetails,
+                {
+                    "target": target,
+                    "max_batch_size": recipe.repository.max_batch_size,
+                    **(details or {}),
+                },
+                "details",
+            ),
         )
         artifacts.write_manifest(engine)
         return engine

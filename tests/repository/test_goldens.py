@@ -13,7 +13,7 @@ from repo_builder import recipes
 from repo_builder.compile import TARGETS
 from repo_builder.compile.tensorrt import profiles as trt_profiles
 from repo_builder.core.artifacts import EngineArtifact
-from repo_builder.core.profiles import to_json
+from repo_builder.core.details import OnnxRuntimeDetails, TensorRTDetails
 from repo_builder.repository import config
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
@@ -23,9 +23,10 @@ CASES = [(name, target) for name in sorted(recipes.built_in()) for target in sor
 def _engine(name: str, target: str) -> EngineArtifact:
     """Return what the target would make of the recipe, without a model."""
     recipe = recipes.load(name)
-    details = {"target": target, "backend": target, "max_batch_size": recipe.repository.max_batch_size}
+    batch = recipe.repository.max_batch_size
+    details: OnnxRuntimeDetails | TensorRTDetails = OnnxRuntimeDetails(max_batch_size=batch)
     if target == "tensorrt":
-        details["profiles"] = to_json(trt_profiles.from_recipe(recipe))
+        details = TensorRTDetails(max_batch_size=batch, profiles=tuple(trt_profiles.from_recipe(recipe)))
     return EngineArtifact(
         path=Path("engine"),
         key="",

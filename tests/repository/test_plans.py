@@ -13,7 +13,7 @@ from repo_builder.core import environment
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.environment import Gpu
 from repo_builder.core.errors import CompileError, MissingDependency
-from repo_builder.core.profiles import PlanSignature, from_json
+from repo_builder.core.profiles import PlanSignature
 from repo_builder.core.tensors import DType, ShapeProfile, TensorSpec
 from repo_builder.repository import layout
 from repo_builder.repository.checks.findings import Finding, Missing
@@ -160,9 +160,11 @@ def test_inputs_that_sequences_fill_are_named(place: Place) -> None:
 def test_damaged_profiles_are_told(place: Place, profiles: Any) -> None:
     folder = place()
     record(folder, profiles=profiles)
-    found = refusal(folder)
-    assert (found.path, found.hint) == ("toy/1/manifest.json", AGAIN)
-    assert "the profiles in it are damaged" in found.message
+    assert started(folder) == checked(folder)
+    first, second = checked(folder)
+    assert (first.level, first.path) == ("warning", "toy/1/manifest.json")
+    assert "is damaged (details" in first.message
+    assert (second.level, second.path) == ("info", "toy/1/model.plan")
 
 
 def test_several_profiles_cover_together(place: Place) -> None:
@@ -210,7 +212,7 @@ def test_an_input_without_a_batch_goes_with_no_batching(place: Place) -> None:
     def ask(plan: Path) -> PlanSignature:
         number = ShapeProfile(min=(), opt=(), max=())
         return PlanSignature(
-            inputs=(), outputs=(), profiles=({**from_json([_profile([1, 4], [64, 4])])[0], "k": number},)
+            inputs=(), outputs=(), profiles=({"x": ShapeProfile(min=(1, 4), opt=(64, 4), max=(64, 4)), "k": number},)
         )
 
     assert "an input of the plan has no batch" in started(folder, ask)[-1].message
@@ -357,8 +359,8 @@ def test_a_manifest_that_is_damaged_or_about_another_file_says_nothing(place: Pl
     for text, level, message in (
         (manifest.read_text(), "error", "is about another model.plan"),
         ("{", "warning", "cannot be understood"),
-        (json.dumps({"schema": 1, "kind": "engine"}), "warning", "is damaged (KeyError('key'))"),
-        (json.dumps(whole | {"details": []}), "warning", "does not say which model.plan it is about"),
+        (json.dumps({"schema": 2, "kind": "engine"}), "warning", "is damaged (the key 'key' is missing)"),
+        (json.dumps(whole | {"details": []}), "warning", "is damaged (details: expected a table, found [])"),
         (json.dumps(whole | {"files": {}}), "warning", "does not say which model.plan it is about"),
     ):
         manifest.write_text(text)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +16,7 @@ from repo_builder.compile.onnxruntime import speed
 from repo_builder.compile.onnxruntime.layout import quantized_layers, to_cpu_layout
 from repo_builder.core import environment
 from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, SpeedRecord
 from repo_builder.core.errors import CompileError, first_line
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.tensors import Array
@@ -39,7 +39,7 @@ class OnnxRuntimeTarget:
         signed, _ = signed_inputs(recipe.compile.onnxruntime.first_layer)
         return {"onnxruntime": ort.__version__, "signed_inputs": str(signed)}
 
-    def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> dict[str, Any]:
+    def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> OnnxRuntimeDetails:
         """Write ``model.onnx`` and load it once, so that what is placed is known to load."""
         spec = options.recipe.compile.onnxruntime
         model = onnx.load(artifact.model)
@@ -51,32 +51,29 @@ class OnnxRuntimeTarget:
             notes.extend(f"{name} put back to fp32 for the CPU" for name in restored)
         path = folder / "model.onnx"
         onnx.save(model, path)
-        details = {
-            "target": self.name,
-            "backend": "onnxruntime",
-            "max_batch_size": options.recipe.repository.max_batch_size,
-            "accelerator": spec.accelerator,
-            "onnxruntime_version": ort.__version__,
-            "notes": notes,
-        }
-        if spec.accelerator == "none":
-            with self.runner(path, details):
-                pass
-            self._time(artifact, path, options, details)
-        return details
+        details = OnnxRuntimeDetails(
+            max_batch_size=options.recipe.repository.max_batch_size,
+            accelerator=spec.accelerator,
+            onnxruntime_version=ort.__version__,
+            notes=tuple(notes),
+        )
+        if spec.accelerator != "none":
+            return details
+        with self.runner(path, details):
+            pass
+        return replace(details, speed=self._time(artifact, path, options))
 
-    def _time(self, artifact: OnnxArtifact, path: Path, options: CompileOptions, details: dict[str, Any]) -> None:
-        """Add ``speed`` and its ``verdicts``: whether the precisions asked for pay on this CPU."""
-        lowered = sorted({item for item in options.layer_precisions.values() if item != "fp32"})
-        if not lowered:
-            return
+    def _time(self, artifact: OnnxArtifact, path: Path, options: CompileOptions) -> tuple[SpeedRecord, ...]:
+        """Tell whether the precisions asked for pay on this CPU; nothing where all is fp32."""
+        if set(options.layer_precisions.values()) <= {"fp32"}:
+            return ()
         batches = sorted({1, max(1, min(32, options.recipe.repository.max_batch_size))})
-        details["speed"] = speed.compare(artifact.reference, path, artifact.inputs, batch_sizes=batches)
-        details["verdicts"] = [speed.verdict(details["speed"], "/".join(reversed(lowered)))]
+        return speed.compare(artifact.reference, path, artifact.inputs, batch_sizes=batches)
 
-    def runner(self, model_file: Path, details: Mapping[str, Any]) -> OnnxRuntimeRunner:
+    def runner(self, model_file: Path, details: EngineDetails) -> OnnxRuntimeRunner:
         """Return a runner on the provider that the artifact is meant for."""
-        return OnnxRuntimeRunner(model_file, provider=_PROVIDERS[details.get("accelerator", "none")])
+        accelerator = details.accelerator if isinstance(details, OnnxRuntimeDetails) else "none"
+        return OnnxRuntimeRunner(model_file, provider=_PROVIDERS[accelerator])
 
 
 def signed_inputs(first_layer: str) -> tuple[bool, str]:

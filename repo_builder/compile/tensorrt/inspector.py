@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from repo_builder.compile.tensorrt.graph import GraphLayer
+from repo_builder.core.records import FUSED, UNKNOWN, Verdict
 
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _REGION = re.compile(r"\{ForeignNode\[(?P<first>.+?)(?:\.\.\.(?P<last>.+?))?\]\}")
@@ -33,10 +34,6 @@ _TYPES = (
     ("int64", "int64"),
     ("bool", "bool"),
 )
-UNKNOWN = "unknown"
-FUSED = "fused"
-# How many bits of a value a precision keeps. More than was asked costs time, fewer cost accuracy.
-_WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "bf16": 16, "fp16": 16, "fp32": 32}
 _COMPUTES_NOTHING = frozenset({"Reformat", "NoOp", "Constant", "Shuffle"})
 
 
@@ -62,57 +59,6 @@ class EngineLayer:
     nodes: tuple[str, ...]
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """One layer of the recipe, asked against got.
-
-    Attributes:
-        layer: Its name in the recipe.
-        node: Its ONNX node.
-        asked: ``int8``, ``fp16`` or ``fp32``.
-        got: What the engine computes it in; ``fused`` where it is part of a region, ``unknown`` where it is not said.
-        engine_layer: The engine's layer that stands for it; empty where none was found.
-        kind: That layer's type.
-        tactic: Its kernel.
-        region: For a fused layer, what its region reads and writes, as in ``fp32, int8 → fp32``.
-    """
-
-    layer: str
-    node: str
-    asked: str
-    got: str
-    engine_layer: str = ""
-    kind: str = ""
-    tactic: str = ""
-    region: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """Whether the engine says that the layer became what was asked."""
-        return self.asked == self.got
-
-    @property
-    def departs(self) -> bool:
-        """Whether the engine says that the layer became something else; what it does not tell is no departure.
-
-        A float layer that TensorRT runs in more bits than asked, because that was faster, keeps the promise: it is at
-        least as exact. An int8 layer that runs in float does not: it lacks the speed that it was quantized for.
-        """
-        asked, got = _WIDTH.get(self.asked), _WIDTH.get(self.got)
-        if self.got in (FUSED, UNKNOWN) or self.holds:
-            return False
-        return asked is None or got is None or got < asked or self.asked not in ("fp16", "bf16")
-
-    def __str__(self) -> str:
-        """Return one sentence: ``conv1 was asked as int8 and runs in fp32 (CaskConvolution)``."""
-        if self.got == FUSED:
-            told = f"TensorRT tells no types inside, it reads and writes {self.region}"
-            return f"{self.layer} was asked as {self.asked} and is fused with others into {self.engine_layer}: {told}"
-        if self.got == UNKNOWN:
-            return f"{self.layer} was asked as {self.asked}, and the engine does not say what it became"
-        return f"{self.layer} was asked as {self.asked} and runs in {self.got} ({self.kind})"
 
 
 def parse(information: Mapping[str, Any], nodes: Sequence[str] = ()) -> tuple[EngineLayer, ...]:
@@ -236,13 +182,3 @@ def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
     for item in verdicts:
         found[item.got] = found.get(item.got, 0) + 1
     return found
-
-
-def to_json(verdicts: Iterable[Verdict]) -> list[dict[str, str]]:
-    """Return verdicts as plain JSON values."""
-    return [asdict(item) for item in verdicts]
-
-
-def from_json(value: Iterable[Mapping[str, str]]) -> tuple[Verdict, ...]:
-    """Return what ``to_json`` was given."""
-    return tuple(Verdict(**item) for item in value)

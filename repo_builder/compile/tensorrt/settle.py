@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from repo_builder.compile.tensorrt import inspector
-from repo_builder.compile.tensorrt.inspector import Verdict
 from repo_builder.core.errors import CompileError
+from repo_builder.core.records import Verdict
 
 if TYPE_CHECKING:  # what needs TensorRT is handed in
     from repo_builder.compile.tensorrt.build import BuildRequest, Built

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import onnx
 
@@ -14,10 +14,11 @@ from repo_builder.compile.tensorrt.settle import settle
 from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES
 from repo_builder.core import device, environment
 from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.details import EngineDetails, TensorRTDetails
 from repo_builder.core.errors import CompileError, MissingDependency
-from repo_builder.core.profiles import to_json
 from repo_builder.core.progress import stderr_console
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.records import FUSED, Verdict
 
 try:
     import tensorrt as trt
@@ -51,7 +52,7 @@ class TensorRTTarget:
         gpu = environment.gpus()[0]
         return {"tensorrt": trt.__version__, "gpu": gpu.name, "compute_capability": gpu.compute_capability}
 
-    def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> dict[str, Any]:
+    def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> TensorRTDetails:
         """Build the plan, ask the engine's inspector what each layer became, and refuse what was not asked.
 
         Raises:
@@ -77,30 +78,27 @@ class TensorRTTarget:
         )
         built, verdicts = settled.built, settled.verdicts
         (folder / MODEL).write_bytes(built.plan)
-        notes = [*built.notes, *settled.notes, *_judged(verdicts, allowed=options.allow_precision_mismatch)]
-        batch = recipe.repository.max_batch_size
-        return {
-            "target": self.name,
-            "backend": "tensorrt",
-            "max_batch_size": batch,
+        notes = (*built.notes, *settled.notes, *_judged(verdicts, allowed=options.allow_precision_mismatch))
+        return TensorRTDetails(
+            max_batch_size=recipe.repository.max_batch_size,
             **_provenance(),
-            "profiles": to_json(covered),
-            "flags": list(built.flags),
-            "constrained_layers": built.constraints,
-            "tactic_sources": list(TACTIC_SOURCES),
-            "workspace_mib": spec.workspace_mib,
-            "optimization_level": spec.optimization_level,
-            "cached_tactics_bytes": built.cached_tactics_bytes,
-            "build_seconds": round(settled.seconds, 3),
-            "builds": settled.builds,
-            "plan_bytes": len(built.plan),
-            "engine_layers": settled.engine_layers,
-            "precision_counts": inspector.counts(verdicts),
-            "precisions": inspector.to_json(verdicts),
-            "notes": notes,
-        }
+            profiles=covered,
+            flags=built.flags,
+            constrained_layers=built.constraints,
+            tactic_sources=tuple(TACTIC_SOURCES),
+            workspace_mib=spec.workspace_mib,
+            optimization_level=spec.optimization_level,
+            cached_tactics_bytes=built.cached_tactics_bytes,
+            build_seconds=round(settled.seconds, 3),
+            builds=settled.builds,
+            plan_bytes=len(built.plan),
+            engine_layers=settled.engine_layers,
+            precision_counts=inspector.counts(verdicts),
+            precisions=verdicts,
+            notes=notes,
+        )
 
-    def runner(self, model_file: Path, details: dict[str, Any]) -> PlanRunner:
+    def runner(self, model_file: Path, details: EngineDetails) -> PlanRunner:
         """Return a runner of a plan.
 
         Raises:
@@ -109,7 +107,7 @@ class TensorRTTarget:
         return PlanRunner(model_file)
 
 
-def _judged(verdicts: tuple[inspector.Verdict, ...], *, allowed: bool) -> list[str]:
+def _judged(verdicts: tuple[Verdict, ...], *, allowed: bool) -> list[str]:
     """Return a sentence for what is not as asked; raise where a layer departs and that is not allowed.
 
     What a region tells no types of is one sentence a region, and no departure.
@@ -120,20 +118,28 @@ def _judged(verdicts: tuple[inspector.Verdict, ...], *, allowed: bool) -> list[s
             "the engine does not keep the precisions: " + "; ".join(wrong),
             hint="change the layer's rule, or accept it with --allow-precision-mismatch",
         )
-    regions: dict[str, list[inspector.Verdict]] = {}
+    regions: dict[str, list[Verdict]] = {}
     for item in verdicts:
-        if item.got == inspector.FUSED:
+        if item.got == FUSED:
             regions.setdefault(item.engine_layer, []).append(item)
     fused = [
         f"{len(items)} layers ({items[0].layer} to {items[-1].layer}) are fused into one region, of which "
         f"TensorRT tells no types inside; it reads and writes {items[0].region}"
         for items in regions.values()
     ]
-    wider = [str(item) for item in verdicts if not (item.holds or item.departs or item.got == inspector.FUSED)]
+    wider = [str(item) for item in verdicts if not (item.holds or item.departs or item.got == FUSED)]
     return [*wrong, *fused, *wider]
 
 
-def _provenance() -> dict[str, str]:
+class _Provenance(TypedDict):
+    tensorrt_version: str
+    cuda_version: str
+    driver: str
+    gpu: str
+    compute_capability: str
+
+
+def _provenance() -> _Provenance:
     """Return what the plan is for: it loads on no other TensorRT version or kind of GPU."""
     gpu, cuda = environment.gpus()[0], device.versions()
     return {

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from repo_builder import compile
 from repo_builder.compile import CompileOptions, CompileTarget
 from repo_builder.core import artifacts, environment, files, progress
-from repo_builder.core.artifacts import AccuracyRecord, EngineArtifact, OnnxArtifact
+from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.records import AccuracyRecord
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import keys
 from repo_builder.flows.build import scores as scoring
 from repo_builder.flows.build.options import BuildOptions, current
-
-# What of the exported artifact's provenance the engine's manifest repeats, so that a placed model tells it alone.
-_PROVENANCE = ("calibration_samples", "weights_sha256")
 
 
 def choose(options: BuildOptions) -> CompileTarget:
@@ -50,7 +48,8 @@ def run(
         CompileError: The target refused the graph.
     """
     recipe = options.recipe
-    provenance = {name: exported.details.get(name) for name in _PROVENANCE}
+    made_of = exported.details
+    provenance = {name: getattr(made_of, name) for name in ("calibration_samples", "weights_sha256")}
     folder = options.work / recipe.name / "engine"
     key = files.sha256_of_json({
         "exported": exported.files,
@@ -70,9 +69,16 @@ def run(
         return found
     with files.replacing_folder(folder) as fresh:
         details = _compile_into(fresh, target, exported, options, shown=folder)
-        details |= {name: value for name, value in provenance.items() if value is not None}
         scored = _score_engine(fresh, target, details, exported, dataset, recipe)
-        details["data_sha256"] = dataset.fingerprint if scored and dataset else None
+        details = dataclasses.replace(
+            details,
+            # repeated, so that a placed model tells alone what it was made of
+            calibration_samples=made_of.calibration_samples,
+            weights_sha256=made_of.weights_sha256,
+            onnx_sha256=files.sha256_of(exported.model),
+            recipe_sha256=files.sha256_of_json(recipe.to_dict()),
+            data_sha256=dataset.fingerprint if scored and dataset else None,
+        )
         artifact = EngineArtifact(
             path=fresh,
             key=key,
@@ -92,31 +98,29 @@ def run(
 
 def _compile_into(
     folder: Path, target: CompileTarget, exported: OnnxArtifact, options: BuildOptions, *, shown: Path
-) -> dict[str, Any]:
+) -> EngineDetails:
     with progress.step(f"compile ({target.name})") as step:
         details = target.compile(
             exported,
             folder,
             options=CompileOptions(
                 recipe=options.recipe,
-                layer_precisions=exported.layer_precisions,
+                layer_precisions=dict(exported.details.layer_precisions),
                 cache_folder=options.work / ".cache",
                 allow_precision_mismatch=options.allow_precision_mismatch,
             ),
         )
         for item in sorted(folder.glob("model.*")):
             step.wrote(item, shown=shown / item.name)
-    for note in details.get("notes", ()):
+    for note in details.notes:
         progress.stderr_console().print(f"  {note}", markup=False)
-    details["onnx_sha256"] = files.sha256_of(exported.model)
-    details["recipe_sha256"] = files.sha256_of_json(options.recipe.to_dict())
     return details
 
 
 def _score_engine(
     folder: Path,
     target: CompileTarget,
-    details: dict[str, Any],
+    details: EngineDetails,
     exported: OnnxArtifact,
     dataset: Dataset | None,
     recipe: Recipe,
@@ -124,8 +128,9 @@ def _score_engine(
     """Score the compiled model beside the exported one; nothing where the data or the hardware is not here."""
     if dataset is None:
         return ()
-    if details.get("accelerator", "none") != "none" and not environment.gpus():
-        progress.skipped("score engine", f"its provider ({details['accelerator']}) needs a GPU")
+    accelerator = details.accelerator if isinstance(details, OnnxRuntimeDetails) else "none"
+    if accelerator != "none" and not environment.gpus():
+        progress.skipped("score engine", f"its provider ({accelerator}) needs a GPU")
         return ()
     samples = dataset.split("test")
     model_file = next(item for item in folder.glob("model.*") if item.suffix in (".onnx", ".plan"))

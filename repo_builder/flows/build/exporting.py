@@ -9,6 +9,7 @@ import numpy as np
 from repo_builder import models
 from repo_builder.core import artifacts, environment, files, progress
 from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.details import OnnxDetails
 from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import Recipe
 from repo_builder.datasets import Dataset
@@ -60,14 +61,14 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
             environment=environment.describe(),
             layers=made.layers,
             accuracy=tuple(scoring.score_forms(made.outputs, held_out, dataset.classes, recipe)),
-            details={
-                "layer_precisions": made.layer_precisions,
-                "calibration_samples": len(calibration),
-                "weights": source.description,
-                "weights_sha256": source.fingerprint,
-                "data": dataset.name,
-                "data_sha256": dataset.fingerprint,
-            },
+            details=OnnxDetails(
+                layer_precisions=made.layer_precisions,
+                calibration_samples=len(calibration),
+                weights=source.description,
+                weights_sha256=source.fingerprint,
+                data=dataset.name,
+                data_sha256=dataset.fingerprint,
+            ),
         )
         artifacts.write_manifest(artifact)
     return dataclasses.replace(artifact, path=folder)

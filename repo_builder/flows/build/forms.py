@@ -13,9 +13,9 @@ import onnx
 
 from repo_builder import models, quantize
 from repo_builder.core import files, loading, progress
-from repo_builder.core.artifacts import LayerRecord
 from repo_builder.core.errors import ModelError
-from repo_builder.core.recipe import Recipe
+from repo_builder.core.recipe import Precision, Recipe
+from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
 
 Outputs = dict[str, Array]
@@ -50,7 +50,7 @@ class Exported:
 
     outputs: Outputs
     layers: tuple[LayerRecord, ...]
-    layer_precisions: dict[str, str]
+    layer_precisions: dict[str, Precision]
 
 
 def source(recipe: Recipe, checkpoint: Path | None) -> Source:
@@ -96,7 +96,7 @@ def export(
     way = _export_onnx if origin.is_onnx else _export_torch
     outputs, layers, fp16_layers = way(recipe, origin, calibration, held_out, folder)
     check: Callable[..., None] = loading.load("repo_builder.export.qdq:check", extra="build")
-    precisions: Callable[[onnx.ModelProto], dict[str, str]] = loading.load(
+    precisions: Callable[[onnx.ModelProto], dict[str, Precision]] = loading.load(
         "repo_builder.export.qdq:layer_precisions", extra="build"
     )
     model_file = folder / "model.onnx"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from repo_builder.core.artifacts import AccuracyRecord
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.records import AccuracyRecord
 from repo_builder.core.tensors import Array
 from repo_builder.datasets import Samples
 from repo_builder.measure.judge import accuracy
@@ -31,8 +31,8 @@ def score_forms(
             result = accuracy.score(values, samples.labels, classes)
             record = dataclasses.replace(record, top1=result.top1, low=result.low, high=result.high)
         if above is not None:
-            found = accuracy.compare(above, values)
-            record = dataclasses.replace(record, agreement=found.agreement, max_abs_diff=found.max_abs_diff)
+            name = recipe.model.outputs[0].name
+            record = dataclasses.replace(record, outputs=(accuracy.compare(above, values, name=name),))
         records.append(record)
         above = values
     return records

@@ -15,8 +15,8 @@ from repo_builder.core import artifacts
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import RepoBuilderError
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
-from repo_builder.results import LayerPrecision
 
 _WARM_UP = 3
 _LEAST_RUNS = 10
@@ -41,25 +41,15 @@ class Build:
     engine: EngineArtifact | None = None
 
     @property
-    def layers(self) -> tuple[LayerPrecision, ...]:
+    def layers(self) -> tuple[LayerRecord, ...]:
         """The layers as the manifest records them."""
         artifact = self.engine or self.exported
-        return tuple(
-            LayerPrecision(
-                name=item.name,
-                type=item.type,
-                precision=item.precision,
-                calibrator=item.calibrator,
-                input_amax=item.input_amax,
-                sqnr_db=item.sqnr_db,
-            )
-            for item in (artifact.layers if artifact else ())
-        )
+        return artifact.layers if artifact else ()
 
     def is_of(self, fingerprint: str) -> bool:
         """Whether the outputs are of a data set's samples, as far as the manifests say of which they are."""
         artifacts = (item for item in (self.exported, self.engine) if item)
-        return all(item.details.get("data_sha256") in (None, fingerprint) for item in artifacts)
+        return all(item.details.data_sha256 in (None, fingerprint) for item in artifacts)
 
     def outputs(self) -> dict[str, Array]:
         """Return each form's outputs on the held-out samples, ``(n, ...)``, in the order in which they derive."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.records import OutputRecord
 from repo_builder.core.tensors import Array
 from repo_builder.measure.judge.statistics import wilson
-from repo_builder.results import AccuracyResult, Agreement
+from repo_builder.results import AccuracyResult
 
-__all__ = ["AccuracyResult", "Agreement", "check_finite", "compare", "score"]
+__all__ = ["AccuracyResult", "check_finite", "compare", "score"]
 
 
 def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> AccuracyResult:
@@ -57,13 +58,14 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> Accura
     )
 
 
-def compare(reference: Array, other: Array, *, tolerance: float | None = None) -> Agreement:
+def compare(reference: Array, other: Array, *, tolerance: float | None = None, name: str = "") -> OutputRecord:
     """Compare the outputs of two forms of a model on the same samples.
 
     Args:
         reference: ``(n, ...)``, the form that the other derives from.
         other: Of the same shape.
         tolerance: Largest absolute difference at which a sample agrees; None compares the argmax of ``(n, c)``.
+        name: The output's name.
 
     Raises:
         MeasureError: Shapes differ, or an output is not finite.
@@ -77,8 +79,11 @@ def compare(reference: Array, other: Array, *, tolerance: float | None = None) -
         agree = reference.reshape(len(reference), -1).argmax(axis=1) == other.reshape(len(other), -1).argmax(axis=1)
     else:
         agree = difference.max(axis=1) <= tolerance
-    return Agreement(
-        agreement=float(agree.mean()), max_abs_diff=float(difference.max()), mean_abs_diff=float(difference.mean())
+    return OutputRecord(
+        name=name,
+        agreement=float(agree.mean()),
+        max_abs_diff=float(difference.max()),
+        mean_abs_diff=float(difference.mean()),
     )
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.records import AccuracyRecord
 from repo_builder.core.tensors import Array
 from repo_builder.measure.judge import accuracy
 from repo_builder.measure.judge.baseline import ROUNDING, mcnemar
-from repo_builder.results import Ladder, Rung
+from repo_builder.results import Ladder
 
 
 def climb(
@@ -37,7 +38,7 @@ def climb(
     Raises:
         MeasureError: Shapes differ between rungs, or an output is not finite; names the form.
     """
-    rungs: list[Rung] = []
+    rungs: list[AccuracyRecord] = []
     above: Array | None = None
     right_above: Array | None = None
     for form, values in outputs.items():
@@ -58,26 +59,24 @@ def climb(
     return Ladder(rungs=tuple(rungs), culprit=culprit, tolerance=tolerance)
 
 
-def _rung(form: str, values: Array, labels: Array | None, classes: tuple[str, ...]) -> tuple[Rung, Array | None]:
+def _rung(
+    form: str, values: Array, labels: Array | None, classes: tuple[str, ...]
+) -> tuple[AccuracyRecord, Array | None]:
     if labels is None:
         accuracy.check_finite(values)
-        return Rung(form=form, samples=len(values)), None
+        return AccuracyRecord(form=form, samples=len(values)), None
     scored = accuracy.score(values, labels, classes)
-    rung = Rung(form=form, samples=scored.samples, top1=scored.top1, low=scored.low, high=scored.high)
+    rung = AccuracyRecord(form=form, samples=scored.samples, top1=scored.top1, low=scored.low, high=scored.high)
     return rung, values.argmax(axis=1) == labels
 
 
-def _compared(rung: Rung, above: Array, values: Array, tolerance: float | None) -> Rung:
-    found = accuracy.compare(above, values, tolerance=tolerance)
-    return replace(
-        rung,
-        agreement=found.agreement,
-        max_abs_diff=found.max_abs_diff,
-        mean_abs_diff=found.mean_abs_diff,
-    )
+def _compared(rung: AccuracyRecord, above: Array, values: Array, tolerance: float | None) -> AccuracyRecord:
+    return replace(rung, outputs=(accuracy.compare(above, values, tolerance=tolerance),))
 
 
-def _judged(rung: Rung, right_above: Array, right: Array, above: Rung, tolerance: float) -> Rung:
+def _judged(
+    rung: AccuracyRecord, right_above: Array, right: Array, above: AccuracyRecord, tolerance: float
+) -> AccuracyRecord:
     lost, won = int(np.sum(right_above & ~right)), int(np.sum(~right_above & right))
     fall = (above.top1 or 0.0) - (rung.top1 or 0.0)
     return replace(rung, p_value=mcnemar(lost, won), departs=fall > tolerance + ROUNDING)

@@ -7,12 +7,13 @@ optimization profiles hold. The manifest beside it says which those are; where n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from repo_builder.core import environment
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
+from repo_builder.core.details import TensorRTDetails
 from repo_builder.core.errors import CompileError, MissingDependency, RepositoryError
 from repo_builder.core.profiles import PlanSignature, Profile, first_hole, in_words, max_batch
 from repo_builder.repository import protobuf
@@ -36,7 +37,7 @@ def check(
         serving: Whether the plan is to run here and now: what is missing here is an error then, and tells nothing else.
     """
     where = f"{folder.name}/{version}/{folder.filename}"
-    details = engine.details if engine else {}
+    details = engine.details if engine and isinstance(engine.details, TensorRTDetails) else None
     if not environment.gpus():
         ask_engine = None  # a TensorRT without a GPU is not the one that will run it, and loads nothing
     unfit = [*_gpu(folder, where, details, serving=serving)]
@@ -68,10 +69,10 @@ def _again(folder: ModelFolder) -> str:
     return f"repo-builder compile build/{folder.name} --target tensorrt, on this machine"
 
 
-def _gpu(folder: ModelFolder, where: str, details: Mapping[str, Any], *, serving: bool) -> Iterator[Finding]:
+def _gpu(folder: ModelFolder, where: str, details: TensorRTDetails | None, *, serving: bool) -> Iterator[Finding]:
     here = environment.gpus()
     names = ", ".join(sorted({f"{gpu.name} ({gpu.compute_capability})" for gpu in here}))
-    name, capability = details.get("gpu"), details.get("compute_capability")
+    name, capability = (details.gpu, details.compute_capability) if details else ("", "")
     if not here:
         if serving:
             yield error(where, "needs an NVIDIA GPU, and nvidia-smi lists none", "serve it where the GPU is")
@@ -83,8 +84,8 @@ def _gpu(folder: ModelFolder, where: str, details: Mapping[str, Any], *, serving
         yield error(where, f"was tuned for {name}, and here is {names}", _again(folder))
 
 
-def _library(folder: ModelFolder, where: str, details: Mapping[str, Any], *, serving: bool) -> Iterator[Finding]:
-    built, installed = details.get("tensorrt_version"), environment.version("tensorrt")
+def _library(folder: ModelFolder, where: str, details: TensorRTDetails | None, *, serving: bool) -> Iterator[Finding]:
+    built, installed = details.tensorrt_version if details else "", environment.version("tensorrt")
     if installed is None:
         if serving:
             yield missing(where, "needs TensorRT, which is not installed", "pip install 'repo-builder[tensorrt]'")

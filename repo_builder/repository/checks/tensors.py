@@ -44,8 +44,8 @@ def _engine(folder: ModelFolder, version: int) -> tuple[EngineArtifact | None, l
     except RepoBuilderError as reason:
         return None, [warning(where, f"cannot be understood: {reason.message}", "build the model again")]
     file = folder.file(version)
-    if not engine.files or not engine.details:
-        message = f"does not say which {file.name} it is about, or what that was made for"
+    if not engine.files:
+        message = f"does not say which {file.name} it is about"
         return None, [warning(where, message, "build the model again")]
     if file.is_file() and files.sha256_of(file) not in engine.files.values():
         return None, [

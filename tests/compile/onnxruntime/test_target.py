@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +9,7 @@ import pytest
 from repo_builder.compile.onnxruntime import target as target_module
 from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner, OnnxRuntimeTarget, signed_inputs
 from repo_builder.core import environment
+from repo_builder.core.details import OnnxRuntimeDetails
 from repo_builder.core.errors import CompileError
 
 
@@ -56,6 +56,6 @@ def test_a_file_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
 def test_a_provider_that_is_not_here_is_refused(quantized: onnx.ModelProto, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(quantized, path)
-    details: dict[str, Any] = {"accelerator": "tensorrt"}
+    details = OnnxRuntimeDetails(max_batch_size=8, accelerator="tensorrt")
     with pytest.raises(CompileError, match="has no TensorrtExecutionProvider"):
         OnnxRuntimeTarget().runner(path, details)

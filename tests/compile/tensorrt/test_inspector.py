@@ -11,6 +11,8 @@ import pytest
 
 from repo_builder.compile.tensorrt import inspector as trt_inspector
 from repo_builder.compile.tensorrt.graph import GraphLayer
+from repo_builder.core import codec
+from repo_builder.core.records import Verdict
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "recorded_inspector.json").read_text())
 
@@ -156,4 +158,4 @@ def test_a_plan_without_detail_tells_names_only() -> None:
 def test_verdicts_survive_json() -> None:
     record = RECORDED["vgg7/mixed-ends-fp16"]
     verdicts = trt_inspector.judge(graph_layers(record), trt_inspector.parse(record["inspector"]))
-    assert trt_inspector.from_json(json.loads(json.dumps(trt_inspector.to_json(verdicts)))) == verdicts
+    assert codec.convert(tuple[Verdict, ...], json.loads(json.dumps(codec.plain(verdicts))), "") == verdicts

@@ -16,6 +16,7 @@ import pytest
 from repo_builder import recipes
 from repo_builder.core import artifacts, files
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.core.details import OnnxDetails
 from repo_builder.core.errors import MissingDependency, ModelError, OutputError, RecipeError
 from repo_builder.flows import build as building
 from repo_builder.flows.build import BuildOptions, BuildResult
@@ -135,13 +136,13 @@ def test_a_target_that_is_not_here_is_told_before_any_work(tmp_path: Path, monke
 def test_the_engine_tells_what_it_was_made_of(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
     folder, result = built
     details = artifacts.read(EngineArtifact, folder / "model_repository/jsc-tiny/1").details
-    assert details["onnx_sha256"] == files.sha256_of(result.exported.model)
-    assert details["calibration_samples"] == result.exported.recipe.data.calibration
-    assert details["weights_sha256"] == result.exported.details["weights_sha256"]
-    untold = {name: value for name, value in result.exported.details.items() if name == "layer_precisions"}
+    assert details.onnx_sha256 == files.sha256_of(result.exported.model)
+    assert details.calibration_samples == result.exported.recipe.data.calibration
+    assert details.weights_sha256 == result.exported.details.weights_sha256
+    untold = OnnxDetails(layer_precisions=result.exported.details.layer_precisions)
     exported = dataclasses.replace(result.exported, details=untold)
     again = building.compile_artifact(exported, options(tmp_path))
-    assert not {"calibration_samples", "weights_sha256"} & set(again.engine.details)
+    assert (again.engine.details.calibration_samples, again.engine.details.weights_sha256) == (None, None)
 
 
 def test_an_exported_folder_is_compiled_where_nothing_else_is(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_a_users_own_model_and_data_go_the_same_way(project: Path, kind: str) ->
     assert by_form["fp32"].top1 > 0.95
     assert by_form["onnxruntime"].top1 == pytest.approx(by_form["fp32"].top1, abs=0.02)
     assert sorted(item.precision for item in result.engine.layers) == ["fp16", "int8"]
-    assert sorted(result.exported.details["layer_precisions"].values()) == ["fp16", "int8"]
+    assert sorted(result.exported.details.layer_precisions.values()) == ["fp16", "int8"]
 
 
 def test_a_file_that_is_no_onnx_model_is_told_with_what_to_do(project: Path) -> None:

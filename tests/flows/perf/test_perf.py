@@ -11,9 +11,11 @@ import pytest
 
 from repo_builder import serve
 from repo_builder.core import artifacts
-from repo_builder.core.artifacts import EngineArtifact, LayerRecord, OnnxArtifact
+from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.core.details import OnnxDetails, OnnxRuntimeDetails
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.recipe import Recipe, parse
+from repo_builder.core.records import LayerRecord
 from repo_builder.flows import perf as measuring
 from repo_builder.measure.load.course import Pace
 from repo_builder.measure.wire.transport import Endpoint
@@ -48,11 +50,7 @@ def recipe(folder: Path, **measure: object) -> Recipe:
 
 def build(folder: Path, made: Recipe, **forms: np.ndarray) -> None:
     """Leave what a build leaves: manifests and every form's outputs."""
-    layers = (
-        LayerRecord(
-            name="fc", type="Linear", rule="", precision="int8", calibrator="max", input_amax=1.0, sqnr_db=40.0
-        ),
-    )
+    layers = (LayerRecord(name="fc", type="Linear", asked="int8", calibrator="max", input_amax=1.0, sqnr_db=40.0),)
     kept = {
         "onnx": {name: value for name, value in forms.items() if name != "engine"},
         "engine": {"engine": forms["engine"]},
@@ -61,7 +59,7 @@ def build(folder: Path, made: Recipe, **forms: np.ndarray) -> None:
         place = folder / "build" / "identity" / name
         place.mkdir(parents=True)
         np.savez(place / "outputs.npz", **kept[name])
-        details = {"target": "no such target"}
+        details = OnnxDetails(layer_precisions={}) if name == "onnx" else OnnxRuntimeDetails(max_batch_size=64)
         artifact = kind(
             path=place,
             key="k",
@@ -165,7 +163,8 @@ def test_an_engine_that_cannot_run_here_is_said(triton: serve.Server, tmp_path: 
     run = measured(triton, tmp_path, levels=(Level(),), with_explanation=True)
     assert run.levels[0].explanation is not None
     assert "compute" in [item.name for item in run.levels[0].explanation.terms]
-    assert "the engine alone was not timed: there is no compile target" in run.notes[0]
+    assert "the engine alone was not timed: " in run.notes[0]
+    assert "model.onnx" in run.notes[0]
 
 
 def test_shapes_that_vary_are_explained_too(triton: serve.Server, tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""What only one kind of artifact has: a frozen type for the exported model, and one for each compile target.
+
+A target's type names it in ``target``, by which the manifest is read back; a new target adds its type to
+``EngineDetails``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from repo_builder.core.profiles import Profile, check_profiles
+from repo_builder.core.recipe import Precision
+from repo_builder.core.records import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxDetails:
+    """What is known of an exported model.
+
+    Attributes:
+        layer_precisions: Layer name → precision, as derived from the graph.
+        calibration_samples: Number of samples that calibrated it; None where that is not known.
+        weights: The weights' file, as the user knows it.
+        weights_sha256: Its sha256; None where that is not known.
+        data: Name of the data set.
+        data_sha256: Hash of the held-out data; None where that is not known.
+    """
+
+    layer_precisions: dict[str, Precision]
+    calibration_samples: int | None = None
+    weights: str = ""
+    weights_sha256: str | None = None
+    data: str = ""
+    data_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compiled:
+    """What is known of a compiled model, whatever the target.
+
+    Attributes:
+        max_batch_size: Largest batch that the file takes; 0 where it does not batch.
+        notes: Sentences for the user.
+        calibration_samples: As of the exported model.
+        weights_sha256: As of the exported model.
+        onnx_sha256: sha256 of the exported model.onnx; None until the build has said so, as the next two.
+        recipe_sha256: Hash of the recipe.
+        data_sha256: Hash of the held-out data that scored it; None where none did.
+    """
+
+    max_batch_size: int
+    notes: tuple[str, ...] = ()
+    calibration_samples: int | None = None
+    weights_sha256: str | None = None
+    onnx_sha256: str | None = None
+    recipe_sha256: str | None = None
+    data_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRecord:
+    """The compiled model timed against its fp32 form on the machine that built it, at one batch size.
+
+    Attributes:
+        batch_size: The batch size.
+        reference_us: Median time of the fp32 form, microseconds.
+        candidate_us: Median time of the compiled one, microseconds.
+    """
+
+    batch_size: int
+    reference_us: float
+    candidate_us: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast the compiled one is."""
+        return self.reference_us / self.candidate_us
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntimeDetails(_Compiled):
+    """What is known of a graph for ONNX Runtime.
+
+    Attributes:
+        target: ``onnxruntime``.
+        backend: Triton's backend.
+        accelerator: As in the recipe.
+        onnxruntime_version: The version that wrote and loaded it.
+        speed: One entry a batch size; empty where nothing was asked below fp32.
+    """
+
+    target: Literal["onnxruntime"] = "onnxruntime"
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    accelerator: Literal["none", "cuda", "tensorrt"] = "none"
+    onnxruntime_version: str = ""
+    speed: tuple[SpeedRecord, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRTDetails(_Compiled):
+    """What is known of a plan; what is not known is None or empty.
+
+    Attributes:
+        target: ``tensorrt``.
+        backend: Triton's backend.
+        tensorrt_version: The version that built it; it loads on no other.
+        cuda_version: CUDA's version there.
+        driver: The driver's version there.
+        gpu: The GPU that it was tuned for.
+        compute_capability: That GPU's, as in ``9.0``.
+        profiles: The shapes that it takes.
+        flags: Builder flags.
+        constrained_layers: How many layers were held to a precision.
+        tactic_sources: Tactic sources that were allowed.
+        workspace_mib: Limit of the builder's scratch memory, MiB.
+        optimization_level: Builder optimization level; None for the default.
+        cached_tactics_bytes: Size of the timing cache that was there.
+        build_seconds: How long the builds took together.
+        builds: How many plans were built on the way.
+        plan_bytes: Size of the plan.
+        engine_layers: Number of its layers.
+        precision_counts: Precision → layers of the recipe that run in it.
+        precisions: One entry a layer of the recipe, asked against got.
+    """
+
+    target: Literal["tensorrt"] = "tensorrt"
+    backend: Literal["tensorrt"] = "tensorrt"
+    tensorrt_version: str = ""
+    cuda_version: str = ""
+    driver: str = ""
+    gpu: str = ""
+    compute_capability: str = ""
+    profiles: tuple[Profile, ...] = ()
+    flags: tuple[str, ...] = ()
+    constrained_layers: int | None = None
+    tactic_sources: tuple[str, ...] = ()
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    cached_tactics_bytes: int | None = None
+    build_seconds: float | None = None
+    builds: int | None = None
+    plan_bytes: int | None = None
+    engine_layers: int | None = None
+    precision_counts: dict[str, int] = field(default_factory=dict)
+    precisions: tuple[Verdict, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse profiles that are not of the same inputs."""
+        check_profiles(self.profiles)
+
+
+EngineDetails = OnnxRuntimeDetails | TensorRTDetails

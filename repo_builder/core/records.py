@@ -1,0 +1,167 @@
+"""What is recorded of a layer and of a form's outputs: manifests keep it, measurements repeat it, reports show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from repo_builder.core.recipe import Precision
+
+UNKNOWN = "unknown"
+FUSED = "fused"
+# How many bits of a value a precision keeps. More than was asked costs time, fewer cost accuracy.
+_WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "bf16": 16, "fp16": 16, "fp32": 32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """What one layer was asked to be, what it became, and what calibration found.
+
+    Attributes:
+        name: Qualified module name, or the node's name in a graph from elsewhere.
+        type: Module type, as in ``Conv2d``.
+        rule: What the rule that won selects, as in ``type=Conv2d``; empty where none matched.
+        asked: The precision that the recipe asks for.
+        got: What the compiled model computes it in; None until a target has said so.
+        reason: Why it is not what was asked, one sentence; empty where it is.
+        calibrator: Input calibrator, as in ``percentile``; empty unless int8.
+        percentile: Percent of absolute inputs kept; None for the other calibrators.
+        input_amax: Largest absolute input that the int8 range keeps; None unless int8.
+        weight_amax: Largest absolute weight kept, over all channels; None unless int8 with a weight.
+        sqnr_db: Signal to quantization noise of the layer's output on calibration data, dB; None unless int8.
+    """
+
+    name: str
+    type: str
+    rule: str = ""
+    asked: Precision
+    got: str | None = None
+    reason: str = ""
+    calibrator: str = ""
+    percentile: float | None = None
+    input_amax: float | None = None
+    weight_amax: float | None = None
+    sqnr_db: float | None = None
+
+    @property
+    def precision(self) -> str:
+        """What the layer is: what it became where that is known, else what was asked."""
+        return self.got or self.asked
+
+    @property
+    def calibration(self) -> str:
+        """The calibrator as people read it, as in ``percentile 99.99``; empty unless int8."""
+        return self.calibrator if self.percentile is None else f"{self.calibrator} {self.percentile:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputRecord:
+    """How close one output is to the same output of another form, on the same samples; what is unknown is None.
+
+    Attributes:
+        name: The output's name; empty where the form has one alone and it was not named.
+        agreement: Fraction of samples that agree: same argmax, or within the tolerance where one was given.
+        max_abs_diff: Largest absolute difference.
+        mean_abs_diff: Mean absolute difference.
+        sqnr_db: Power of the other form's output over that of the difference, dB.
+        cosine: Cosine of the angle between both, all samples in one vector.
+        relative_error: Norm of the difference over the norm of the other form's output.
+    """
+
+    name: str = ""
+    agreement: float | None = None
+    max_abs_diff: float | None = None
+    mean_abs_diff: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    relative_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyRecord:
+    """One form of the model on the held-out samples, compared with the form that it derives from.
+
+    Attributes:
+        form: ``fp32``, ``fake-quantized``, ``onnx``, ``onnxruntime``, ``tensorrt``, ``engine`` or ``served``.
+        samples: Number of samples scored.
+        top1: Fraction of them classified right; None where outputs are not classes.
+        low: Lower end of the 95 % Wilson interval of top1.
+        high: Upper end of it.
+        outputs: One entry an output, against the form before; empty for the first form.
+        p_value: McNemar's test of the change in accuracy; None for the first, without labels, and in manifests.
+        departs: Whether it departs from the form before by more than the tolerance.
+    """
+
+    form: str
+    samples: int
+    top1: float | None = None
+    low: float | None = None
+    high: float | None = None
+    outputs: tuple[OutputRecord, ...] = ()
+    p_value: float | None = None
+    departs: bool = False
+
+    @property
+    def agreement(self) -> float | None:
+        """The least agreement of any output; None where none was compared."""
+        return min((item.agreement for item in self.outputs if item.agreement is not None), default=None)
+
+    @property
+    def max_abs_diff(self) -> float | None:
+        """The largest difference of any output; None where none was compared."""
+        return max((item.max_abs_diff for item in self.outputs if item.max_abs_diff is not None), default=None)
+
+    @property
+    def mean_abs_diff(self) -> float | None:
+        """The largest mean difference of any output; None where none was compared."""
+        return max((item.mean_abs_diff for item in self.outputs if item.mean_abs_diff is not None), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One layer of the recipe, asked against got.
+
+    Attributes:
+        layer: Its name in the recipe.
+        node: Its ONNX node.
+        asked: ``int8``, ``fp16`` or ``fp32``.
+        got: What the engine computes it in; ``fused`` where it is part of a region, ``unknown`` where it is not said.
+        engine_layer: The engine's layer that stands for it; empty where none was found.
+        kind: That layer's type.
+        tactic: Its kernel.
+        region: For a fused layer, what its region reads and writes, as in ``fp32, int8 → fp32``.
+    """
+
+    layer: str
+    node: str
+    asked: str
+    got: str
+    engine_layer: str = ""
+    kind: str = ""
+    tactic: str = ""
+    region: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the engine says that the layer became what was asked."""
+        return self.asked == self.got
+
+    @property
+    def departs(self) -> bool:
+        """Whether the engine says that the layer became something else; what it does not tell is no departure.
+
+        A float layer that TensorRT runs in more bits than asked, because that was faster, keeps the promise: it is at
+        least as exact. An int8 layer that runs in float does not: it lacks the speed that it was quantized for.
+        """
+        asked, got = _WIDTH.get(self.asked), _WIDTH.get(self.got)
+        if self.got in (FUSED, UNKNOWN) or self.holds:
+            return False
+        return asked is None or got is None or got < asked or self.asked not in ("fp16", "bf16")
+
+    def __str__(self) -> str:
+        """Return one sentence: ``conv1 was asked as int8 and runs in fp32 (CaskConvolution)``."""
+        if self.got == FUSED:
+            told = f"TensorRT tells no types inside, it reads and writes {self.region}"
+            return f"{self.layer} was asked as {self.asked} and is fused with others into {self.engine_layer}: {told}"
+        if self.got == UNKNOWN:
+            return f"{self.layer} was asked as {self.asked}, and the engine does not say what it became"
+        return f"{self.layer} was asked as {self.asked} and runs in {self.got} ({self.kind})"
