@@ -97,7 +97,7 @@ def _precision(item: Mapping[str, Any]) -> str:
 
     A layer with weights computes in their type: an int8 kernel reads int8 activations too, whatever it writes.
     """
-    if _REGION.search(str(item.get("Name", ""))):
+    if _REGION.search(str(item.get("Name", ""))) and item.get("LayerType") not in _COMPUTES_NOTHING:
         return FUSED
     weights = item.get("Weights")
     stored = UNKNOWN
@@ -132,18 +132,26 @@ def _nodes(name: str, metadata: str, nodes: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def judge(layers: Iterable[GraphLayer], engine: Sequence[EngineLayer]) -> tuple[Verdict, ...]:
-    """Compare what was asked of each layer of the recipe with what the engine does."""
+def judge(
+    layers: Iterable[GraphLayer], engine: Sequence[EngineLayer], nodes: Sequence[str] = ()
+) -> tuple[Verdict, ...]:
+    """Compare what was asked of each layer of the recipe with what the engine does.
+
+    Args:
+        layers: What was asked.
+        engine: What ``parse`` returned.
+        nodes: Names of the graph's nodes in its order, by which layers that no engine layer names are sought.
+    """
     place: dict[str, EngineLayer] = {}
     for item in engine:
         for node in item.nodes:
             if node not in place or _rank(item) > _rank(place[node]):
                 place[node] = item
     regions = [item for item in engine if item.precision == FUSED]
+    order = {name: place for place, name in enumerate(nodes)}
     verdicts: list[Verdict] = []
     for layer in layers:
-        # Where one region is all that names nothing inside, a layer that no other engine layer names is in it.
-        found = place.get(layer.node) or (regions[0] if len(regions) == 1 else None)
+        found = place.get(layer.node) or _around(layer.node, regions, order)
         verdicts.append(
             Verdict(
                 layer=layer.name,
@@ -157,6 +165,16 @@ def judge(layers: Iterable[GraphLayer], engine: Sequence[EngineLayer]) -> tuple[
             )
         )
     return tuple(verdicts)
+
+
+def _around(node: str, regions: Sequence[EngineLayer], order: Mapping[str, int]) -> EngineLayer | None:
+    """Return the region that a node which no engine layer names must be in: the last that begins before it.
+
+    A region's ends are often nodes that TensorRT made up, so that the graph's order does not tell where it ends.
+    """
+    begins = [(min((order[name] for name in item.nodes if name in order), default=-1), item) for item in regions]
+    before = [pair for pair in begins if pair[0] <= order.get(node, len(order))]
+    return max(before, key=lambda pair: pair[0])[1] if before else None
 
 
 def _told(region: EngineLayer) -> str:

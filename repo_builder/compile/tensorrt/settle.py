@@ -85,7 +85,7 @@ def settle(
             continue
         seconds += built.seconds
         engine = inspector.parse(inspect(built.plan), request.precisions.nodes)
-        verdicts = inspector.judge(request.precisions.layers, engine)
+        verdicts = inspector.judge(request.precisions.layers, engine, request.precisions.nodes)
         best = (built, verdicts, len(engine))
         departed = {item.node for item in verdicts if item.departs and item.node in request.precisions.float_nodes}
         new = departed - pinned - given_up

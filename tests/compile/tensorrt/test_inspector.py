@@ -66,7 +66,7 @@ def test_a_layer_that_the_engine_does_not_name_is_unknown() -> None:
 
 def verdict_of(asked: str, layer: dict[str, Any], nodes: tuple[str, ...] = ("a", "b", "c")) -> Any:
     engine = trt_inspector.parse({"Layers": [{"Name": "b", "LayerType": "Conv", **layer}]}, nodes)
-    return trt_inspector.judge([GraphLayer(name="b", node="b", asked=asked)], engine)[0]
+    return trt_inspector.judge([GraphLayer(name="b", node="b", asked=asked)], engine, nodes)[0]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,17 @@ def test_an_engine_layer_that_names_a_node_says_more_than_a_region_around_it() -
     engine = trt_inspector.parse({"Layers": [own, {**REGION, "LayerType": "Myelin"}]}, ("a", "b", "c"))
     (found,) = trt_inspector.judge([GraphLayer(name="b", node="b", asked="int8")], engine)
     assert (found.got, found.engine_layer) == ("int8", "b")
+
+
+def test_a_layer_is_in_the_last_region_that_begins_before_it_and_copies_are_no_regions() -> None:
+    """As TensorRT 8.6 names them for ViT: neither end need be a node of the graph."""
+    names = ("{ForeignNode[a...(Unnamed Layer* 3) [ElementWise]]}", "{ForeignNode[c + made up...(Unnamed Layer* 9)]}")
+    copy_name = f"Reformatting CopyNode for Output Tensor 0 to {names[1]}"
+    layers = [{"Name": name, "LayerType": "Myelin"} for name in names] + [{"Name": copy_name, "LayerType": "Reformat"}]
+    nodes = ("a", "b", "c", "d")
+    engine = trt_inspector.parse({"Layers": layers}, nodes)
+    asked = [GraphLayer(name=name, node=name, asked="fp16") for name in ("b", "d")]
+    assert [item.engine_layer for item in trt_inspector.judge(asked, engine, nodes)] == list(names)
 
 
 def test_the_keys_of_tensorrt_11_are_read() -> None:

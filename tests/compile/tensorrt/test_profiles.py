@@ -30,14 +30,23 @@ def batches(profile: Profile) -> tuple[int, int, int]:
     return shape.min[0], shape.opt[0], shape.max[0]
 
 
-def test_without_profiles_there_is_one_up_to_the_largest_batch() -> None:
-    (profile,) = trt_profiles.from_recipe(recipe())
-    assert profile["image"] == ShapeProfile(min=(1, 3, 32, 32), opt=(64, 3, 32, 32), max=(64, 3, 32, 32))
-
-
-def test_it_is_tuned_for_the_largest_preferred_batch() -> None:
-    (profile,) = trt_profiles.from_recipe(recipe(preferred_batch_sizes=(8, 16)))
-    assert batches(profile) == (1, 16, 64)
+@pytest.mark.parametrize(
+    ("asked", "profiles"),
+    [
+        ({"max_batch_size": 64}, [(1, 1, 1), (2, 8, 8), (9, 64, 64)]),
+        ({"max_batch_size": 20}, [(1, 1, 1), (2, 8, 8), (9, 20, 20)]),
+        ({"max_batch_size": 8}, [(1, 1, 1), (2, 8, 8)]),
+        ({"max_batch_size": 1}, [(1, 1, 1)]),
+        (
+            {"max_batch_size": 64, "preferred_batch_sizes": (16, 32)},
+            [(1, 1, 1), (2, 16, 16), (17, 32, 32), (33, 64, 64)],
+        ),
+    ],
+)
+def test_without_profiles_each_usual_batch_has_one_of_its_own(asked: Any, profiles: list[Any]) -> None:
+    found = trt_profiles.from_recipe(recipe(**asked))
+    assert [batches(item) for item in found] == profiles
+    assert found[0]["image"].max == (1, 3, 32, 32)
 
 
 def test_without_batching_there_is_room_for_one() -> None:
