@@ -1,0 +1,160 @@
+"""Real networks as TensorRT plans: built by the command line, timed beside torch and a plain FP16 build of TensorRT.
+
+    python benchmarks/gpu_zoo.py FOLDER RESULTS.json [--torch BASELINES.json] [--seconds N] [network[/form] ...]
+
+FOLDER holds what `gpu_networks.py export` wrote. Each network is built by `repo-builder build NAME.toml --target
+tensorrt` in each form; times are of CUDA graphs of the plan, medians of 300 runs, at batch 1, 8 and 64, and the rows of
+one network are of one machine. Needs TensorRT, a GPU and ONNX Runtime; no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gpu_facts
+import numpy as np
+import onnx
+from gpu_measure import latency_us
+from tensorrt_rows import Graph, StreamClock
+
+from repo_builder import recipes
+from repo_builder.compile.tensorrt import graph
+from repo_builder.compile.tensorrt.build import BuildRequest, build
+from repo_builder.compile.tensorrt.plan import Plan, Session
+from repo_builder.compile.tensorrt.profiles import choose, from_recipe
+from repo_builder.core import artifacts
+from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.tensors import DType
+
+BATCHES = (1, 8, 64)
+_INT8 = '[[quantize.layers]]\ntype = "*"\nprecision = "int8"\n'
+_HALF = '[[quantize.layers]]\ntype = "*"\nprecision = "fp16"\n'
+# form → its layer rules. The order is that of usefulness where time runs out.
+FORMS: dict[str, str] = {
+    "fp16": _HALF,
+    "int8": _INT8,
+    "int8 with fp16": _HALF + '[[quantize.layers]]\ntype = "Conv*"\nprecision = "int8"\n',
+}
+PLAIN = "plain FP16"
+
+
+def recipe(name: str, model: Path, form: str) -> str:
+    """Return a recipe for an ONNX file, its inputs and outputs read from it."""
+    loaded = onnx.load(model, load_external_data=False)
+    lines = [f'name = "{name}"', "[model]", f'source = "{model}"']
+    for key, values in (("inputs", loaded.graph.input), ("outputs", loaded.graph.output)):
+        for item in values:
+            kind = onnx.TensorProto.DataType.Name(item.type.tensor_type.elem_type)
+            sizes = [size.dim_value or -1 for size in item.type.tensor_type.shape.dim][1:]
+            lines += [
+                f"[[model.{key}]]",
+                f'name = "{item.name}"',
+                f'dtype = "{DType.of(kind).value}"',
+                f"shape = {sizes}",
+            ]
+    lines += ["[data]", f'source = "{model.with_suffix(".npz")}"', "test = 0.3", "calibration = 32"]
+    lines += ["[repository]", "max_batch_size = 64", "[measure]", 'task = "other"', "output_tolerance = 1e9"]
+    return "\n".join(lines) + "\n[quantize]\n" + FORMS[form]
+
+
+def row(folder: Path, name: str, form: str) -> dict[str, Any]:
+    """Build a network in a form with the command line, and time its plan."""
+    tag = f"{name}-{form.replace(' ', '-')}"
+    (folder / f"{tag}.toml").write_text(recipe(tag, folder / f"{name}.onnx", form))
+    command = [sys.executable, "-m", "repo_builder", "build", f"{folder / tag}.toml", "--target", "tensorrt"]
+    command += ["--work", str(folder / "build"), "--output", str(folder / "repository"), "--accept-departure"]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wall_s = round(time.perf_counter() - started, 1)
+    (folder / f"{tag}.log").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        return {"failed": done.stderr.strip()[-600:], "exit": done.returncode, "wall_s": wall_s}
+    made = artifacts.read(EngineArtifact, folder / "build" / tag / "engine")
+    details: Any = made.details
+    return {
+        "wall_s": wall_s,
+        "build_s": details.build_seconds,
+        "builds": details.builds,
+        "precisions": details.precision_counts,
+        "plan_bytes": details.plan_bytes,
+        "notes": list(details.notes),
+        "accuracy": [str(item) for item in made.accuracy],
+        "latency_us": times(made.model, folder / f"{name}.npz"),
+    }
+
+
+def plain(folder: Path, name: str) -> dict[str, Any]:
+    """Build the fp32 graph with TensorRT's FP16 flag and nothing else, under the same profiles."""
+    model = folder / f"{name}.onnx"
+    (folder / f"{name}.toml").write_text(recipe(name, model, "fp16"))
+    profiles = from_recipe(recipes.load(str(folder / f"{name}.toml")))
+    free = dataclasses.replace(graph.read(onnx.load(model), {}), has_fp16=True)
+    request = BuildRequest(model=model, precisions=free, profiles=profiles, workspace_bytes=4 << 30)
+    built = build(request, lambda line: None)
+    place = folder / f"{name}-plain.plan"
+    place.write_bytes(built.plan)
+    return {"build_s": round(built.seconds, 1), "latency_us": times(place, folder / f"{name}.npz")}
+
+
+def times(plan_file: Path, samples: Path) -> dict[str, Any]:
+    """Return the GPU's time of a plan by batch size, on real inputs, each in the profile that is tuned for it."""
+    plan, found = Plan.load(plan_file), {}
+    with np.load(samples) as data:
+        values = {item.name: data[item.name] for item in plan.inputs}
+    for size in BATCHES:
+        batch = {name: value[:size] for name, value in values.items()}
+        session = Session(plan, choose(plan.profiles, {name: value.shape for name, value in batch.items()}) or 0)
+        session(batch)  # its buffers hold real inputs from here on
+        taken = Graph(session, size)
+        found[str(size)] = latency_us(taken.alone, StreamClock(session.stream))
+        session.stream.synchronize()
+        taken.free()
+        session.close()
+    return found
+
+
+def main() -> None:
+    """Measure until the time is up; the file is whole after every row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--torch", type=Path)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("networks", nargs="*")
+    asked = parser.parse_args()
+    end = time.monotonic() + asked.seconds
+    found: dict[str, Any] = {**gpu_facts.head(), "networks": {}}
+    for entry in asked.networks or sorted(path.stem for path in asked.folder.glob("*.onnx")):
+        name, _, only = entry.partition("/")
+        rows = found["networks"].setdefault(name, {})
+        if asked.torch and asked.torch.is_file():
+            rows["torch"] = json.loads(asked.torch.read_text()).get(name)
+        for form in [only] if only else [*FORMS, PLAIN]:
+            if time.monotonic() > end:
+                return
+            try:
+                if form == "plain FP16":
+                    built = next(
+                        r for r in FORMS if (asked.folder / "build" / f"{name}-{r.replace(' ', '-')}").is_dir()
+                    )
+                    engine = artifacts.read(
+                        EngineArtifact, asked.folder / "build" / f"{name}-{built.replace(' ', '-')}" / "engine"
+                    )
+                    rows[form] = plain(asked.folder, name, engine.profiles)
+                else:
+                    rows[form] = row(asked.folder, name, form)
+            except Exception as error:  # a row that fails says so, and the others go on
+                rows[form] = {"failed": f"{type(error).__name__}: {str(error)[:400]}"}
+            asked.results.write_text(json.dumps(found, indent=1))
+            print(name, form, json.dumps(rows[form])[:700], flush=True)
+
+
+if __name__ == "__main__":
+    main()
