@@ -102,13 +102,15 @@ def parse_version(text: str) -> int | Literal["replace", "next"]:
     Raises:
         click.BadParameter: It is neither a word that is known nor a version's number.
     """
+    from repo_builder.core.bounds import shown
+
     if text == "next":
         return "next"
     if text == "replace":
         return "replace"
-    if text.isdecimal() and int(text) > 0:
+    if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0:  # Triton takes 32 bits
         return int(text)
-    raise click.BadParameter(f"'{text}' is neither replace, next nor a number above 0", param_hint="--version")
+    raise click.BadParameter(f"{shown(text)} is neither replace, next nor a number above 0", param_hint="--version")
 
 
 def show(result: BuildResult, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from repo_builder.core import codec, files, recipe_check
+from repo_builder.core import codec, files
 from repo_builder.core.bounds import shown
 from repo_builder.core.details import EngineDetails, OnnxDetails, TensorRTDetails
 from repo_builder.core.errors import RecipeError, RepositoryError
@@ -153,12 +153,10 @@ def read(cls: type[A], folder: Path) -> A:
         raise RepositoryError(message, where=str(manifest), hint="build again with --force")
     body = {name: item for name, item in value.items() if name not in ("schema", "kind")}
     try:
-        read_back = codec.build(cls, {**body, "path": str(folder)})
-        recipe_check.check(read_back.recipe)
+        return codec.build(cls, {**body, "path": str(folder)})
     except RecipeError as error:
         said = f"{error.where}: {error.message}" if error.where else error.message
         raise RepositoryError(f"is damaged ({said})", where=str(manifest), hint="build again with --force") from None
-    return read_back
 
 
 def up_to_date(cls: type[A], folder: Path, key: str) -> A | None:

@@ -19,9 +19,11 @@ class Bound:
         gt: Value that it is above.
         le: Greatest value.
         lt: Value that it is below.
-        nonempty: Whether a string or an array must hold something.
+        nonempty: Whether an array must hold something.
         pattern: Regular expression that the whole string matches.
-        must: The rule in words, as in ``must be a fraction between 0 and 1``; empty derives it from the limits.
+        most_bytes: Length that a string has at the most, in bytes of UTF-8.
+        must: What is said behind the value, as in ``is not a fraction``; empty says which limit is broken.
+        says: What is said in place of the value and the rule.
         hint: What to write instead.
     """
 
@@ -31,35 +33,51 @@ class Bound:
     lt: float | None = None
     nonempty: bool = False
     pattern: str | None = None
+    most_bytes: int | None = None
     must: str = ""
+    says: str = ""
     hint: str | None = None
 
     def check(self, value: Any, path: str) -> None:  # noqa: ANN401 - a value of the field's type
         """Refuse a value.
 
+        Args:
+            value: A value of the field's type.
+            path: Its key path.
+
         Raises:
-            RecipeError: It is out of bounds; names ``path``.
+            RecipeError: It is out of bounds.
         """
-        if not self.holds(value):
-            raise RecipeError(f"{shown(value)} {self.must or 'must be ' + self.words()}", where=path, hint=self.hint)
+        broken = self.broken(value)
+        if broken:
+            raise RecipeError(self.says or f"{shown(value)} {self.must or broken}", where=path, hint=self.hint)
 
-    def holds(self, value: Any) -> bool:  # noqa: ANN401 - a value of the field's type
-        """Whether a value of the right type is within the bounds."""
+    def broken(self, value: Any) -> str:  # noqa: ANN401 - a value of the field's type
+        """Return the rule that a value breaks, in words; empty where it breaks none."""
         if self.nonempty and not value:
-            return False
-        if self.pattern is not None:
-            return re.fullmatch(self.pattern, value) is not None
-        limits = ((self.ge, operator.ge), (self.gt, operator.gt), (self.le, operator.le), (self.lt, operator.lt))
-        return all(compare(value, limit) for limit, compare in limits if limit is not None)
+            return "must not be empty"
+        if self.pattern is not None and re.fullmatch(self.pattern, value) is None:
+            return f"is not of the form {self.pattern}"
+        if self.most_bytes is not None and len(value.encode("utf-8", "replace")) > self.most_bytes:
+            return f"is longer than {self.most_bytes} bytes"
+        if self.ge == 0 and value < 0:
+            return "must not be negative"
+        return next(
+            (
+                f"must be {words} {limit:,}".replace(",", "")
+                for name, words, holds in _LIMITS
+                if (limit := getattr(self, name)) is not None and not holds(value, limit)
+            ),
+            "",
+        )
 
-    def words(self) -> str:
-        """Return the limits in words, as in ``at least 1`` or ``from 13 to 21``."""
-        if self.nonempty or self.pattern is not None:
-            return "non-empty" if self.nonempty else f"of the form {self.pattern}"
-        if self.ge is not None and self.le is not None:
-            return f"from {self.ge:g} to {self.le:g}"
-        limits = (("at least", self.ge), ("above", self.gt), ("at most", self.le), ("below", self.lt))
-        return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+
+_LIMITS = (
+    ("ge", "at least", operator.ge),
+    ("gt", "above", operator.gt),
+    ("le", "at most", operator.le),
+    ("lt", "below", operator.lt),
+)
 
 
 def shown(value: Any) -> str:  # noqa: ANN401 - any value

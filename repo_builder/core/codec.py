@@ -13,7 +13,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -92,7 +92,10 @@ def build(cls: type[R], value: Any, path: str = "") -> R:  # noqa: ANN401 - chec
     values = {key: convert(hints[key], item, _join(path, key)) for key, item in given.items()}
     try:
         return cls(**values)
-    except ValueError as error:  # what the class itself refuses
+    except RecipeError as error:  # what the class refuses of several values together; its place is below this table
+        where = _join(path, error.where) if error.where else path
+        raise RecipeError(error.message, where=where or None, hint=error.hint) from None
+    except ValueError as error:
         raise RecipeError(str(error), where=path or None) from None
 
 
@@ -119,19 +122,26 @@ def convert(kind: Any, value: Any, path: str) -> Any:  # noqa: ANN401 - any anno
         return _one_of(arguments, value, path)
     if origin is Literal:
         return _literal(arguments, value, path)
-    if origin is tuple or origin is list:
-        return origin(_items(arguments, value, path))
+    if origin in (tuple, list, Sequence):
+        items = _items(arguments, value, path)
+        return items if origin is list else tuple(items)
     if origin is dict or kind is dict:
         return _table(arguments[1] if arguments else Any, value, path)
     if kind is Any:
         return _anything(value, path)
     if kind is DType:
         return _dtype(value, path)
-    if kind is Path:
-        return Path(_scalar(str, value, path))
     if dataclasses.is_dataclass(kind):
         return build(typing.cast("type[Any]", kind), value, path)
     return _scalar(kind, value, path)
+
+
+def knows(kind: Any) -> bool:  # noqa: ANN401 - any annotation
+    """Whether values can be checked against an annotation: it is made of scalars, arrays, tables and unions of them."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType, tuple, list, dict, Sequence):
+        return all(item in (Ellipsis, type(None)) or knows(item) for item in arguments)
+    return kind in _WORDS or origin is Literal
 
 
 def _one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:  # noqa: ANN401 - any value
@@ -219,6 +229,8 @@ def _dtype(value: Any, path: str) -> DType:  # noqa: ANN401 - any value
 
 
 def _scalar(kind: Any, value: Any, path: str) -> Any:  # noqa: ANN401 - checked here
+    if kind is Path:
+        return Path(_scalar(str, value, path))
     number = isinstance(value, int) and not isinstance(value, bool)
     if number and kind in (int, float) and not -_LARGEST < value < _LARGEST:
         raise RecipeError(f"{shown(value)} is too large", where=path)

@@ -5,13 +5,16 @@ A missing library becomes one sentence: what is missing and which command instal
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from repo_builder.core import codec
 from repo_builder.core.errors import MissingDependency, RecipeError, did_you_mean
 
 
@@ -80,7 +83,8 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any], *, where: s
         given: Keyword arguments that do not come from the recipe.
 
     Raises:
-        RecipeError: The function takes no such argument, or needs one that is not there.
+        RecipeError: The function takes no such argument, needs one that is not there, or says in its annotations that
+            it takes another type.
     """
     parameters = inspect.signature(function).parameters.values()
     if not any(item.kind is item.VAR_KEYWORD for item in parameters):
@@ -92,4 +96,20 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any], *, where: s
         needed = item.default is item.empty and item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
         if needed and item.name not in arguments and item.name not in given:
             raise RecipeError(f"the argument '{item.name}' is missing", where=where, hint=f"add {item.name} = ...")
-    return function(**given, **arguments)
+    kinds = _kinds(function)
+    checked = {
+        key: codec.convert(kinds[key], value, f"{where}.{key}") if key in kinds else value
+        for key, value in arguments.items()
+    }
+    return function(**given, **checked)
+
+
+def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a function's parameters that TOML values can be checked against."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        found = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except (NameError, TypeError, AttributeError):  # a user's annotations that only a type checker resolves
+        return {}
+    return {name: kind for name, kind in found.items() if codec.knows(kind)}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from repo_builder.core.bounds import Bound
 
 Array = npt.NDArray[Any]
 
@@ -111,9 +113,9 @@ class TensorSpec:
         shape: Its dimensions without the batch; -1 stands for one that varies.
     """
 
-    name: str
+    name: Annotated[str, Bound(pattern=r"[^\x00]+", must="is empty or holds a NUL character")]
     dtype: DType
-    shape: tuple[int, ...]
+    shape: tuple[Annotated[int, Bound(ge=-1, lt=2**31)], ...]
 
     def accepts(self, array: Array) -> bool:
         """Whether a batch of shape ``(n, *shape)`` and this dtype is what ``array`` is."""

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from repo_builder.core import codec
+from repo_builder.core.bounds import shown
 from repo_builder.core.errors import RecipeError, did_you_mean
 from repo_builder.core.recipe import Recipe, parse
 
@@ -66,11 +68,11 @@ def change(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"is not TOML: {error}", where=str(path)) from None
+        document: dict[str, Any] = codec.parsed(tomllib.loads, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read ({error})", where=str(path)) from None
+    except ValueError as error:
+        raise RecipeError(f"is not TOML: {error}", where=str(path)) from None
     return document
 
 
@@ -78,11 +80,13 @@ def _apply(document: dict[str, Any], setting: str) -> None:
     """Set one dotted key; ``quantize.layers.0.precision`` reaches into an array."""
     dotted, equals, text = setting.partition("=")
     if not equals or not dotted:
-        raise RecipeError(f"'{setting}' is not key.path=value", where="--set", hint="as in --set train.epochs=5")
+        raise RecipeError(f"{shown(setting)} is not key.path=value", where="--set", hint="as in --set train.epochs=5")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = codec.parsed(tomllib.loads, f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    except ValueError as error:
+        raise RecipeError(f"its value cannot be taken: {error}", where=f"--set {shown(dotted)}") from None
     *parents, last = dotted.split(".")
     node: Any = document
     for part in parents:
@@ -98,8 +102,8 @@ def _apply(document: dict[str, Any], setting: str) -> None:
 
 def _item(node: Any, part: str, dotted: str) -> Any:  # noqa: ANN401 - any TOML value
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
-            raise RecipeError(f"'{part}' in '{dotted}' is not an index below {len(node)}", where="--set")
+        if not (part.isascii() and part.isdecimal() and len(part) < 10) or int(part) >= len(node):
+            raise RecipeError(f"{shown(part)} in {shown(dotted)} is not an index below {len(node)}", where="--set")
         return node[int(part)]
     if isinstance(node, dict):
         return node.setdefault(part, {})

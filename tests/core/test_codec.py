@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from repo_builder.core import codec
 from repo_builder.core.errors import RecipeError
@@ -55,3 +59,92 @@ def test_plain_leaves_out_what_is_none() -> None:
 def test_what_does_not_fit_is_named_by_its_path(value: object, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         codec.build(Outer, value, "at")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle:
+    shape: Literal["circle"] = "circle"
+    radius: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    shape: Literal["box"] = "box"
+    sides: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.sides[0] > self.sides[1]:
+            raise RecipeError("the longer side comes last", where="sides")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    shapes: tuple[Circle | Box, ...] = ()
+    by_name: dict[str, Circle] = field(default_factory=dict)
+    size: int | Literal["auto"] = "auto"
+    path: Path | None = None
+    free: dict[str, Any] = field(default_factory=dict)
+
+
+shapes = st.one_of(
+    st.builds(Circle, radius=st.floats(allow_nan=False, allow_infinity=False)),
+    st.builds(Box, sides=st.tuples(st.integers(-9, 0), st.integers(1, 2**60))),
+)
+drawings = st.builds(
+    Drawing,
+    shapes=st.lists(shapes, max_size=3).map(tuple),
+    by_name=st.dictionaries(st.text(max_size=5), st.builds(Circle, radius=st.floats(0, 1)), max_size=2),
+    size=st.one_of(st.just("auto"), st.integers(-5, 5)),
+    path=st.one_of(st.none(), st.text("abc/", min_size=1, max_size=6).map(Path)),
+    free=st.dictionaries(
+        st.text(max_size=3), st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text()), max_size=3
+    ),
+)
+
+
+@given(drawings, st.booleans())
+def test_what_is_written_is_read_back(drawing: Drawing, nulls: bool) -> None:
+    assert codec.build(Drawing, json.loads(json.dumps(codec.plain(drawing, nulls=nulls)))) == drawing
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"shapes": [{"shape": "bix"}]}, r"shapes\[0\]\.shape: 'bix' is not one of circle, box → did you mean 'box'"),
+        ({"shapes": [{}]}, r"shapes\[0\]\.shape: None is not one of circle, box"),
+        ({"shapes": [3]}, r"shapes\[0\]: expected a table, found 3"),
+        ({"shapes": [{"shape": "box", "sides": [1]}]}, r"shapes\[0\]\.sides: expected 2 items, found 1"),
+        ({"shapes": [{"shape": "box", "sides": [2, 1]}]}, r"shapes\[0\]\.sides: the longer side comes last"),
+        ({"shapes": [{"shape": "circle", "radius": float("nan")}]}, r"radius: nan is not a finite number"),
+        ({"by_name": {"a": {"radius": "1"}}}, r"by_name\.a\.radius: expected a number, found '1'"),
+        ({"size": "atuo"}, "size: expected a whole number, found 'atuo' and 'atuo' is not one of auto"),
+        ({"size": True}, "size: expected a whole number, found True and True is not one of auto"),
+        ({"path": 3}, "path: expected a string, found 3"),
+        ({"k" * 5000: 3}, "unknown key"),
+        ({"size": 10**400}, "a number of about 401 digits is too large"),
+    ],
+)
+def test_what_fits_no_member_is_named(value: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        codec.build(Drawing, value)
+    assert len(str(caught.value)) < 500
+
+
+def nested(depth: int) -> Any:
+    found: Any = 1
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+def test_deep_values_are_one_sentence() -> None:
+    with pytest.raises(RecipeError, match="is nested too deep"):
+        codec.build(Drawing, {"free": {"a": nested(500)}})
+    assert codec.build(Drawing, {"free": {"a": nested(20)}}).free == {"a": nested(20)}
+
+
+@pytest.mark.parametrize(("text", "told"), [("[" * 100_000, "nested too deep"), ("1" * 5000, "thousands of digits")])
+def test_text_that_python_cannot_hold_is_one_sentence(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        codec.parsed(json.loads, text)
+    assert codec.parsed(json.loads, "[1]") == [1]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +53,28 @@ def test_a_users_module_that_lacks_a_library_is_told_apart(tmp_path: Path) -> No
     (tmp_path / "needs_more.py").write_text("import no_such_library\n")
     with pytest.raises(MissingDependency, match="no_such_library"):
         loading.load_user(f"{tmp_path}/needs_more.py:make", where="model.source")
+
+
+def shaped(*, size: int, names: Sequence[str] = (), scale: float | Sequence[float] = 1.0, other: object = None) -> Any:
+    return size, names, scale, other
+
+
+@pytest.mark.parametrize("function", [shaped, functools.partial(shaped)])
+def test_arguments_are_of_the_types_that_a_function_is_annotated_with(function: Callable[..., Any]) -> None:
+    given = {"size": 3, "names": ["a"], "scale": [1, 2.5], "other": {1}}
+    assert loading.call(function, given, where="data.arguments") == (3, ("a",), (1.0, 2.5), {1})
+    for wrong, message in (
+        ({"size": "3"}, r"data\.arguments\.size: expected a whole number, found '3'"),
+        ({"size": 3, "names": 3}, r"data\.arguments\.names: expected an array, found 3"),
+        ({"size": 3, "names": [3]}, r"data\.arguments\.names\[0\]: expected a string, found 3"),
+        ({"size": 3, "scale": "x"}, r"data\.arguments\.scale: expected a number, found 'x'"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            loading.call(function, wrong, where="data.arguments")
+
+
+def test_annotations_that_cannot_be_resolved_are_left_alone() -> None:
+    def odd(size: NoSuchType) -> Any:  # type: ignore[name-defined]  # noqa: F821
+        return size
+
+    assert loading.call(odd, {"size": "x"}, where="") == "x"

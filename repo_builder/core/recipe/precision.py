@@ -1,0 +1,114 @@
+"""``[quantize]`` and ``[export]``: which layer gets which precision, and the ONNX that says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from repo_builder.core.bounds import Bound
+from repo_builder.core.errors import RecipeError
+from repo_builder.core.recipe.bounds import EIGHT_BITS, Count, Percent, Text
+
+Precision = Literal["int8", "fp16", "fp32"]
+CalibratorName = Literal["max", "percentile", "mse", "entropy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputQuantizer:
+    """How a layer's input range is found: per tensor, symmetric.
+
+    Attributes:
+        calibrator: ``max``, ``percentile``, ``mse`` or ``entropy``.
+        percentile: Percent of absolute values that are kept; for ``percentile`` only.
+    """
+
+    calibrator: CalibratorName = "max"
+    percentile: Percent | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a percentile that the calibrator lacks, or does not take."""
+        _check_percentile(self.calibrator, self.percentile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightQuantizer:
+    """How a layer's weight range is found: symmetric, per output channel or per tensor.
+
+    Attributes:
+        calibrator: ``max``, ``percentile``, ``mse`` or ``entropy``.
+        percentile: Percent of absolute values that are kept; for ``percentile`` only.
+        per_channel: Whether every output channel has a range of its own.
+    """
+
+    calibrator: CalibratorName = "max"
+    percentile: Percent | None = None
+    per_channel: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a percentile that the calibrator lacks, or does not take."""
+        _check_percentile(self.calibrator, self.percentile)
+
+
+def _check_percentile(calibrator: str, percentile: float | None) -> None:
+    if calibrator == "percentile" and percentile is None:
+        hint = 'write { calibrator = "percentile", percentile = 99.99 }'
+        raise RecipeError("the percentile calibrator needs a percentile", where="percentile", hint=hint)
+    if calibrator != "percentile" and percentile is not None:
+        raise RecipeError(f"the {calibrator} calibrator takes no percentile", where="percentile", hint="remove it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRule:
+    """``[[quantize.layers]]``: a precision for the layers it selects; of several that match, the last wins.
+
+    Attributes:
+        type: Module type, as in ``Conv2d`` (fnmatch pattern), or None for any.
+        name: Qualified module name (fnmatch pattern), as in ``feature_layers.*``, or None for any.
+        precision: ``int8``, ``fp16`` or ``fp32``.
+        input: Range of the layer's input; int8 only.
+        weight: Range of the layer's weight; int8 only.
+        num_bits: 8; anything else is refused with the reason.
+    """
+
+    type: Text | None = None
+    name: Text | None = None
+    precision: Precision
+    input: InputQuantizer = field(default_factory=InputQuantizer)
+    weight: WeightQuantizer = field(default_factory=WeightQuantizer)
+    num_bits: Annotated[int, EIGHT_BITS] = 8
+
+    @property
+    def selector(self) -> str:
+        """What the rule selects, as in ``type=Conv2d``."""
+        chosen = [f"{key}={value}" for key, value in (("type", self.type), ("name", self.name)) if value is not None]
+        return " ".join(chosen) or "every layer"
+
+    def __str__(self) -> str:
+        """Return the rule's selector and precision, as in ``type=Conv2d → int8``."""
+        return f"{self.selector} → {self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSpec:
+    """``[quantize]``: the back end and the layer rules. Layers that no rule selects stay fp32.
+
+    Attributes:
+        backend: ``modelopt`` or ``pytorch-quantization``.
+        batch_size: Samples a calibration step.
+        layers: The rules, from top to bottom.
+    """
+
+    backend: Text = "modelopt"
+    batch_size: Count = 64
+    layers: tuple[LayerRule, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """``[export]``: the ONNX that is written.
+
+    Attributes:
+        opset: Version of the default operator set; 17 is the newest that TensorRT 8.5 parses.
+    """
+
+    opset: Annotated[int, Bound(ge=13, le=21, must="is not in 13 to 21")] = 17

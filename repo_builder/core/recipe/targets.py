@@ -1,0 +1,96 @@
+"""``[compile]``: the target and its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from repo_builder.core.bounds import Bound, shown
+from repo_builder.core.errors import RecipeError, did_you_mean
+from repo_builder.core.profiles import BOUNDS
+from repo_builder.core.recipe.bounds import Count, Natural
+
+Target = Literal["auto", "onnxruntime", "tensorrt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntimeSpec:
+    """``[compile.onnxruntime]``: the graph for ONNX Runtime, and its provider on a GPU.
+
+    Attributes:
+        first_layer: int8 layers that read a signed input: ``auto`` decides from the CPU's flags, ``int8`` keeps them,
+            ``fp32`` leaves them in floating point.
+        accelerator: ``none``, or the execution accelerator written to config.pbtxt: ``cuda`` or ``tensorrt``.
+        accelerator_precision: Precision mode of the TensorRT accelerator.
+        engine_cache: Whether the TensorRT accelerator keeps its engines, in a folder of the server's working directory.
+        intra_op_thread_count: Threads inside an operator; 0 leaves it to ONNX Runtime.
+        inter_op_thread_count: Threads across operators; 0 leaves it to ONNX Runtime.
+    """
+
+    first_layer: Literal["auto", "int8", "fp32"] = "auto"
+    accelerator: Literal["none", "cuda", "tensorrt"] = "none"
+    accelerator_precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    engine_cache: bool = True
+    intra_op_thread_count: Natural = 1
+    inter_op_thread_count: Natural = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSpec:
+    """``[[compile.tensorrt.profiles]]``: batch sizes of one optimization profile, and its dynamic dimensions.
+
+    Attributes:
+        min_batch: Smallest batch size.
+        opt_batch: Batch size that kernels are tuned for.
+        max_batch: Largest batch size.
+        shapes: For inputs with dynamic dimensions: name → {min, opt, max}, shapes without the batch.
+    """
+
+    min_batch: Count = 1
+    opt_batch: Count = 8
+    max_batch: Count = 64
+    shapes: dict[str, dict[str, list[Natural]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that are out of order; whether they fit the inputs is for the target to say."""
+        if not self.min_batch <= self.opt_batch <= self.max_batch:
+            found = f"{self.min_batch}, {self.opt_batch}, {self.max_batch}"
+            message = f"1 <= min_batch <= opt_batch <= max_batch does not hold: {found}"
+            raise RecipeError(message, hint="give all three: what is left out is 1, 8 and 64")
+        for name, bounds in self.shapes.items():
+            for key in bounds:
+                if key not in BOUNDS:
+                    hint = did_you_mean(key, BOUNDS)
+                    raise RecipeError(f"unknown key {shown(key)}", where=f"shapes.{name}", hint=hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRTSpec:
+    """``[compile.tensorrt]``: how the plan is built.
+
+    Attributes:
+        profiles: Optimization profiles; empty means one from 1 to ``repository.max_batch_size``.
+        workspace_mib: Limit of the builder's scratch memory, MiB.
+        optimization_level: Builder optimization level 0-5, for TensorRT 8.6 and later; None leaves the default.
+        timing_cache: Whether measured tactics are kept per GPU and version.
+    """
+
+    profiles: tuple[ProfileSpec, ...] = ()
+    workspace_mib: Count = 4096
+    optimization_level: Annotated[int, Bound(ge=0, le=5, must="is not in 0 to 5")] | None = None
+    timing_cache: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileSpec:
+    """``[compile]``: the target and its options.
+
+    Attributes:
+        target: ``auto`` takes TensorRT where a GPU and the library are, else ONNX Runtime, and says why.
+        onnxruntime: Options of ONNX Runtime.
+        tensorrt: Options of TensorRT.
+    """
+
+    target: Target = "auto"
+    onnxruntime: OnnxRuntimeSpec = field(default_factory=OnnxRuntimeSpec)
+    tensorrt: TensorRTSpec = field(default_factory=TensorRTSpec)
