@@ -16,7 +16,7 @@ import click
 @click.option("--dims", multiple=True, metavar="TENSOR:SIZES", help="Dimensions of a tensor, as in image:3,224,224.")
 @click.option("--no-dynamic-batching", is_flag=True, help="Do not put requests together into batches.")
 @click.option("--preferred-batch-size", "preferred", type=int, multiple=True, help="A size to reach; may be repeated.")
-@click.option("--max-queue-delay-us", type=int, default=100, show_default=True, help="How long a request may wait, us.")
+@click.option("--max-queue-delay-us", type=int, help="How long a request may wait for others, us.  [default: 100]")
 @click.option("--instance-count", type=int, default=1, show_default=True, help="Model instances (per GPU).")
 @click.option("--instance-kind", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option("--warmup", type=int, multiple=True, metavar="SIZE", help="A batch size to warm up; may be repeated.")
@@ -32,7 +32,7 @@ def command(
     dims: tuple[str, ...],
     no_dynamic_batching: bool,
     preferred: tuple[int, ...],
-    max_queue_delay_us: int,
+    max_queue_delay_us: int | None,
     instance_count: int,
     instance_kind: Literal["cpu", "gpu"],
     warmup: tuple[int, ...],
@@ -43,8 +43,9 @@ def command(
 ) -> None:
     """Print a config.pbtxt for an ONNX MODEL.
 
-    The model batches where the first dimension of every input and output varies; what was decided and why is said on
-    stderr and in a comment.
+    The model batches where the first dimension of every input and output varies and where samples give the same
+    together as alone, which is tried where ONNX Runtime is installed; what was decided and why is said on stderr and
+    in a comment.
 
     \b
     repo-builder config resnet.onnx > model_repository/resnet/config.pbtxt
@@ -52,8 +53,9 @@ def command(
     """
     from repo_builder.core import files, progress
     from repo_builder.repository import config
+    from repo_builder.repository.from_onnx import from_onnx
 
-    spec = config.from_onnx(
+    spec = from_onnx(
         model,
         name=name,
         backend=backend,

@@ -1,4 +1,4 @@
-"""config.pbtxt: from an engine, from any ONNX file, and its text.
+"""config.pbtxt: from an engine, and its text; ``from_onnx.py`` makes one for any ONNX file.
 
 The text is rendered from a template for people to read, parsed back through Triton's own ModelConfig protobuf and
 compared with the message built straight from the spec, so neither the template nor an odd name can change its meaning.
@@ -9,14 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from repo_builder.core import assets
 from repo_builder.core.artifacts import EngineArtifact
-from repo_builder.core.errors import RepositoryError, did_you_mean
-from repo_builder.core.recipe import OnnxRuntimeSpec, RepositorySpec
+from repo_builder.core.errors import RepositoryError
+from repo_builder.core.recipe import OnnxRuntimeSpec
 from repo_builder.core.tensors import TensorSpec
 from repo_builder.repository.spec import CONFIG, LABELS, Accelerator, ModelConfigSpec
 
@@ -29,7 +27,6 @@ __all__ = [
     "Accelerator",
     "ModelConfigSpec",
     "from_engine",
-    "from_onnx",
     "parse_text",
     "render",
 ]
@@ -61,7 +58,7 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         outputs=outputs,
         labels=_labelled(engine),
         dynamic_batching=batch > 1,
-        preferred_batch_sizes=tuple(size for size in asked.preferred_batch_sizes if size <= batch),
+        preferred_batch_sizes=tuple(size for size in asked.preferred_batch_sizes if size <= batch) if batch > 1 else (),
         max_queue_delay_us=asked.max_queue_delay_us,
         instance_count=asked.instance_count,
         instance_kind=kind,
@@ -73,84 +70,6 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         notes=(f"Written by repo-builder from the recipe '{engine.recipe.name}', and anew by every build of it.",),
     )
     return _with_warmup(spec, engine)
-
-
-def from_onnx(
-    path: Path,
-    *,
-    name: str | None = None,
-    backend: str = "onnxruntime",
-    max_batch_size: int | None = None,
-    dims: Mapping[str, tuple[int, ...]] | None = None,
-    dynamic_batching: bool = True,
-    preferred_batch_sizes: tuple[int, ...] = (),
-    max_queue_delay_us: int = RepositorySpec.max_queue_delay_us,
-    instance_count: int = 1,
-    instance_kind: Literal["cpu", "gpu"] = "cpu",
-    warmup_batch_sizes: tuple[int, ...] = (),
-    warmup_shapes: Mapping[str, tuple[int, ...]] | None = None,
-    response_cache: bool = False,
-    parameters: Mapping[str, str] | None = None,
-) -> ModelConfigSpec:
-    """Return a configuration for an ONNX file.
-
-    The model batches where the first dimension of every input and output varies, as Triton's onnxruntime backend
-    decides it.
-
-    Args:
-        path: The file.
-        name: The model's name; None takes the file's.
-        backend: Triton's backend.
-        max_batch_size: Largest batch; None decides, 0 turns batching off.
-        dims: Tensor name → dimensions, as they stand in config.pbtxt, in place of the file's.
-        dynamic_batching: Whether requests may be put together, where the model batches.
-        preferred_batch_sizes: Batch sizes that the dynamic batcher tries to reach.
-        max_queue_delay_us: How long a request may wait for others, microseconds.
-        instance_count: Model instances.
-        instance_kind: ``cpu`` or ``gpu``.
-        warmup_batch_sizes: Batch sizes run before the model is ready.
-        warmup_shapes: Input name → dimensions during warm-up, for inputs that vary.
-        response_cache: Whether Triton may answer from its response cache.
-        parameters: Parameters of the backend.
-
-    Raises:
-        RepositoryError: The file is no ONNX model, Triton lacks a type of it, or options contradict it.
-    """
-    from repo_builder.repository import onnx_file
-
-    signature = onnx_file.read(path)
-    dims, warmup_shapes = dict(dims or {}), dict(warmup_shapes or {})
-    for given, known in ((dims, signature.tensors), (warmup_shapes, signature.inputs)):
-        unknown = set(given) - {item.name for item in known}
-        if unknown:
-            wrong = min(unknown)
-            raise RepositoryError(
-                f"has no tensor '{wrong}' there",
-                where=str(path),
-                hint=did_you_mean(wrong, (item.name for item in known)),
-            )
-    batch, reason = onnx_file.batching(signature, max_batch_size)
-    spec = ModelConfigSpec(
-        name=name if name is not None else path.stem,
-        backend=backend,
-        max_batch_size=batch,
-        inputs=tuple(item.spec(batched=bool(batch), dims=dims.get(item.name), where=path) for item in signature.inputs),
-        outputs=tuple(
-            item.spec(batched=bool(batch), dims=dims.get(item.name), where=path) for item in signature.outputs
-        ),
-        dynamic_batching=dynamic_batching and batch > 1,
-        preferred_batch_sizes=preferred_batch_sizes,
-        max_queue_delay_us=max_queue_delay_us,
-        instance_count=instance_count,
-        instance_kind=instance_kind,
-        warmup_batch_sizes=warmup_batch_sizes,
-        warmup_shapes=warmup_shapes,
-        response_cache=response_cache,
-        parameters=dict(parameters or {}),
-        notes=(reason,),
-    )
-    spec.check()
-    return spec
 
 
 def render(spec: ModelConfigSpec) -> str:
@@ -206,9 +125,9 @@ def _whole(engine: EngineArtifact, tensors: tuple[TensorSpec, ...]) -> tuple[Ten
     """Put the batch in front of shapes: -1, or the one size that the engine takes."""
     sizes: dict[str, int] = {}
     if engine.target == "onnxruntime":
-        from repo_builder.repository import onnx_file
+        from repo_builder.core import signatures
 
-        known = onnx_file.read(engine.model).tensors
+        known = signatures.read(engine.model).tensors
         sizes = {item.name: item.shape[0] for item in known if item.shape}
     else:
         shapes = [shape for profile in engine.profiles for shape in profile.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,25 @@ from repo_builder.core.tensors import TensorSpec
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
+# Backends that Triton brings → the older platforms that go with them.
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt_plan",),
+    "onnxruntime": ("onnxruntime_onnx",),
+    "pytorch": ("pytorch_libtorch", "torch_aoti"),
+    "tensorflow": ("tensorflow_savedmodel", "tensorflow_graphdef"),
+    "openvino": (),
+    "python": (),
+    "dali": (),
+    "fil": (),
+    "identity": (),
+    "repeat": (),
+    "square": (),
+    "tensorrtllm": (),
+    "vllm": (),
+}
+# What the Python backend's stub is started with goes through a shell, and a model is a folder.
+_NAME = re.compile(r"(?!\.{1,2}$)[\w.:+@-]+")
+_INT32, _UINT64 = 1 << 31, 1 << 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +105,13 @@ class ModelConfigSpec:
             RepositoryError: Naming the first thing that makes no sense.
         """
         for message, wrong in (
+            (f"'{self.name}' cannot be a model's name: use letters, digits, '-', '_' and '.'", not self._named()),
+            (
+                "a batch size, a number of instances or a size is too large for config.pbtxt",
+                max(self.max_batch_size, self.instance_count, *self.preferred_batch_sizes, 0) >= _INT32
+                or self.max_queue_delay_us >= _UINT64
+                or any(size >= _UINT64 // 2 for size in self._sizes()),
+            ),
             ("max_batch_size must not be negative", self.max_batch_size < 0),
             ("there must be at least one input and one output", not (self.inputs and self.outputs)),
             ("two tensors on one side have the same name", self._doubled()),
@@ -96,6 +123,10 @@ class ModelConfigSpec:
             (
                 f"warm-up batch sizes must lie between 1 and {max(1, self.max_batch_size)}",
                 any(not 1 <= size <= max(1, self.max_batch_size) for size in self.warmup_batch_sizes),
+            ),
+            (
+                "preferred batch sizes are for dynamic batching, and there is none",
+                bool(self.preferred_batch_sizes) and not self.dynamic_batching,
             ),
             ("dynamic batching needs a max_batch_size", self.dynamic_batching and not self.max_batch_size),
             ("the queue delay must not be negative", self.max_queue_delay_us < 0),
@@ -113,6 +144,9 @@ class ModelConfigSpec:
                     where=self.name,
                     hint="name its size during warm-up, or leave warm-up out",
                 )
+
+    def _named(self) -> bool:
+        return bool(_NAME.fullmatch(self.name)) and len(self.name.encode(errors="replace")) <= 255
 
     def _doubled(self) -> bool:
         return any(len({item.name for item in side}) < len(side) for side in (self.inputs, self.outputs))

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import string
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
 from repo_builder.core.artifacts import EngineArtifact
@@ -39,17 +35,18 @@ def specs(draw: st.DrawFn) -> ModelConfigSpec:
     sizes = st.lists(st.integers(1, max(batch, 1)), max_size=3).map(tuple)
     words = st.dictionaries(_names, st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=3)
     kind = draw(st.sampled_from(["cpu", "gpu"]))
+    together = batch > 0 and draw(st.booleans())
     accelerators = st.lists(st.builds(Accelerator, name=_names, parameters=words), max_size=2).map(tuple)
     return ModelConfigSpec(
-        name=draw(_names),
+        name=draw(st.from_regex(r"[\w.:+@-]*[a-z][\w.:+@-]*", fullmatch=True).filter(lambda text: len(text) < 60)),
         backend=draw(_names),
         platform=draw(st.one_of(st.just(""), _names)),
         max_batch_size=batch,
         inputs=inputs,
         outputs=outputs,
         labels=draw(st.sampled_from([None, *(item.name for item in outputs)])),
-        dynamic_batching=batch > 0 and draw(st.booleans()),
-        preferred_batch_sizes=draw(sizes) if batch else (),
+        dynamic_batching=together,
+        preferred_batch_sizes=draw(sizes) if together else (),
         max_queue_delay_us=draw(st.integers(0, 2**60)),
         instance_count=draw(st.integers(1, 9)),
         instance_kind=kind,
@@ -258,133 +255,3 @@ def test_an_accelerator_on_the_cpu_is_refused(make_engine: MakeEngine) -> None:
     engine = make_engine(compile={"onnxruntime": {"accelerator": "cuda"}}, repository={"instance_kind": "cpu"})
     with pytest.raises(RepositoryError, match="on the GPU only"):
         config.render(config.from_engine(engine))
-
-
-# --- from an ONNX file ----------------------------------------------------------------------------------------------
-
-
-def test_a_dynamic_first_dimension_batches(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.v2.onnx", {"x": ["N", 3, "H", None]}, {"y": ["N", 3, "H", None]})
-    spec = config.from_onnx(path, instance_kind="gpu", instance_count=2)
-    assert (spec.name, spec.max_batch_size, spec.dynamic_batching) == ("net.v2", 64, True)
-    assert spec.inputs[0].shape == (3, -1, -1)
-    assert "the first dimension of every input and output varies" in config.render(spec)
-
-
-@pytest.mark.parametrize("shape", [[1, 3], [], [2]])
-def test_a_fixed_first_dimension_does_not(write_onnx: Callable[..., Path], tmp_path: Path, shape: list[int]) -> None:
-    path = write_onnx(tmp_path / "net.onnx", {"x": ["N", 3], "z": shape}, {"y": ["N", 3]})
-    spec = config.from_onnx(path)
-    assert (spec.max_batch_size, spec.dynamic_batching) == (0, False)
-    assert [item.shape for item in spec.inputs] == [(-1, 3), tuple(shape)]
-    assert f"the first dimension of 'z' does not vary (its shape is {shape})" in spec.notes[0]
-    asked = config.from_onnx(path, max_batch_size=4)
-    assert asked.max_batch_size == 4
-    assert "will refuse it" in asked.notes[0]
-
-
-def test_batching_can_be_turned_off(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    spec = config.from_onnx(write_onnx(tmp_path / "net.onnx"), max_batch_size=0)
-    assert (spec.max_batch_size, spec.inputs[0].shape) == (0, (-1, 4))
-    assert not config.from_onnx(tmp_path / "net.onnx", dynamic_batching=False).dynamic_batching
-
-
-def test_every_type_that_triton_has_is_named(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    types = {dtype.value: TensorProto.DataType.Value(dtype.onnx) for dtype in DType}
-    path = write_onnx(tmp_path / "net.onnx", {name: ["N", 1] for name in types}, types=types)
-    spec = config.from_onnx(path)
-    assert {item.name: item.dtype for item in spec.inputs} == {dtype.value: dtype for dtype in DType}
-
-
-def test_a_type_that_triton_lacks_is_one_sentence(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx", types={"x": TensorProto.BFLOAT16})
-    with pytest.raises(RepositoryError, match="'x' is BFLOAT16, a type that Triton does not have"):
-        config.from_onnx(path)
-
-
-def test_a_sequence_is_no_tensor(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx")
-    model = onnx.load(path)
-    value = onnx.helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
-    model.graph.output[0].CopyFrom(value)
-    onnx.save(model, path)
-    with pytest.raises(RepositoryError, match="'y' is SEQUENCE"):
-        config.from_onnx(path)
-
-
-def test_initializers_that_are_listed_as_inputs_are_left_out(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx", {"x": ["N", 4], "w": [4]})
-    model = onnx.load(path)
-    model.graph.initializer.append(onnx.helper.make_tensor("w", TensorProto.FLOAT, [4], [0.0] * 4))
-    onnx.save(model, path)
-    assert [item.name for item in config.from_onnx(path).inputs] == ["x"]
-
-
-def test_dimensions_that_only_inference_finds(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx", {"x": ["N", 4]}, {"y": ["N", "M"]})
-    assert config.from_onnx(path).outputs[0].shape == (4,)
-
-
-def test_weights_in_another_file_are_not_needed(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx")
-    model = onnx.load(path)
-    weights = onnx.helper.make_tensor("w", TensorProto.FLOAT, [64], [0.0] * 64)
-    weights.raw_data = b"\0" * 256
-    del weights.float_data[:]
-    model.graph.initializer.append(weights)
-    onnx.save_model(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
-    (tmp_path / "net.data").unlink()
-    assert config.from_onnx(path).inputs[0].shape == (4,)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello, this is no model", b"\x08\x08\x3a\xff\xff\x01", bytes(range(256))])
-def test_a_file_that_is_no_model_is_one_sentence(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "net.onnx").write_bytes(content)
-    with pytest.raises(RepositoryError, match="not an ONNX model"):
-        config.from_onnx(tmp_path / "net.onnx")
-
-
-def test_a_file_cut_short_or_missing_is_one_sentence(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx")
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(RepositoryError, match="cut short"):
-        config.from_onnx(path)
-    with pytest.raises(RepositoryError, match="no such ONNX file"):
-        config.from_onnx(tmp_path / "other.onnx")
-    with pytest.raises(RepositoryError, match="no such ONNX file"):
-        config.from_onnx(tmp_path)
-
-
-def test_options_name_tensors_that_are_there(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx", {"image": ["N", 3, "H"]}, {"y": ["N", 3, "H"]})
-    spec = config.from_onnx(path, dims={"image": (3, 8), "y": (3, 8)}, warmup_batch_sizes=(1,))
-    assert (spec.inputs[0].shape, spec.warmup_shape(spec.inputs[0])) == ((3, 8), (3, 8))
-    varying = config.from_onnx(path, warmup_batch_sizes=(2,), warmup_shapes={"image": (3, 5)})
-    assert varying.warmup_shape(varying.inputs[0]) == (3, 5)
-    with pytest.raises(RepositoryError, match="no tensor 'imgae' there → did you mean 'image'"):
-        config.from_onnx(path, dims={"imgae": (3, 8)})
-    with pytest.raises(RepositoryError, match="name its size during warm-up"):
-        config.from_onnx(path, warmup_batch_sizes=(1,))
-    with pytest.raises(RepositoryError, match="preferred batch sizes"):
-        config.from_onnx(path, preferred_batch_sizes=(128,))
-
-
-def test_a_tensor_without_a_shape_asks_for_one(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx")
-    model = onnx.load(path)
-    model.graph.input[0].type.tensor_type.ClearField("shape")
-    model.graph.node[0].op_type = string.ascii_letters  # unknown: nothing to infer from
-    onnx.save(model, path)
-    with pytest.raises(RepositoryError, match="--dims x:"):
-        config.from_onnx(path)
-    assert config.from_onnx(path, dims={"x": (2, 4)}).inputs[0].shape == (2, 4)
-
-
-def test_shapes_are_those_that_onnx_runtime_sees(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
-    path = write_onnx(
-        tmp_path / "net.onnx", {"x": ["N", 3, "H", 5]}, {"y": ["N", 3, "A", "B"], "z": [None, None, None, 5]}
-    )
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for spec, seen in zip(config.from_onnx(path).outputs, session.get_outputs(), strict=True):
-        assert spec.shape == tuple(size if isinstance(size, int) else -1 for size in seen.shape[1:]), spec.name

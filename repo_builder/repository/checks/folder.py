@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from repo_builder.core import signatures
 from repo_builder.core.errors import RepositoryError
-from repo_builder.repository import layout, onnx_file, protobuf
+from repo_builder.repository import layout, protobuf
 from repo_builder.repository.checks.findings import Finding, error, info
 from repo_builder.repository.spec import CONFIG
 
@@ -176,10 +177,10 @@ def _complete_tensors(folder: ModelFolder) -> None:
     if (config.input and config.output) or not folder.served:
         return
     try:
-        signature = onnx_file.read(folder.file(folder.served[-1]))
+        signature = signatures.read(folder.file(folder.served[-1]))
     except RepositoryError:
         return  # reported where the file is checked
-    batch, _ = onnx_file.batching(signature, None)
+    batch = not signature.why_no_batch
     config.max_batch_size = config.max_batch_size or (_DEFAULT_BATCH if batch else 0)
     for entries, tensors in ((config.input, signature.inputs), (config.output, signature.outputs)):
         if entries:

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from repo_builder.core import artifacts, files
+from repo_builder.core import artifacts, files, signatures
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
 from repo_builder.core.errors import RepoBuilderError
-from repo_builder.repository import onnx_file, protobuf
+from repo_builder.core.signatures import OnnxSignature, OnnxTensor
+from repo_builder.repository import protobuf
 from repo_builder.repository.checks import plans
 from repo_builder.repository.checks.findings import Finding, error, info, warning
 from repo_builder.repository.checks.folder import ModelFolder, shape_of
-from repo_builder.repository.onnx_file import OnnxSignature, OnnxTensor
 
 
 def check(folder: ModelFolder, ask_engine: plans.AskEngine | None, *, serving: bool = False) -> Iterator[Finding]:
@@ -57,7 +57,7 @@ def _engine(folder: ModelFolder, version: int) -> tuple[EngineArtifact | None, l
 def _onnx(folder: ModelFolder, version: int) -> Iterator[Finding]:
     where = f"{folder.name}/{version}/{folder.filename}"
     try:
-        signature = onnx_file.read(folder.file(version))
+        signature = signatures.read(folder.file(version))
     except RepoBuilderError as reason:
         yield error(where, reason.message, reason.hint or "")
         return
@@ -66,7 +66,7 @@ def _onnx(folder: ModelFolder, version: int) -> Iterator[Finding]:
         if not (place / name).is_file():
             yield error(where, f"keeps weights in '{name}', and there is no such file beside it")
     config = folder.config
-    if not config.max_batch_size and onnx_file.batching(signature, None)[0]:
+    if not config.max_batch_size and not signature.why_no_batch:
         yield info(folder.config_path, "max_batch_size is 0, and the model could batch")
     yield from _inputs(folder, signature, where)
     known = {item.name: item for item in signature.outputs}
@@ -112,27 +112,19 @@ def _tensor(
             "set max_batch_size: 0 and write whole shapes, or export the model with a dynamic batch",
         )
         return
-    yield from _dims(where, what, shape_of(tensor), model, exact=kind == "output", skip=1 if largest > 0 else 0)
+    yield from _dims(where, what, shape_of(tensor), model, exact=kind == "output", batched=largest > 0)
 
 
-def _dims(where: str, what: str, dims: list[int], model: OnnxTensor, *, exact: bool, skip: int) -> Iterator[Finding]:
-    """Compare the dimensions of one tensor; ``skip`` leaves the batch out."""
-    shape, declared = list((model.shape or ())[skip:]), list((model.declared or model.shape or ())[skip:])
-    if not model.shape and all(size == 1 for size in dims):
-        return  # one number: it has the shape that the configuration gives it
-    named = f"{what} has dims {dims}, and {shape} in the model" + (" behind the batch" if skip else "")
-    if len(dims) != len(shape) or any(
-        one != other and -1 not in (one, other) for one, other in zip(dims, shape, strict=True)
-    ):
+def _dims(
+    where: str, what: str, dims: list[int], model: OnnxTensor, *, exact: bool, batched: bool
+) -> Iterator[Finding]:
+    """Compare the dimensions of one tensor."""
+    shape = list((model.shape or ())[1 if batched else 0 :])
+    named = f"{what} has dims {dims}, and {shape} in the model" + (" behind the batch" if batched else "")
+    if signatures.unlike(dims, model.shape or (), batched=batched, exact=False):
         yield error(where, named, f"write dims: {shape or [1]}")
-        return
-    if exact:
-        # What only inference knows may be -1 for ONNX Runtime; what the file says may not.
-        sizes = zip(dims, shape, declared, strict=True)
-        if any(one not in (found, -1) or (one != found and said != -1) for one, found, said in sizes):
-            yield error(where, named, "an output must have the model's dimensions, -1 where they vary")
-    elif any(one == -1 != other for one, other in zip(dims, shape, strict=True)):
-        yield warning(where, named, "requests of another size would fail")
+    elif exact and signatures.unlike(dims, model.shape or (), batched=batched, exact=True):
+        yield error(where, named, "an output must have the model's dimensions, -1 where they vary")
 
 
 def _there_are(known: dict[str, OnnxTensor]) -> str:
