@@ -16,9 +16,16 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 @click.command("validate")
 @click.argument("repository", type=click.Path(path_type=Path), default=Path("model_repository"))
 @click.option("--model", "names", multiple=True, metavar="NAME", help="Report on this model only; may be repeated.")
+@click.option(
+    "--runtime",
+    default="any",
+    show_default=True,
+    metavar="any|embedded|container[:YY.MM]",
+    help="Where it is to be served: what only one of them refuses is judged by that.",
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 on warnings too.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def command(repository: Path, names: tuple[str, ...], strict: bool, as_json: bool) -> None:
+def command(repository: Path, names: tuple[str, ...], runtime: str, strict: bool, as_json: bool) -> None:
     """Check a model REPOSITORY as Triton would, without starting it.
 
     Every config.pbtxt is parsed with Triton's protobuf and compared with the model file itself; versions, labels,
@@ -28,12 +35,15 @@ def command(repository: Path, names: tuple[str, ...], strict: bool, as_json: boo
     \b
     repo-builder validate model_repository
     repo-builder validate model_repository --model vgg --json
+    repo-builder validate model_repository --runtime container:25.01
     """
     from repo_builder.compile.inspection import ask_engine
     from repo_builder.repository import validate
+    from repo_builder.repository.checks.target import parse
 
+    target = parse(runtime)
     checked = names or validate.models(repository)
-    findings = validate.validate(repository, names, ask_engine=ask_engine)
+    findings = validate.validate(repository, names, ask_engine=ask_engine, target=target)
     counts = {level: sum(item.level == level for item in findings) for level in _COLOURS}
     if as_json:
         rows = [dataclasses.asdict(item) for item in findings]

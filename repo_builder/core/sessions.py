@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,5 +58,5 @@ def shape(sizes: object) -> tuple[int, ...]:
 
 def _reason(error: Exception) -> str:
     """Return what ONNX Runtime said, without the place in its sources where it said it."""
-    line = first_line(error)
-    return line.rpartition(" : ")[2] if line.startswith("[ONNXRuntimeError]") else line
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
+    return re.sub(r"^Load model from .* failed:\s*", "", line)

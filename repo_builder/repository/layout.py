@@ -24,7 +24,8 @@ from typing import Literal
 from repo_builder.core import artifacts, codec, files
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
 from repo_builder.core.errors import OutputError, RepositoryError
-from repo_builder.repository import config
+from repo_builder.repository import config, validate
+from repo_builder.repository.spec import versions
 
 PATIENCE_S = 30.0
 _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -52,7 +53,7 @@ def place(
         The model's folder.
 
     Raises:
-        RepositoryError: The engine does not go with what is there.
+        RepositoryError: The engine does not go with what is there, or Triton would not load what came of it.
         OutputError: The repository cannot be written, or another writer does not come to an end.
     """
     keep = engine.recipe.repository.keep_versions if keep_versions is None else keep_versions
@@ -72,15 +73,8 @@ def place(
             if spec.labels:
                 files.write_text(fresh / config.LABELS, "".join(f"{name}\n" for name in engine.classes))
             files.write_text(fresh / config.CONFIG, text)
+            validate.refuse_staged(fresh, engine.recipe.name)
     return repository / engine.recipe.name
-
-
-def versions(model_folder: Path) -> list[int]:
-    """Return the versions in a model's folder, oldest first: its sub-folders that are whole numbers from 1 on."""
-    if not model_folder.is_dir():
-        return []
-    names = (item.name for item in model_folder.iterdir() if item.is_dir())
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name[0] != "0")
 
 
 def _plan(target: Path, version: int | str, keep: int) -> tuple[int, list[int]]:

@@ -93,6 +93,11 @@ def fill(entry: Any, tensor: TensorSpec, *, batched: bool) -> None:  # noqa: ANN
         entry.reshape.SetInParent()
 
 
+def data_type(name: str) -> int:
+    """Return the number of a data type of config.pbtxt, as in ``TYPE_FP32``."""
+    return int(model_config_pb2.DataType.Value(name))
+
+
 def type_name(data_type: int) -> str:
     """Return a data type's name in config.pbtxt, as in ``TYPE_FP32``."""
     return str(model_config_pb2.DataType.Name(data_type))

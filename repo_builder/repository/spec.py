@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from repo_builder.core.errors import RepositoryError
@@ -153,3 +154,11 @@ class ModelConfigSpec:
 
     def _sizes(self) -> list[int]:
         return [size for tensor in self.inputs + self.outputs for size in tensor.shape]
+
+
+def versions(model_folder: Path) -> list[int]:
+    """Return the versions in a model's folder, oldest first: its sub-folders that are whole numbers from 1 on."""
+    if not model_folder.is_dir():
+        return []
+    names = (item.name for item in model_folder.iterdir() if item.is_dir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name[0] != "0")

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from repo_builder.core.errors import RepositoryError, did_you_mean
-from repo_builder.repository.checks import ensemble, settings, tensors, versions
+from repo_builder.repository.checks import batching, ensemble, sequences, settings, tensors, versions, warmup
 from repo_builder.repository.checks.findings import Finding, Missing, error, info
 from repo_builder.repository.checks.folder import ModelFolder, read
 from repo_builder.repository.checks.plans import AskEngine
+from repo_builder.repository.checks.target import Target
 from repo_builder.repository.spec import CONFIG
 
-__all__ = ["Finding", "Missing", "models", "preflight", "validate"]
+__all__ = ["Finding", "Missing", "models", "preflight", "refuse_staged", "validate"]
 
 
 def models(repository: Path) -> tuple[str, ...]:
@@ -44,7 +45,7 @@ def models(repository: Path) -> tuple[str, ...]:
 
 
 def validate(
-    repository: Path, names: Sequence[str] = (), *, ask_engine: AskEngine | None = None
+    repository: Path, names: Sequence[str] = (), *, ask_engine: AskEngine | None = None, target: Target | None = None
 ) -> tuple[Finding, ...]:
     """Check a repository.
 
@@ -52,6 +53,7 @@ def validate(
         repository: The model repository.
         names: Models to report on; all where there are none.
         ask_engine: Says what a plan takes and gives, by means of this machine's TensorRT; None leaves that out.
+        target: Where it is to be served; None means the embedded server and the newest container alike.
 
     Returns:
         What was found, in the order of the models.
@@ -67,10 +69,32 @@ def validate(
     findings: dict[str, list[Finding]] = {}
     for name in there:
         folders[name], findings[name] = _read(repository / name)
-    for name in names or there:
-        findings[name].extend(_check(folders[name], folders, ask_engine))
+    for name in ensemble.closure(names or there, folders):
+        findings[name].extend(_check(folders[name], folders, ask_engine, target or Target()))
+    ensemble.spread(folders, findings)
     chosen = [finding for name in names or there for finding in findings[name]]
     return tuple(chosen if names else [*_strays(repository), *chosen])
+
+
+def refuse_staged(path: Path, name: str) -> None:
+    """Refuse a model's folder that is about to be placed and that Triton would not load.
+
+    Args:
+        path: The folder as it is staged.
+        name: The name that it is going to have.
+
+    Raises:
+        RepositoryError: There are errors; the first is named.
+    """
+    folder, findings = read(path, staged_for=name)
+    if folder is not None:
+        findings += _check(folder, {name: folder}, None, Target())
+    errors = [item for item in findings if item.level == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        first = errors[0]
+        message = f"is not placed, since Triton would not load it: {first.message}{more}"
+        raise RepositoryError(message, where=first.path, hint=first.hint or None)
 
 
 def preflight(repository: Path, names: Sequence[str], *, ask_engine: AskEngine | None) -> tuple[Finding, ...]:
@@ -85,7 +109,7 @@ def preflight(repository: Path, names: Sequence[str], *, ask_engine: AskEngine |
     for name in names:
         folder, _ = _read(repository / name)
         if folder is not None and folder.config.backend == "tensorrt":
-            found += _found(folder, tensors.check(folder, ask_engine, serving=True))
+            found += _found(folder, tensors.check(folder, ask_engine, Target(), serving=True))
     return tuple(found)
 
 
@@ -100,12 +124,19 @@ def _read(path: Path) -> tuple[ModelFolder | None, list[Finding]]:
 
 
 def _check(
-    folder: ModelFolder | None, folders: dict[str, ModelFolder | None], ask_engine: AskEngine | None
+    folder: ModelFolder | None, folders: dict[str, ModelFolder | None], ask_engine: AskEngine | None, target: Target
 ) -> list[Finding]:
     if folder is None:
         return []  # has its own finding
-    content = ensemble.check(folder, folders) if folder.ensemble else tensors.check(folder, ask_engine)
-    return _found(folder, versions.check(folder), settings.check(folder), content)
+    return _found(
+        folder,
+        versions.check(folder),
+        settings.check(folder, target),
+        batching.check(folder),
+        sequences.check(folder),
+        warmup.check(folder),
+        ensemble.check(folder, folders) if folder.ensemble else tensors.check(folder, ask_engine, target),
+    )
 
 
 def _found(folder: ModelFolder, *checks: Iterator[Finding]) -> list[Finding]:

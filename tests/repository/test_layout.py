@@ -21,6 +21,7 @@ from repo_builder.core import artifacts, files
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.errors import OutputError, RepositoryError
 from repo_builder.repository import config, layout, validate
+from repo_builder.repository.spec import versions
 
 MakeEngine = Callable[..., EngineArtifact]
 
@@ -48,7 +49,7 @@ def test_replace_leaves_the_new_version_alone(make_engine: MakeEngine, tmp_path:
     for content in ("one", "two"):
         layout.place(make_engine(content=content), tmp_path / "r", version="next", keep_versions=2)
     folder = layout.place(make_engine(content="three"), tmp_path / "r")
-    assert layout.versions(folder) == [1]
+    assert versions(folder) == [1]
     assert artifacts.read(EngineArtifact, folder / "1").key == "three"
 
 
@@ -59,13 +60,13 @@ def test_next_leaves_older_versions_as_they_are(make_engine: MakeEngine, tmp_pat
     (folder / "warmup" / "image").write_bytes(b"raw")
     before = _tree(folder / "1")
     layout.place(make_engine(content="two"), tmp_path / "r", version="next", keep_versions=2)
-    assert layout.versions(folder) == [1, 2]
+    assert versions(folder) == [1, 2]
     assert _tree(folder / "1") == before
     assert (folder / "warmup" / "image").read_bytes() == b"raw"
     message = config.parse_text((folder / "config.pbtxt").read_text(), "here")
     assert message.version_policy.latest.num_versions == 2
     layout.place(make_engine(content="three"), tmp_path / "r", version="next", keep_versions=2)
-    assert layout.versions(folder) == [2, 3]
+    assert versions(folder) == [2, 3]
 
 
 def test_a_number_adds_or_replaces_that_version(make_engine: MakeEngine, tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_a_number_adds_or_replaces_that_version(make_engine: MakeEngine, tmp_pat
     folder = place(make_engine(content="seven"), tmp_path / "r", version=7, keep_versions=2)
     place(make_engine(content="five"), tmp_path / "r", version=5, keep_versions=2)
     place(make_engine(content="other"), tmp_path / "r", version=7, keep_versions=2)
-    assert {number: artifacts.read(EngineArtifact, folder / str(number)).key for number in layout.versions(folder)} == {
+    assert {number: artifacts.read(EngineArtifact, folder / str(number)).key for number in versions(folder)} == {
         5: "five",
         7: "other",
     }
@@ -81,7 +82,7 @@ def test_a_number_adds_or_replaces_that_version(make_engine: MakeEngine, tmp_pat
         place(make_engine(content="three"), tmp_path / "r", version=3, keep_versions=2)
     with pytest.raises(RepositoryError, match="not a number from 1 on"):
         place(make_engine(content="three"), tmp_path / "r", version=0)
-    assert layout.versions(folder) == [5, 7]
+    assert versions(folder) == [5, 7]
 
 
 _steps = st.lists(st.tuples(st.sampled_from(["next", "replace", 1, 2, 3, 9]), st.integers(1, 4)), max_size=7)
@@ -108,7 +109,7 @@ def test_any_sequence_of_versions_keeps_what_it_should(
             continue
         layout.place(engine, repository, version=version, keep_versions=keep)
         folder = repository / "toy"
-        there = {item: artifacts.read(EngineArtifact, folder / str(item)).key for item in layout.versions(folder)}
+        there = {item: artifacts.read(EngineArtifact, folder / str(item)).key for item in versions(folder)}
         assert there == expected
         assert validate.validate(repository) == ()
         for number in there:
@@ -153,7 +154,7 @@ def test_a_version_that_one_config_cannot_serve_beside_the_old_is_refused(
         layout.place(make_engine(content="two", **change), tmp_path / "r", version="next", keep_versions=2)
     assert _tree(folder) == before
     layout.place(make_engine(content="two", **change), tmp_path / "r", version="next", keep_versions=1)
-    assert layout.versions(folder) == [2]
+    assert versions(folder) == [2]
 
 
 def test_a_missing_model_file_leaves_the_old_folder(make_engine: MakeEngine, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from repo_builder.core.errors import CompileError, MissingDependency
 from repo_builder.core.profiles import PlanSignature
 from repo_builder.core.tensors import DType, ShapeProfile, TensorSpec
 from repo_builder.repository import layout
+from repo_builder.repository import validate as validate_module
 from repo_builder.repository.checks.findings import Finding, Missing
 from repo_builder.repository.validate import preflight, validate
 
@@ -45,8 +46,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.fixture
-def place(make_engine: Callable[..., EngineArtifact], tmp_path: Path) -> Place:
+def place(make_engine: Callable[..., EngineArtifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Return what places a plan, with its manifest, in a repository."""
+
+    monkeypatch.setattr(validate_module, "refuse_staged", lambda *_: None)  # what is wrong is placed here, to be found
 
     def make(*, tables: dict[str, Any] | None = None, **details: Any) -> Path:
         made_for = {"gpu": "NVIDIA H200", "compute_capability": "9.0", "tensorrt_version": "8.5.3.1"}

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from repo_builder.core.errors import RepositoryError
-from repo_builder.repository import config, layout
+from repo_builder.repository import config, spec
 from repo_builder.repository.checks.findings import Finding
+from repo_builder.repository.checks.target import Target, parse
 from repo_builder.repository.validate import models, validate
 
 WriteOnnx = Callable[..., Path]
@@ -91,12 +92,10 @@ def test_it_works_without_a_config(model: Callable[..., Path]) -> None:
         (CONFIG.replace("[ 4 ]", "[ 4 ] is_shape_tensor: true", 1), "only the tensorrt backend has"),
         (CONFIG.replace("[ 4 ]", "[ 4 ] format: FORMAT_NCHW", 1), "has an image format and 1 dims"),
         (CONFIG.replace("[ 4 ]", "[ 4 ] optional: true", 1), "is optional"),
-        (CONFIG + 'input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]', "input 'x' is there 2 times"),
         (CONFIG + "dynamic_batching { preferred_batch_size: [ 8 ] }", "preferred_batch_size 8"),
         (CONFIG + "dynamic_batching { preferred_batch_size: [ 0 ] }", "preferred_batch_size 0"),
         (CONFIG + "instance_group [ { kind: KIND_CPU gpus: [ 0 ] } ]", "is KIND_CPU and names GPUs"),
         (CONFIG + 'instance_group [ { profile: [ "0" ] } ]', "names profiles"),
-        (CONFIG + "instance_group [ { count: -2 } ]", "has a count of -2"),
         (CONFIG + "version_policy { specific { versions: [ 1, 7 ] } }", "asks for version 7, and there is only 1"),
         (CONFIG + "version_policy { latest { num_versions: 0 } }", "serves none of the versions 1"),
         (CONFIG.replace("output [ {", 'output [ { label_filename: "l.txt"'), "is missing, and output 'y' names it"),
@@ -106,7 +105,7 @@ def test_it_works_without_a_config(model: Callable[..., Path]) -> None:
         (CONFIG + WARMUP.format(1, "x", "TYPE_FP32", 5, "zero_data: true"), "has dims [5], and the input [4]"),
         (CONFIG + WARMUP.format(1, "x", "TYPE_FP32", -1, "zero_data: true"), "has a dimension of -1"),
         (CONFIG + WARMUP.format(1, "x", "TYPE_FP32", 4, ""), "has no data"),
-        (CONFIG + WARMUP.format(1, "x", "TYPE_FP32", 4, 'input_data_file: "a"'), "model_warmup names it"),
+        (CONFIG + WARMUP.format(1, "x", "TYPE_FP32", 4, 'input_data_file: "a"'), "is missing, and model_warmup 'w'"),
         (CONFIG + "response_cache { enable: true } sequence_batching { }", "response cache"),
     ],
 )  # fmt: skip
@@ -119,6 +118,9 @@ def test_each_error_is_found(model: Callable[..., Path], text: str, message: str
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (CONFIG + 'input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]', "input 'x' is there 2 times"),
+        (CONFIG + "instance_group [ { count: -2 kind: KIND_CPU } ]", "has a count of -2"),
+        (CONFIG + "instance_group [ { kind: KIND_GPU } ]", "is KIND_GPU, and this machine has no GPU"),
         (CONFIG + WARMUP.format(0, "x", "TYPE_FP32", 4, "zero_data: true"), "so it is skipped"),
         (
             CONFIG + "instance_group [ { kind: KIND_CPU } ] optimization { execution_accelerators "
@@ -227,8 +229,55 @@ def test_one_number_a_sample(model: Callable[..., Path]) -> None:
 
 
 def test_a_type_that_triton_lacks(model: Callable[..., Path]) -> None:
-    found = _check(model(types={"x": TensorProto.BFLOAT16}))
-    assert [item.message for item in found] == ["input 'x' is BFLOAT16 in the model, a type that Triton does not have"]
+    kinds = {"x": TensorProto.FLOAT8E4M3FN, "y": TensorProto.FLOAT8E4M3FN}
+    folder = model(types=kinds)
+    proto = onnx.load(folder / "1" / "model.onnx")
+    proto.opset_import[0].version, proto.ir_version = 19, 9
+    onnx.save(proto, folder / "1" / "model.onnx")
+    assert "is FLOAT8E4M3FN in the model, a type that Triton does not have" in _check(folder)[0].message
+
+
+def test_a_type_that_only_the_embedded_server_lacks(model: Callable[..., Path]) -> None:
+    kinds = {"x": TensorProto.BFLOAT16, "y": TensorProto.BFLOAT16}
+    folder = model(CONFIG.replace("FP32", "BF16"), types=kinds)
+    assert {item.level for item in _check(folder)} == {"warning"}
+    assert {item.level for item in validate(folder.parent, target=Target(runtime="embedded"))} == {"error"}
+    assert validate(folder.parent, target=Target(runtime="container")) == ()
+
+
+def test_outputs_that_only_the_native_backend_compares_exactly(model: Callable[..., Path]) -> None:
+    varying = {"inputs": {"x": ["N", "A"]}, "outputs": {"y": ["N", "A"]}}
+    folder = model(CONFIG, **varying)
+    for runtime, levels in (("any", ["error"]), ("container", ["error"]), ("embedded", [])):
+        target = Target(runtime=runtime)  # type: ignore[arg-type]
+        assert [item.level for item in validate(folder.parent, target=target)] == levels
+
+
+def test_fields_that_only_newer_servers_read(model: Callable[..., Path]) -> None:
+    control = '{ metric_identifier { family: "f" } histogram_options { buckets: [ 1 ] } }'
+    folder = model(CONFIG + f"model_metrics {{ metric_control [ {control} ] }}")
+    assert "which Triton reads from 24.11 on, and the embedded server is 24.10" in _one(folder, "warning").message
+    for text, levels in (("embedded", ["error"]), ("container", []), ("container:24.10", ["error"])):
+        assert [item.level for item in validate(folder.parent, target=parse(text))] == levels, text
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"), [("container:24.10", ["error"]), ("container", []), ("embedded", []), ("any", ["info"])]
+)
+def test_an_onnx_file_newer_than_a_container(model: Callable[..., Path], text: str, levels: list[str]) -> None:
+    folder = model()
+    proto = onnx.load(folder / "1" / "model.onnx")
+    proto.ir_version, proto.opset_import[0].version = 11, 23
+    onnx.save(proto, folder / "1" / "model.onnx")
+    found = validate(folder.parent, target=parse(text))
+    assert [item.level for item in found] == levels
+    assert all("opset 23 and IR version 11" in item.message for item in found)
+
+
+@pytest.mark.parametrize("text", ["", "docker", "container:19.01", "embedded:24.10"])
+def test_a_runtime_that_is_none_is_one_sentence(text: str) -> None:
+    with pytest.raises(RepositoryError, match=r"is no runtime|no Triton release"):
+        parse(text)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +354,10 @@ def test_labels_have_one_line_an_element(model: Callable[..., Path]) -> None:
     (folder / "labels.txt").write_text("a\nb\nc\nd\n")
     assert _check(folder) == ()
     (folder / "labels.txt").write_text("a\nb\nc")
-    assert "has 3 labels, and output 'y' has 4 elements" in _one(folder, "error").message
+    assert "has 3 labels, and output 'y' has 4 elements" in _one(folder, "warning").message
+    for more in ("a\nb\nc\nd\ne\nf\n", "a\nb\nc\nd\n\n\n"):
+        (folder / "labels.txt").write_text(more)
+        assert not [item for item in _check(folder) if item.level == "error"]
     (folder / "labels.txt").write_text("a\n\nc\nd")
     assert "line 2 is empty" in _one(folder, "warning").message
 
@@ -336,7 +388,7 @@ def test_a_folder_that_cannot_be_read(model: Callable[..., Path], monkeypatch: p
     def refuse(path: Path) -> tuple[int, ...]:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(layout, "versions", refuse)
+    monkeypatch.setattr(spec, "versions", refuse)
     assert "cannot be read (Permission denied)" in _one(folder, "error").message
 
 
@@ -358,7 +410,9 @@ def test_backends_that_are_not_ours(tmp_path: Path) -> None:
     assert write("f", 'platform: "pytorch_libtorch"' + tensors, {"model.pt": "x"}) == []
     assert write("g", 'platform: "pytorch_libtorch"' + tensors, {}) == ["error: is missing"]
     assert write("h", 'platform: "tensorflow_graphdef"' + tensors, {"model.graphdef": "x"}) == []
-    assert write("i", 'backend: "dali"' + tensors, {})[0].startswith("info: backend 'dali' is not known here")
+    assert write("i", 'backend: "dali"' + tensors, {})[0].startswith(
+        "info: the files of backend 'dali' are not known here"
+    )
     assert write("j", tensors, {})[0].startswith("error: neither backend nor platform is given")
     assert write("k", 'platform: "caffe2_netdef"' + tensors, {})[0].startswith("error: unknown platform")
     assert write("l", 'platform: "pytorch_libtorch"', {"model.pt": "x"})[0].startswith("warning: names no input")

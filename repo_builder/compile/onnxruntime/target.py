@@ -18,6 +18,7 @@ from repo_builder.core import environment
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, SpeedRecord
 from repo_builder.core.errors import CompileError, first_line
+from repo_builder.core.portable import make_portable
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.tensors import Array
 
@@ -49,6 +50,7 @@ class OnnxRuntimeTarget:
             model, restored = to_cpu_layout(model, signed_inputs=signed)
             notes.append(f"layers that read signed inputs {'stay int8' if signed else 'run in fp32'}: {why}")
             notes.extend(f"{name} put back to fp32 for the CPU" for name in restored)
+        make_portable(model, artifact.outputs)
         path = folder / "model.onnx"
         onnx.save(model, path)
         details = OnnxRuntimeDetails(

@@ -35,6 +35,54 @@ def check(folder: ModelFolder, models: Mapping[str, ModelFolder | None]) -> Iter
     yield from _agreement(folder, models)
 
 
+def closure(names: Sequence[str], models: Mapping[str, ModelFolder | None]) -> list[str]:
+    """Return models and all that their steps name, at any depth, in the order of the repository."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in models and name not in found:
+            found.add(name)
+            waiting.extend(_steps(models[name]))
+    return [name for name in models if name in found]
+
+
+def spread(models: Mapping[str, ModelFolder | None], findings: dict[str, list[Finding]]) -> None:
+    """Add an error to every ensemble with a step that does not load, or that comes back to it."""
+    for name, folder in models.items():
+        if folder is not None and name in _below(name, models):
+            way = "itself" if name in _steps(folder) else "itself through its steps"
+            message = f"contains {way}, so it waits for itself to load"
+            findings[name].append(error(folder.config_path, message, "a step must be another model"))
+    changed = True
+    while changed:
+        changed = False
+        broken = {name for name, found in findings.items() if any(item.level == "error" for item in found)}
+        for name in set(models) - broken:
+            folder = models[name]
+            for step in sorted(set(_steps(folder)) & broken):
+                if folder is not None:
+                    message = f"has the step '{step}', which does not load"
+                    findings[name].append(error(folder.config_path, message, f"mend {step} first"))
+                    changed = True
+
+
+def _steps(folder: ModelFolder | None) -> list[str]:
+    return [step.model_name for step in folder.config.ensemble_scheduling.step] if folder is not None else []
+
+
+def _below(name: str, models: Mapping[str, ModelFolder | None]) -> set[str]:
+    """Return the models below an ensemble, at any depth; itself among them where there is a circle."""
+    found: set[str] = set()
+    waiting = _steps(models[name])
+    while waiting:
+        step = waiting.pop()
+        if step in models and step not in found:
+            found.add(step)
+            waiting.extend(_steps(models[step]))
+    return found
+
+
 def _step(folder: ModelFolder, what: str, step: Any, models: Mapping[str, ModelFolder | None]) -> Iterator[Finding]:  # noqa: ANN401
     """Check one step's model, version and names."""
     where = folder.config_path

@@ -1,4 +1,4 @@
-"""What a configuration says on its own: tensors, batching, instances, labels, warm-up."""
+"""What a configuration says on its own: names, tensors, labels, instances, parameters."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from repo_builder.repository import protobuf
+from repo_builder.core import environment
+from repo_builder.repository import onnx_parameters, protobuf
 from repo_builder.repository.checks.findings import Finding, error, info, warning
 from repo_builder.repository.checks.folder import ModelFolder
+from repo_builder.repository.checks.target import Target, newer_fields
 
 _COMPLETED = ("onnxruntime", "tensorrt", "tensorflow", "openvino")  # backends that fill in tensors from the model file
 
 
-def check(folder: ModelFolder) -> Iterator[Finding]:
+def check(folder: ModelFolder, target: Target) -> Iterator[Finding]:
     """Check a configuration without looking at the model file."""
     where, config = folder.config_path, folder.config
     if config.name != folder.name:
@@ -24,17 +26,15 @@ def check(folder: ModelFolder) -> Iterator[Finding]:
         report = error if config.backend == "python" else warning
         hint = "use letters, digits, '-', '_' and '.'"
         yield report(folder.name, "has a name that stops Triton's Python backend, which runs it through a shell", hint)
-    if config.max_batch_size < 0:
-        yield error(where, f"max_batch_size is {config.max_batch_size}", "0 turns batching off")
+    yield from newer_fields(where, folder.written, target)
     yield from _tensors(folder)
     yield from _labels(folder)
-    yield from _batching(folder)
     yield from _instances(folder)
-    yield from _warmup(folder)
-    if config.response_cache.enable and (
-        config.HasField("sequence_batching") or config.model_transaction_policy.decoupled
-    ):
-        yield error(where, "the response cache serves neither sequences nor decoupled models", "leave one of them out")
+    yield from _runtime(folder)
+    if config.backend == "onnxruntime":
+        yield from _parameters(where, config, target)
+    if config.response_cache.enable and config.model_transaction_policy.decoupled:
+        yield error(where, "the response cache does not serve decoupled models", "leave one of them out")
 
 
 def _tensors(folder: ModelFolder) -> Iterator[Finding]:
@@ -42,7 +42,7 @@ def _tensors(folder: ModelFolder) -> Iterator[Finding]:
     for kind, tensors in (("input", config.input), ("output", config.output)):
         for name, count in Counter(item.name for item in tensors).items():
             if count > 1:
-                yield error(folder.config_path, f"{kind} '{name}' is there {count} times")
+                yield warning(folder.config_path, f"{kind} '{name}' is there {count} times")
         if not tensors and config.backend not in _COMPLETED:
             report = info if config.backend == "python" else warning
             yield report(
@@ -56,10 +56,12 @@ def _tensor(folder: ModelFolder, what: str, tensor: Any) -> Iterator[Finding]:  
     where, config = folder.config_path, folder.config
     if not tensor.name:
         yield error(where, f"{what} has no name")
+    left_out = info if folder.completes else error
+    told = ", which only a backend that completes configurations takes" if folder.completes else ""
     if protobuf.type_name(tensor.data_type) == "TYPE_INVALID":
-        yield error(where, f"{what} has no data_type")
+        yield left_out(where, f"{what} has no data_type{told}")
     if not tensor.dims:
-        yield error(where, f"{what} has no dims", "one number is dims: [ 1 ]")
+        yield left_out(where, f"{what} has no dims{told}", "one number is dims: [ 1 ]")
     shape = tensor.reshape.shape if tensor.HasField("reshape") else []
     for size in (*tensor.dims, *shape):
         if size < 1 and size != -1:
@@ -100,31 +102,22 @@ def _labels(folder: ModelFolder) -> Iterator[Finding]:
         if not file.is_file():
             yield error(where, f"is missing, and output '{output.name}' names it")
             continue
-        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-        if not lines[-1]:
-            lines.pop()
-        if -1 not in output.dims and math.prod(output.dims) != len(lines):
-            yield error(
-                where,
-                f"has {len(lines)} labels, and output '{output.name}' has {math.prod(output.dims)} elements",
-                "one line an element",
-            )
-        elif not all(line.strip() for line in lines):
-            yield warning(where, f"line {[bool(line.strip()) for line in lines].index(False) + 1} is empty")
+        yield from _names(where, output, file.read_text(encoding="utf-8", errors="replace").splitlines())
 
 
-def _batching(folder: ModelFolder) -> Iterator[Finding]:
-    where, config = folder.config_path, folder.config
-    largest = config.max_batch_size
-    if config.HasField("dynamic_batching") and not largest:
-        yield warning(where, "dynamic_batching has no effect while max_batch_size is 0")
-    for preferred in (
-        config.dynamic_batching.preferred_batch_size,
-        config.sequence_batching.oldest.preferred_batch_size,
-    ):
-        for size in preferred:
-            if not 1 <= size <= max(largest, 0):
-                yield error(where, f"preferred_batch_size {size} is not between 1 and max_batch_size ({largest})")
+def _names(where: str, output: Any, lines: list[str]) -> Iterator[Finding]:  # noqa: ANN401 - a ModelOutput
+    """Compare a label file with its output. Triton takes any: a class without a label has none, more are not used."""
+    while lines and not lines[-1].strip():
+        lines.pop()
+    elements = math.prod(output.dims)
+    if -1 not in output.dims and output.dims and elements != len(lines):
+        yield warning(
+            where,
+            f"has {len(lines)} labels, and output '{output.name}' has {elements} elements",
+            "one line an element, in their order",
+        )
+    if not all(line.strip() for line in lines):
+        yield warning(where, f"line {[bool(line.strip()) for line in lines].index(False) + 1} is empty")
 
 
 def _instances(folder: ModelFolder) -> Iterator[Finding]:
@@ -142,44 +135,24 @@ def _instances(folder: ModelFolder) -> Iterator[Finding]:
             if not profile.isdigit():
                 yield error(where, f"{what} names the profile '{profile}'", "profiles are numbers from 0 on")
         if group.count < 0:
-            yield error(where, f"{what} has a count of {group.count}")
+            yield warning(where, f"{what} has a count of {group.count}, which Triton takes for the usual")
+        if kind == "KIND_GPU" and config.backend != "tensorrt" and not environment.gpus():
+            yield warning(where, f"{what} is KIND_GPU, and this machine has no GPU", "serve it where one is")
         if config.optimization.execution_accelerators.gpu_execution_accelerator and kind == "KIND_CPU":
             yield warning(where, f"{what} is KIND_CPU, so the GPU execution accelerators have no effect on it")
 
 
-def _warmup(folder: ModelFolder) -> Iterator[Finding]:
-    config = folder.config
-    inputs = {item.name: item for item in config.input}
-    controls = {item.name for item in config.sequence_batching.control_input}
-    for sample in config.model_warmup:
-        what = f"model_warmup '{sample.name}'"
-        largest = max(config.max_batch_size, 1)
-        if sample.batch_size == 0:
-            yield warning(folder.config_path, f"{what} has a batch_size of 0, so it is skipped")
-        elif sample.batch_size > largest:
-            yield error(folder.config_path, f"{what} has a batch_size of {sample.batch_size}, above {largest}")
-        for name in sorted(set(sample.inputs) - set(inputs) - controls):
-            yield error(folder.config_path, f"{what} names '{name}', which is no input")
-        for name, tensor in inputs.items():
-            if name in sample.inputs:
-                yield from _warmup_input(folder, f"{what}, input '{name}',", sample.inputs[name], tensor)
-            elif not tensor.optional:
-                yield error(folder.config_path, f"{what} has no data for input '{name}'")
+def _runtime(folder: ModelFolder) -> Iterator[Finding]:
+    """Check that the backend's library is named, not a way to it: Triton refuses what leaves the backend's folder."""
+    runtime = folder.config.runtime
+    if runtime and ("/" in runtime or runtime in (".", "..")):
+        hint = "name a file in the backend's folder, or leave it out"
+        yield error(folder.config_path, f"runtime is '{runtime}', which leaves the backend's folder", hint)
 
 
-def _warmup_input(folder: ModelFolder, what: str, sample: Any, tensor: Any) -> Iterator[Finding]:  # noqa: ANN401
-    where = folder.config_path
-    if sample.data_type != tensor.data_type:
-        given, wanted = protobuf.type_name(sample.data_type), protobuf.type_name(tensor.data_type)
-        yield error(where, f"{what} is {given}, and the input {wanted}")
-    if -1 in sample.dims:
-        yield error(where, f"{what} has a dimension of -1", "name a size")
-    elif len(sample.dims) != len(tensor.dims) or any(
-        size not in (-1, given) for size, given in zip(tensor.dims, sample.dims, strict=True)
-    ):
-        yield error(where, f"{what} has dims {list(sample.dims)}, and the input {list(tensor.dims)}")
-    source = sample.WhichOneof("input_data_type")
-    if source is None:
-        yield error(where, f"{what} has no data", "add zero_data: true")
-    elif source == "input_data_file" and not (folder.path / "warmup" / sample.input_data_file).is_file():
-        yield error(f"{folder.name}/warmup/{sample.input_data_file}", "is missing, and model_warmup names it")
+def _parameters(where: str, config: Any, target: Target) -> Iterator[Finding]:  # noqa: ANN401 - a ModelConfig
+    for key, value in config.parameters.items():
+        if message := onnx_parameters.wrong(key, value.string_value):
+            # Triton's own backend reads any number, and takes one that makes no sense for none
+            lenient = target.runtime == "container" and value.string_value.lstrip("+-").isdecimal()
+            yield (warning if lenient else error)(where, message)

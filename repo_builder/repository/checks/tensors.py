@@ -18,9 +18,12 @@ from repo_builder.repository import protobuf
 from repo_builder.repository.checks import plans
 from repo_builder.repository.checks.findings import Finding, error, info, warning
 from repo_builder.repository.checks.folder import ModelFolder, shape_of
+from repo_builder.repository.checks.target import Target, onnx_versions
 
 
-def check(folder: ModelFolder, ask_engine: plans.AskEngine | None, *, serving: bool = False) -> Iterator[Finding]:
+def check(
+    folder: ModelFolder, ask_engine: plans.AskEngine | None, target: Target, *, serving: bool = False
+) -> Iterator[Finding]:
     """Compare the configuration with the model file of every version that is served; see ``plans.check``."""
     for version in folder.served:
         if not folder.filename or not folder.file(version).exists() or not folder.file(version).stat().st_size:
@@ -28,7 +31,7 @@ def check(folder: ModelFolder, ask_engine: plans.AskEngine | None, *, serving: b
         engine, findings = _engine(folder, version)
         yield from findings
         if folder.config.backend == "onnxruntime":
-            yield from _onnx(folder, version)
+            yield from _onnx(folder, version, target)
         elif folder.config.backend == "tensorrt":
             yield from plans.check(folder, version, engine, ask_engine, serving=serving)
 
@@ -54,7 +57,7 @@ def _engine(folder: ModelFolder, version: int) -> tuple[EngineArtifact | None, l
     return engine, []
 
 
-def _onnx(folder: ModelFolder, version: int) -> Iterator[Finding]:
+def _onnx(folder: ModelFolder, version: int, target: Target) -> Iterator[Finding]:
     where = f"{folder.name}/{version}/{folder.filename}"
     try:
         signature = signatures.read(folder.file(version))
@@ -66,23 +69,30 @@ def _onnx(folder: ModelFolder, version: int) -> Iterator[Finding]:
         if not (place / name).is_file():
             yield error(where, f"keeps weights in '{name}', and there is no such file beside it")
     config = folder.config
+    if signature.refusal and not config.model_operations.op_library_filename:
+        yield error(where, signature.refusal, "export it for that version, or name model_operations")
+        return
+    yield from onnx_versions(where, dict(signature.opsets).get("", 0), signature.ir_version, target)
     if not config.max_batch_size and not signature.why_no_batch:
         yield info(folder.config_path, "max_batch_size is 0, and the model could batch")
-    yield from _inputs(folder, signature, where)
+    for tensor in signature.tensors:
+        if not tensor.config_type and tensor.name not in {item.name for item in (*config.input, *config.output)}:
+            yield error(where, f"'{tensor.name}' is {tensor.type}, a type that Triton does not have")
+    yield from _inputs(folder, signature, where, target)
     known = {item.name: item for item in signature.outputs}
     for output in config.output:
         if output.name in known:
-            yield from _tensor(folder, "output", output, known[output.name])
+            yield from _tensor(folder, "output", output, known[output.name], target)
         else:
             yield error(folder.config_path, f"output '{output.name}' is not in {where}", _there_are(known))
 
 
-def _inputs(folder: ModelFolder, signature: OnnxSignature, where: str) -> Iterator[Finding]:
+def _inputs(folder: ModelFolder, signature: OnnxSignature, where: str, target: Target) -> Iterator[Finding]:
     config = folder.config
     known = {item.name: item for item in signature.inputs}
     for tensor in config.input:
         if tensor.name in known:
-            yield from _tensor(folder, "input", tensor, known[tensor.name])
+            yield from _tensor(folder, "input", tensor, known[tensor.name], target)
         elif tensor.name not in signature.defaults:
             yield error(folder.config_path, f"input '{tensor.name}' is not in {where}", _there_are(known))
     for name in sorted(set(known) - folder.named_inputs):
@@ -94,10 +104,13 @@ def _tensor(
     kind: str,
     tensor: Any,  # noqa: ANN401 - a ModelInput or ModelOutput
     model: OnnxTensor,
+    target: Target,
 ) -> Iterator[Finding]:
     where, what, largest = folder.config_path, f"{kind} '{tensor.name}'", folder.config.max_batch_size
     given = protobuf.type_name(tensor.data_type)
-    if model.dtype is None:
+    if model.type == "BFLOAT16" and given == "TYPE_BF16":
+        yield from target.only_embedded(where, f"{what} is TYPE_BF16, which numpy does not have")
+    elif model.dtype is None:
         yield error(where, f"{what} is {model.type} in the model, a type that Triton does not have")
     elif given != model.dtype.config:
         yield error(where, f"{what} is {given}, and {model.dtype.config} in the model")
@@ -112,19 +125,17 @@ def _tensor(
             "set max_batch_size: 0 and write whole shapes, or export the model with a dynamic batch",
         )
         return
-    yield from _dims(where, what, shape_of(tensor), model, exact=kind == "output", batched=largest > 0)
-
-
-def _dims(
-    where: str, what: str, dims: list[int], model: OnnxTensor, *, exact: bool, batched: bool
-) -> Iterator[Finding]:
-    """Compare the dimensions of one tensor."""
-    shape = list((model.shape or ())[1 if batched else 0 :])
+    dims, batched = shape_of(tensor), largest > 0
+    shape = list(model.shape[1:] if batched else model.shape)
     named = f"{what} has dims {dims}, and {shape} in the model" + (" behind the batch" if batched else "")
-    if signatures.unlike(dims, model.shape or (), batched=batched, exact=False):
+    if 0 in model.shape and not signatures.unlike(
+        dims, [size or -1 for size in model.shape], batched=batched, exact=True
+    ):
+        yield from target.only_native(where, f"{named}: a size of 0, which config.pbtxt cannot say")
+    elif signatures.unlike(dims, model.shape, batched=batched, exact=False):
         yield error(where, named, f"write dims: {shape or [1]}")
-    elif exact and signatures.unlike(dims, model.shape or (), batched=batched, exact=True):
-        yield error(where, named, "an output must have the model's dimensions, -1 where they vary")
+    elif kind == "output" and signatures.unlike(dims, model.shape, batched=batched, exact=True):
+        yield from target.only_native(where, named, "an output must have the model's dimensions, -1 where they vary")
 
 
 def _there_are(known: dict[str, OnnxTensor]) -> str:

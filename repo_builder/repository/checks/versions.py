@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from repo_builder.repository.checks.findings import Finding, error, info, warning
-from repo_builder.repository.checks.folder import BACKENDS, ModelFolder
+from repo_builder.repository.checks.folder import MODEL_FILES, ModelFolder
 from repo_builder.repository.spec import CONFIG
 
 _OTHER_FOLDERS = ("warmup", "initial_state", "configs")  # Triton's own names beside version folders
@@ -75,7 +75,7 @@ def _strays(folder: ModelFolder) -> Iterator[Finding]:
         elif not item.is_dir():
             if item.name == CONFIG or item.name in labels or item.name.startswith("."):
                 continue
-            if item.name in {name for _, name in BACKENDS.values()}:
+            if item.name in MODEL_FILES.values():
                 yield warning(where, "is not in a version folder", f"move it to {folder.name}/1/{item.name}")
             elif item.suffix == ".pbtxt":
                 yield warning(where, "is not read", f"Triton reads {CONFIG} only")
