@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from repo_builder.cli import serve_detached
 from repo_builder.core.errors import MissingDependency, RepoBuilderError, ServeError
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from repo_builder.serve import Detached, Server
+    from repo_builder.serve import Server
+
+
+_USUAL = Path("model_repository")
+_HANDED_ON = (
+    *("host", "http_port", "grpc_port", "metrics_port", "models", "image", "mps", "backend_directory", "open_control"),
+)
 
 
 @click.command("serve")
@@ -39,7 +44,9 @@ if TYPE_CHECKING:
 @click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="How long to wait until ready.")
 @click.option("--detach", is_flag=True, help="Leave it running when it is ready.")
 @click.option("--status", is_flag=True, help="Show the servers that were left running.")
-@click.option("--stop", is_flag=True, help="Stop those: the one of REPOSITORY, or all.")
+@click.option("--stop", is_flag=True, help="Stop the one of REPOSITORY that was left running.")
+@click.option("--restart", is_flag=True, help="Start it anew, as it was started, on what lies in REPOSITORY now.")
+@click.option("--all", "everything", is_flag=True, help="With --stop or --restart: those of all repositories.")
 @click.option("--image", help="Container image instead of the release that fits the repository's plans.")
 @click.option(
     "--mps",
@@ -47,9 +54,22 @@ if TYPE_CHECKING:
     help="Let the instances of a plan use the GPU at the same time instead of in turns, through CUDA MPS of NVIDIA's "
     "driver. Only embedded needs it.",
 )
+@click.option(
+    "--backend-directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Use the native backends of this folder, such as /opt/tritonserver/backends of NVIDIA's image, before those "
+    "of this package. For embedded.",
+)
+@click.option(
+    "--open-control",
+    is_flag=True,
+    help="Let every client load models, and with them code of its own, and administer shared memory, tracing and "
+    "logging. Otherwise that needs a key that only this user can read.",
+)
 @click.option("--print-command", is_flag=True, help="Print the container's command and run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def command(repository: Path | None, options: tuple[str, ...], status: bool, stop: bool, **given: Any) -> None:  # noqa: ANN401
+def command(repository: Path | None, options: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401
     """Serve a model repository with Triton.
 
     REPOSITORY is the folder that `repo-builder build` wrote, by default model_repository. Triton's log goes to stderr;
@@ -59,6 +79,7 @@ def command(repository: Path | None, options: tuple[str, ...], status: bool, sto
     repo-builder serve                                   until Ctrl-C
     repo-builder serve --detach && repo-builder perf vgg && repo-builder serve --stop
     repo-builder serve --model vgg --http-port 0         one model, any free port for HTTP
+    repo-builder serve --restart                         what was left running, on a repository built anew
     repo-builder serve --mps                             several instances of a plan at the same time on the GPU
     repo-builder serve --print-command                   the docker command, to be run elsewhere
     repo-builder serve model_repository -- --log-verbose=1
@@ -67,25 +88,34 @@ def command(repository: Path | None, options: tuple[str, ...], status: bool, sto
         options, repository = (str(repository), *options), None
     if options and not options[0].startswith("-"):
         raise click.UsageError(f"unexpected argument '{options[0]}': options of tritonserver follow a --")
-    if status:
-        _status(repository, as_json=given["as_json"])
-    elif stop:
-        _stop(repository)
+    if given["everything"] and (repository is not None or not (given["stop"] or given["restart"])):
+        raise click.UsageError("--all goes with --stop or --restart, and without a repository")
+    if given["status"]:
+        serve_detached.status(repository, as_json=given["as_json"])
+    elif given["stop"]:
+        serve_detached.stop(_meant(repository, given))
+    elif given["restart"]:
+        serve_detached.restart(_meant(repository, given), given["timeout"])
     elif given["print_command"]:
-        _print_command(repository or Path("model_repository"), options, given)
+        _print_command(repository or _USUAL, options, given)
     else:
-        _serve(repository or Path("model_repository"), options, given)
+        _serve(repository or _USUAL, options, given)
+
+
+def _meant(repository: Path | None, given: dict[str, Any]) -> Path | None:
+    """Return the repository whose server is meant, None for all."""
+    return None if given["everything"] else repository or _USUAL
 
 
 def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) -> None:
     from repo_builder import serve
     from repo_builder.cli import serve_mps
-    from repo_builder.core.progress import stderr_console, step
+    from repo_builder.core.progress import stderr_console
 
     console = stderr_console()
     runtime, why = serve.choose_runtime(given["runtime"], image=given["image"], mps=given["mps"])
     console.print(f"runtime: {runtime} ({why})", markup=False)
-    wanted = {key: given[key] for key in ("host", "http_port", "grpc_port", "metrics_port", "models", "image", "mps")}
+    wanted = {key: given[key] for key in _HANDED_ON}
     server = serve.start(
         repository,
         runtime=runtime,
@@ -96,10 +126,10 @@ def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) ->
     )
     if runtime == "embedded":
         serve_mps.before(server, repository)
+    for line in _notices(server, given):
+        click.echo(line, err=True)
     if given["detach"]:
-        with step("start triton") as current, _log_told(server):
-            server.wait_ready(given["timeout"])
-            current.note(f"{_urls(server)}, process {server.pid}, log {server.log}")
+        serve_detached.start(server, given["timeout"])
         _report(server, repository, as_json=given["as_json"])
         return
     with server:
@@ -129,15 +159,19 @@ def _preflight(repository: Path, models: tuple[str, ...], *, container: bool) ->
         raise refusals[0]
 
 
-@contextmanager
-def _log_told(server: Server) -> Iterator[None]:
-    """Show the last lines of a server's log file when it does not start; Triton's tables are left out."""
-    try:
-        yield
-    except ServeError:
-        lines = [line for line in server.tail() if line and line[0] not in "+|"]
-        click.echo("\n".join(lines[-20:]), err=True)
-        raise
+def _notices(server: Server, given: dict[str, Any]) -> list[str]:
+    """Return what there is to say of how a server is started."""
+    found = []
+    if given["open_control"]:
+        found.append(
+            f"warning: --open-control: whoever reaches {server.http_url} or {server.grpc_url} can load models, and "
+            "with them run code as this user"
+        )
+    if server.job.cached:
+        found.append(server.job.cached)
+    if given["backend_directory"] is not None:
+        found.append("backends: " + ", ".join(f"{name} ({whose})" for name, whose in server.job.backends.items()))
+    return found
 
 
 def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None:
@@ -153,9 +187,11 @@ def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None
     try:
         server.wait_ready(given["timeout"])
         seconds = time.perf_counter() - started
-        stderr_console().print(f"ready after {seconds:.1f} s: {_urls(server)}; Ctrl-C stops it", markup=False)
+        stderr_console().print(
+            f"ready after {seconds:.1f} s: {serve_detached.urls(server)}; Ctrl-C stops it", markup=False
+        )
         _report(server, repository, as_json=given["as_json"])
-        code = server.wait()
+        code = _attended(server)
     except KeyboardInterrupt:
         server.stop()
         if server.exit_code:
@@ -164,79 +200,47 @@ def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None
     raise ServeError(f"Triton ended unasked {how_ended(code)}", hint="its last lines above say why")
 
 
+def _attended(server: Server) -> int | None:
+    """Wait for the end of a server, and load its models again whose process dies; return its exit code."""
+    from repo_builder.serve.run.revival import Models
+
+    models = Models(server.pid, server.job, server.note)
+    while server.exit_code is None or server.wait(5) is None:
+        event = models.look() if server.wait(0.25) is None else None
+        if event is not None and event.restart is not None:
+            click.echo(f"warning: {event.restart}; {event.next_step}", err=True)
+        elif event is not None and event.problem:
+            click.echo(f"warning: {event.problem}", err=True)
+        if event is not None and event.give_up:
+            server.stop()
+            raise ServeError(str(event.restart), hint="start it again, or with --detach, which does that by itself")
+    return server.exit_code
+
+
 def _print_command(repository: Path, options: tuple[str, ...], given: dict[str, Any]) -> None:
-    from repo_builder.serve.run import container
-    from repo_builder.serve.run.launch import no_mps_there
+    from repo_builder.serve.run import container, control, launch
     from repo_builder.serve.run.ports import Endpoints
 
     if given["mps"]:
-        raise no_mps_there()
+        raise launch.no_mps_there()
+    if given["backend_directory"] is not None:
+        raise launch.no_backends_there()
     if not repository.is_dir():
         raise ServeError("there is no model repository", where=str(repository), hint="run repo-builder build first")
     endpoints = Endpoints(
         host=given["host"], http=given["http_port"], grpc=given["grpc_port"], metrics=given["metrics_port"]
     )
-    click.echo(container.printed(repository, endpoints, models=given["models"], image=given["image"], options=options))
-
-
-def _status(repository: Path | None, *, as_json: bool) -> None:
-    from repo_builder import serve
-    from repo_builder.cli import serve_mps
-
-    servers = serve.running(repository)
-    if as_json:
-        values = [
-            {**item.to_dict(), "ready": item.ready(), "mps": serve_mps.shown(item.mps, item.pid)} for item in servers
-        ]
-        click.echo(json.dumps(values, indent=2))
-        return
-    if not servers:
-        click.echo("no detached server is running", err=True)
-        return
-    rows: list[tuple[str, ...]] = [
-        ("REPOSITORY", "MODELS", "STATE", "RUNTIME", "PROCESS", "UP", "HTTP", "GRPC", "METRICS", "MPS")
-    ]
-    rows += [_row(item) for item in servers]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _row(server: Detached) -> tuple[str, ...]:
-    from repo_builder.cli import serve_mps
-
-    minutes = int(time.time() - server.since) // 60
-    at = server.endpoints
-    return (
-        str(server.repository),
-        ",".join(server.models) or "all",
-        "ready" if server.ready() else "not ready",
-        server.runtime,
-        str(server.pid),
-        f"{minutes // 60}h{minutes % 60:02d}m",
-        *(at.http_url, at.grpc_url, at.metrics_url),
-        serve_mps.cell(server.mps, server.pid),
-    )
-
-
-def _stop(repository: Path | None) -> None:
-    from repo_builder import serve
-    from repo_builder.core.progress import step
-
-    servers = serve.running(repository)
-    if not servers:
-        which = f" for {repository}" if repository else ""
-        click.echo(f"no detached server is running{which}", err=True)
-    for server in servers:
-        with step("stop triton") as current:
-            serve.stop(server)
-            current.note(f"process {server.pid}, {server.repository}")
+    key = None if given["open_control"] else control.new_key()
+    wanted = {"models": given["models"], "image": given["image"], "options": options, "key": key}
+    click.echo(container.printed(repository, endpoints, **wanted))
 
 
 def _report(server: Server, repository: Path, *, as_json: bool) -> None:
-    """Say who uses MPS, and print where the server is on stdout, for programs."""
+    """Say which models are not served and who uses MPS, and print where the server is on stdout, for programs."""
     from repo_builder.cli import serve_mps
 
+    for name, reason in serve_detached.unavailable(server.note).items():
+        click.echo(f"warning: the model '{name}' did not load: {reason}", err=True)
     mps = serve_mps.shown(server.mps, server.pid)
     if mps is not None:
         click.echo(f"mps: {serve_mps.words(mps['clients'])}", err=True)
@@ -251,9 +255,6 @@ def _report(server: Server, repository: Path, *, as_json: bool) -> None:
         "metrics": server.metrics_url,
         "log": str(server.log) if server.log else None,
         "mps": mps,
+        "backends": dict(server.job.backends),
     }
     click.echo(json.dumps(value))
-
-
-def _urls(server: Server) -> str:
-    return f"http {server.http_url}, grpc {server.grpc_url}, metrics {server.metrics_url}"

@@ -17,9 +17,9 @@ from typing import Any
 
 from repo_builder.core import assets
 from repo_builder.core.errors import MissingDependency, ServeError
-from repo_builder.serve.run.ports import Endpoints
-from repo_builder.serve.run.process import Child
-from repo_builder.serve.run.server import Server
+from repo_builder.core.servers import Endpoints
+from repo_builder.serve.run import choices, configs, control
+from repo_builder.serve.run.job import Job
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,6 +30,7 @@ IMAGE = "nvcr.io/nvidia/tritonserver:{release}-py3"
 _ENGINES = ("docker", "podman")
 _GPU = {"docker": ["--gpus", "all"], "podman": ["--device", "nvidia.com/gpu=all"]}
 _SHM_SIZE = "1g"  # the engines' own 64 MB are soon full
+_RESTRICTS = (24, 1)  # the first release listed whose Triton knows --http-restricted-api
 _WANTS_GPU = re.compile(r"\bKIND_GPU\b|\b(backend|platform)\s*:\s*[\"'](tensorrt|tensorrt_plan)[\"']")
 
 
@@ -134,8 +135,12 @@ def command(
     models: Sequence[str] = (),
     options: Sequence[str] = (),
     name: str | None = None,
+    key: str | None = None,
 ) -> list[list[str]]:
     """Return the command that runs the container in the foreground, an option and its value a list.
+
+    A Triton too old to close its administration loads no model by request: of such a repository only the models named
+    are mounted.
 
     Args:
         engine: ``docker`` or ``podman``.
@@ -146,24 +151,38 @@ def command(
         models: Models to load; empty loads all.
         options: Further options of tritonserver.
         name: The container's name.
+        key: What opens the server's administration; None leaves that open to all.
     """
     host = f"[{endpoints.host}]" if ":" in endpoints.host else endpoints.host
     published = ((endpoints.http, 8000), (endpoints.grpc, 8001), (endpoints.metrics, 8002))
-    source = f"source={repository.resolve()}"
-    if any(c in source for c in ',"'):
-        source = '"' + source.replace('"', '""') + '"'  # the option is one line of CSV
+    closes = key is None or restricts(image)
+    mounted = [(repository, "/models")] if closes or not models else [(repository / m, f"/models/{m}") for m in models]
     return [
         [engine, "run", "--rm"],
         *([["--name", name]] if name else []),
         *([_GPU[engine]] if gpu else []),
         ["--shm-size", _SHM_SIZE],
         *(["--publish", f"{host}:{outer}:{inner}"] for outer, inner in published),
-        ["--mount", f"type=bind,{source},target=/models,readonly"],
+        *(["--mount", _mount(source, target)] for source, target in mounted),
         [image, "tritonserver", "--model-repository=/models"],
-        *([["--model-control-mode=explicit"]] if models else []),
-        *([f"--load-model={model}"] for model in models),
+        *([option] for option in (choices.loading(models, options, by_name=False) if closes else ())),
+        *([option] for option in (control.closing(key, options) if key and closes else ())),
+        *([option] for option in choices.caching(configs.models(repository, models), options)),
         *([option] for option in options),
     ]
+
+
+def restricts(image: str) -> bool:
+    """Whether the Triton of an image can close parts of its interface; an image without a release is taken for new."""
+    tag = re.search(r":(\d\d\.\d\d)\b", image)
+    return tag is None or _numbers(tag[1]) >= _RESTRICTS
+
+
+def _mount(source: Path, target: str) -> str:
+    where = f"source={source.resolve()}"
+    if any(c in where for c in ',"'):
+        where = '"' + where.replace('"', '""') + '"'  # the option is one line of CSV
+    return f"type=bind,{where},target={target},readonly"
 
 
 def printed(
@@ -173,6 +192,7 @@ def printed(
     models: Sequence[str] = (),
     image: str | None = None,
     options: Sequence[str] = (),
+    key: str | None = None,
 ) -> str:
     """Return the command that would be run, ready for a shell; no container engine is needed.
 
@@ -182,7 +202,7 @@ def printed(
     wanted = demand(repository, models)
     engine = next((item for item in _ENGINES if shutil.which(item)), _ENGINES[0])
     image = image or choose(wanted)[0].image
-    parts = command(engine, image, repository, endpoints, gpu=wanted.gpu, models=models, options=options)
+    parts = command(engine, image, repository, endpoints, gpu=wanted.gpu, models=models, options=options, key=key)
     return shell_text(parts)
 
 
@@ -213,17 +233,16 @@ def find_engine() -> str:
     )
 
 
-def start(
+def prepare(
     repository: Path,
     endpoints: Endpoints,
     *,
     models: Sequence[str] = (),
     image: str | None = None,
     options: Sequence[str] = (),
-    log: Path | None = None,
-    detached: bool = False,
-) -> Server:
-    """Start the container on a repository; an image that is not here is pulled first.
+    key: str | None = None,
+) -> Job:
+    """Return what starts the container on a repository; an image that is not here is pulled first.
 
     Raises:
         MissingDependency: There is no container engine.
@@ -234,13 +253,22 @@ def start(
     image = image or choose(wanted)[0].image
     _pull(engine, image)
     name = f"repo-builder-{uuid.uuid4().hex[:12]}"
-    parts = command(engine, image, repository, endpoints, gpu=wanted.gpu, models=models, options=options, name=name)
-    child = Child([word for part in parts for word in part], os.environ, log=log, detached=detached)
-
-    def remove() -> None:
-        subprocess.run([engine, "rm", "--force", name], capture_output=True, timeout=30, check=False)
-
-    return Server(child, endpoints, runtime="container", models=tuple(models), clean_up=remove, log=log)
+    there = configs.models(repository, models)
+    parts = command(
+        engine, image, repository, endpoints, gpu=wanted.gpu, models=models, options=options, name=name, key=key
+    )
+    words = [word for part in parts for word in part]
+    return Job(
+        command=words,
+        environment=os.environ,
+        runtime="container",
+        root=repository,
+        explicit=choices.explicit(words),
+        polls=choices.polls(options),
+        backends=dict.fromkeys(sorted({item.backend for item in there} - {"", "ensemble"}), "native"),
+        cached=choices.cached(there, words),
+        removal=[engine, "rm", "--force", name],
+    )
 
 
 def _pull(engine: str, image: str) -> None:

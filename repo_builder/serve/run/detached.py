@@ -1,126 +1,95 @@
-"""Servers that outlive the command that started them, remembered in small files under the user's cache folder.
-
-A process id alone may be another process's by now: the file also keeps when that process began.
-"""
+"""Servers that outlive the command that started them: each has a keeper, and a note by which it is found again."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repo_builder.core import files
+from repo_builder.core import files, servers
 from repo_builder.core.errors import ServeError
-from repo_builder.serve.run import health
-from repo_builder.serve.run.folders import cache_folder
+from repo_builder.core.servers import Endpoints, ServerNote
+from repo_builder.serve.run import control, health
+from repo_builder.serve.run.job import Job
 from repo_builder.serve.run.mps import Mps
-from repo_builder.serve.run.ports import Endpoints
-from repo_builder.serve.run.process import kill_group
+from repo_builder.serve.run.process import kill_group, tail_of
 
-_STATE = "server.json"
 _LOG = "triton.log"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detached:
-    """A server that was left running.
-
-    Attributes:
-        pid: Its process and group.
-        began: When that process began, in the kernel's clock ticks since boot.
-        since: The same in seconds since the epoch.
-        runtime: ``embedded`` or ``container``.
-        repository: The model repository.
-        models: Models that were named; empty means all.
-        endpoints: Where it listens.
-        mps: The CUDA MPS that its processes are to use.
-    """
-
-    pid: int
-    began: int
-    since: float
-    runtime: str
-    repository: Path
-    models: tuple[str, ...]
-    endpoints: Endpoints
-    mps: Mps | None = None
-
-    @property
-    def log(self) -> Path:
-        """Its log file."""
-        return log_file(self.repository)
-
-    def alive(self) -> bool:
-        """Whether that very process still runs."""
-        return began(self.pid) == self.began
-
-    def ready(self) -> bool:
-        """Whether the server says that it is ready."""
-        return health.ready(self.endpoints.http_url, self.models)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        mps = self.mps.to_dict() if self.mps else None
-        value = {**dataclasses.asdict(self), "repository": str(self.repository), "models": list(self.models)}
-        return {**value, "mps": mps, "log": str(self.log)}
+_KEEPERS: list[subprocess.Popen[bytes]] = []  # those of servers left running: nobody waits for them here
 
 
 def log_file(repository: Path) -> Path:
     """Return where the log of a repository's detached server goes; its folder is made."""
-    folder = _folder(repository)
+    folder = servers.folder_of(repository)
     with files.output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder / _LOG
 
 
-def remember(
-    *,
-    pid: int,
-    runtime: str,
-    repository: Path,
-    models: Sequence[str],
-    endpoints: Endpoints,
-    mps: Mps | None = None,
-) -> None:
-    """Write down a server that was started detached."""
-    state = Detached(
-        pid=pid,
-        began=began(pid) or 0,
-        since=time.time(),
-        runtime=runtime,
-        repository=repository.resolve(),
-        models=tuple(models),
-        endpoints=endpoints,
-        mps=mps,
+def note_file(repository: Path, *, detached: bool) -> Path:
+    """Return the note of a server that is started here."""
+    return servers.folder_of(repository) / (
+        servers.DETACHED if detached else f"{os.getpid()}-{time.monotonic_ns()}.json"
     )
-    files.write_json(_folder(repository) / _STATE, state.to_dict())
 
 
-def forget(repository: Path) -> None:
-    """Remove what was written down; the log stays."""
-    (_folder(repository) / _STATE).unlink(missing_ok=True)
-
-
-def running(repository: Path | None = None) -> list[Detached]:
-    """Return the detached servers that run, of one repository or of all; what is written of others is removed."""
+def running(repository: Path | None = None) -> list[ServerNote]:
+    """Return the detached servers that run, of one repository or of all; what is left of others is removed."""
     found = []
-    for path in sorted((cache_folder() / "servers").glob(f"*/{_STATE}")):
-        state = _read(path)
-        if state is None or not state.alive():
-            if state is not None and state.mps is not None:
-                state.mps.clean_up()  # what led the group was killed, and could not
+    for path, note in servers.notes():
+        if note is None or not note.alive():
+            if note is not None and note.mps is not None:
+                Mps.from_dict(dict(note.mps)).clean_up()  # what led the group was killed, and could not
             path.unlink(missing_ok=True)
-        elif repository is None or state.repository == repository.resolve():
-            found.append(state)
+        elif note.detached and (repository is None or note.repository == repository.resolve()):
+            found.append(note)
     return found
+
+
+def state(note: ServerNote) -> str:
+    """Return in a few words whether a server serves, and what keeps it from that."""
+    url = note.endpoints.http_url
+    if note.problem:
+        return f"not ready: {note.problem}"
+    if not health.ready(url, note.models):
+        loading = health.loading_models(tail_of(servers.folder_of(note.repository) / _LOG))
+        return (
+            f"not ready: still loading {', '.join(loading)}" if loading else "not ready: it does not answer that it is"
+        )
+    try:
+        failed = control.unavailable(url, note.http_headers())
+    except (OSError, control.Refused):
+        failed = {}
+    words = "ready" + (f" without {', '.join(failed)}" if failed else "")
+    if not note.restarts:
+        return words
+    times = "once" if len(note.restarts) == 1 else f"{len(note.restarts)} times"
+    when = time.strftime("%H:%M:%S", time.localtime(note.restarts[-1].at))
+    return f"{words}, after {note.restarts[-1]} at {when} (started again {times})"
+
+
+def to_dict(note: ServerNote) -> dict[str, Any]:
+    """Return a note as plain JSON values to be shown: without its key."""
+    at = note.endpoints
+    return {
+        "pid": note.pid,
+        "keeper": note.keeper.pid,
+        "since": note.since,
+        "runtime": note.runtime,
+        "repository": str(note.repository),
+        "models": list(note.models),
+        "endpoints": {"host": at.host, "http": at.http, "grpc": at.grpc, "metrics": at.metrics},
+        "backends": dict(note.backends),
+        "closed": note.restricted_key is not None,
+        "restarts": [{"at": item.at, "what": item.what, "how": item.how} for item in note.restarts],
+        "mps": note.mps,
+        "log": str(servers.folder_of(note.repository) / _LOG),
+    }
 
 
 def refuse_clash(repository: Path | None, endpoints: Endpoints) -> None:
@@ -140,7 +109,7 @@ def refuse_clash(repository: Path | None, endpoints: Endpoints) -> None:
             raise ServeError(
                 f"is already served, on http {other.endpoints.http_url} by process {other.pid}",
                 where=str(repository),
-                hint=stop,
+                hint=f"{stop}, or start it anew with serve --restart",
             )
         theirs = other.endpoints
         taken = sorted(wanted & {theirs.http, theirs.grpc, theirs.metrics})
@@ -152,56 +121,97 @@ def refuse_clash(repository: Path | None, endpoints: Endpoints) -> None:
             )
 
 
-def stop(server: Detached, grace_s: float = 15.0) -> None:
-    """Stop a detached server and all its children, and forget it.
+def stop(note: ServerNote, grace_s: float = 20.0) -> None:
+    """Stop a detached server, its keeper and all its children, and forget it.
 
     Raises:
         ServeError: It belongs to another user.
     """
-    if server.alive():
+    keeper = note.keeper
+    if keeper.alive():
         try:
-            os.kill(server.pid, signal.SIGTERM)
+            os.kill(keeper.pid, signal.SIGTERM)
         except PermissionError:
-            raise ServeError(f"process {server.pid} belongs to another user", where=str(server.repository)) from None
+            raise ServeError(f"process {keeper.pid} belongs to another user", where=str(note.repository)) from None
         deadline = time.monotonic() + grace_s
-        while server.alive() and time.monotonic() < deadline:
+        while keeper.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
-        kill_group(server.pid)
-        if server.mps is not None:
-            server.mps.clean_up()
-    forget(server.repository)
+    path = servers.folder_of(note.repository) / servers.DETACHED
+    last = servers.read(path) or note  # it may have been started again meanwhile
+    for process in (last.keeper, last.server, note.server):
+        if process is not None and process.alive():
+            kill_group(process.pid)
+    if last.mps is not None:
+        Mps.from_dict(dict(last.mps)).clean_up()
+    path.unlink(missing_ok=True)
 
 
-def began(pid: int) -> int | None:
-    """Return when a process began, in clock ticks since boot; None where there is none, or only its exit code is left.
+class Kept:
+    """A server whose keeper this process started, for as long as it waits for it to be ready."""
 
-    Field 22 of ``/proc/PID/stat``, see proc(5).
-    """
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        # the second field, the command, is in parentheses and may hold anything
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else int(fields[19])
-    return None
+    def __init__(self, job: Job, note: ServerNote, log: Path) -> None:
+        self._file = note_file(note.repository, detached=True)
+        self._log = log
+        self._code: int | None = None
+        # Written before anything runs: the keeper puts itself in this process's place.
+        servers.write(self._file, note)
+        self._note = note
+        self._keeper = _start(job, self._file, log)
+        _KEEPERS.append(self._keeper)
+        while self.pid == 0 and self._keeper.poll() is None:
+            time.sleep(0.01)
+
+    @property
+    def pid(self) -> int:
+        """Triton's process, 0 where it has ended."""
+        self._note = servers.read(self._file) or self._note
+        return self._note.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Triton's exit code where it ended before it was ready; None while it is kept."""
+        if self._keeper.poll() is None:
+            return None
+        note = servers.read(self._file)
+        if note is not None and note.exit_code is not None:
+            self._code = note.exit_code
+        return self._code if self._code is not None else self._keeper.returncode
+
+    def tail(self) -> list[str]:
+        """Return the last lines of its log."""
+        return tail_of(self._log)
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait until it is kept no longer; return its exit code, None when the time is over."""
+        try:
+            self._keeper.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return self.exit_code
+
+    def stop(self, grace_s: float) -> None:
+        """Stop it and its keeper."""
+        code = self.exit_code
+        stop(servers.read(self._file) or self._note, grace_s)
+        self._keeper.wait(grace_s)
+        self._code = code if code is not None else 0
 
 
-def _folder(repository: Path) -> Path:
-    path = repository.resolve()
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-    return cache_folder() / "servers" / f"{path.name}-{digest}"
-
-
-def _read(path: Path) -> Detached | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        value.pop("log")
-        return Detached(
-            **{
-                **value,
-                "repository": Path(value["repository"]),
-                "models": tuple(value["models"]),
-                "endpoints": Endpoints(**value["endpoints"]),
-                "mps": Mps.from_dict(value["mps"]) if value.get("mps") else None,
-            }
+def _start(job: Job, note: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start a keeper in a session of its own."""
+    # The same places as here, and not the current folder first, where a file may be named like a library.
+    places = [str(place) for place in sys.path]
+    code = f"import sys; sys.path[:] = {places!r}; from repo_builder.serve.run.keeper import main; main()"
+    with log.open("ab") as output:
+        keeper = subprocess.Popen(
+            [sys.executable, "-c", code, str(note), str(log)],
+            env=dict(job.environment),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    if keeper.stdin is not None:
+        with contextlib.suppress(BrokenPipeError), keeper.stdin as pipe:  # a pipe holds more than a job is long
+            pipe.write(job.to_json().encode())
+    return keeper

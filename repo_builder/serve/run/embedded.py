@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import platform
@@ -10,45 +9,20 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from repo_builder.core import environment, files
 from repo_builder.core.errors import MissingDependency, ServeError
+from repo_builder.core.servers import Endpoints
+from repo_builder.serve.run import assembly, choices, configs
 from repo_builder.serve.run import mps as cuda_mps
-from repo_builder.serve.run.folders import cache_folder
-from repo_builder.serve.run.ports import Endpoints
-from repo_builder.serve.run.process import Child
-from repo_builder.serve.run.server import Server
+from repo_builder.serve.run.assembly import Wheel
+from repo_builder.serve.run.job import Job
 
-_BACKENDS = Path(__file__).resolve().parents[1] / "backends"
 # what only fails, and says so, where there is no GPU
 _WITHOUT_GPU = ("--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
 _SHARED_MEMORY_BYTES = 16 << 20
-_SEARCH_PATH = "REPO_BUILDER_SYS_PATH"
-# The stub initialises Python in isolated mode: PYTHONPATH does not reach it, so the first module that it imports
-# brings this process's search path along.
-_PRELUDE = f"""import os as _os, sys as _sys
-_sys.path.extend(p for p in _os.environ.get("{_SEARCH_PATH}", "").split(_os.pathsep) if p and p not in _sys.path)
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wheel:
-    """What is used of the installed nvidia-pytriton.
-
-    Attributes:
-        server: The tritonserver binary.
-        python_backend: Folder of the Python backend.
-        stub: The stub process for the Python that runs now.
-        libraries: Folder of the shared libraries that all of them need.
-    """
-
-    server: Path
-    python_backend: Path
-    stub: Path
-    libraries: Path
 
 
 def unavailable() -> str | None:
@@ -87,39 +61,70 @@ def find_wheel() -> Wheel:
         python_backend=root / "backends" / "python",
         stub=stub,
         libraries=package.parent / "nvidia_pytriton.libs",
+        caches=root / "caches",
     )
 
 
-def start(
+def prepare(
     repository: Path,
     endpoints: Endpoints,
     *,
     models: Sequence[str] = (),
     options: Sequence[str] = (),
-    log: Path | None = None,
-    detached: bool = False,
     mps: bool = False,
-) -> Server:
-    """Start tritonserver on a repository, under CUDA MPS if asked; it may not be ready yet when this returns."""
+    key: str | None = None,
+    backend_directory: Path | None = None,
+) -> Job:
+    """Return what starts tritonserver on a repository, under CUDA MPS if asked.
+
+    Args:
+        repository: The model repository.
+        endpoints: Where it shall listen.
+        models: Models to load; empty loads all.
+        options: Further options of tritonserver, as they are.
+        mps: Whether its processes share the GPU through CUDA MPS.
+        key: What opens its administration; None leaves that open to all.
+        backend_directory: A folder of native backends, to be used before those of this package.
+
+    Raises:
+        MissingDependency: The wheel or MPS cannot be used here.
+        ServeError: Something else is missing, or the backend directory is none.
+    """
     wheel = find_wheel()
     _check_shared_memory()
-    backends = assemble(wheel)
-    server = _executable(wheel.server, backends)
-    quiet = () if _has_gpu() else _WITHOUT_GPU
-    served = arguments(repository, endpoints, models)
-    command = [str(server), *served, f"--backend-directory={backends}", *quiet, *options]
+    there = configs.models(repository, models)
+    _check_names(there)
+    backends = assembly.assemble(wheel, backend_directory)
+    root = assembly.ascii_path(repository.resolve())
+    words = [
+        str(_executable(wheel.server, backends)),
+        *addresses(endpoints),
+        f"--model-repository={root}",
+        f"--backend-directory={backends}",
+        f"--cache-directory={wheel.caches}",
+        *(() if _has_gpu() else _WITHOUT_GPU),
+        *choices.of(there, models, options, key),
+        *options,
+    ]
+    shared = cuda_mps.prepare(gpu=_has_gpu()) if mps else None
     values = stub_environment(wheel)
-    if not mps:
-        child = Child(command, values, log=log, detached=detached)
-        return Server(child, endpoints, runtime="embedded", models=tuple(models), log=log)
-    shared = cuda_mps.prepare(gpu=_has_gpu())
-    try:
-        child = Child(shared.command(command), values, log=log, detached=detached)
-    except BaseException:
-        shared.clean_up()
-        raise
-    return Server(
-        child, endpoints, runtime="embedded", models=tuple(models), clean_up=shared.clean_up, log=log, mps=shared
+    if backend_directory is not None:
+        values["LD_LIBRARY_PATH"] = os.pathsep.join(
+            [values["LD_LIBRARY_PATH"], *assembly.library_folders(backend_directory)]
+        )
+    return Job(
+        command=shared.command(words) if shared else words,
+        environment=values,
+        runtime="embedded",
+        root=root,
+        explicit=choices.explicit(words),
+        polls=choices.polls(words),
+        backends={
+            name: assembly.whose(backends / name)
+            for name in sorted({item.backend for item in there} - {"", "ensemble"})
+        },
+        cached=choices.cached(there, words),
+        mps=shared,
     )
 
 
@@ -129,18 +134,17 @@ def mps_is_idle() -> bool:
     return control is not None and _has_gpu() and cuda_mps.running(control) is None
 
 
-def arguments(repository: Path, endpoints: Endpoints, models: Sequence[str]) -> list[str]:
-    """Return the options of tritonserver that say what to serve and where."""
-    chosen = [f"--load-model={name}" for name in models]
+def addresses(endpoints: Endpoints) -> list[str]:
+    """Return the options of tritonserver that say where to listen."""
+    six = ":" in endpoints.host
+    http, grpc = (f"ipv6:{endpoints.host}", f"[{endpoints.host}]") if six else (endpoints.host, endpoints.host)
     return [
-        f"--model-repository={repository.resolve()}",
-        f"--http-address={endpoints.host}",
+        f"--http-address={http}",
         f"--http-port={endpoints.http}",
-        f"--grpc-address={endpoints.host}",
+        f"--grpc-address={grpc}",
         f"--grpc-port={endpoints.grpc}",
-        f"--metrics-address={endpoints.host}",
+        f"--metrics-address={http}",
         f"--metrics-port={endpoints.metrics}",
-        *(["--model-control-mode=explicit", *chosen] if chosen else []),
     ]
 
 
@@ -151,38 +155,24 @@ def stub_environment(wheel: Wheel) -> dict[str, str]:
     libraries = [str(wheel.libraries), str(_libpython_folder())]
     values["PATH"] = os.pathsep.join([*programs, values.get("PATH", os.defpath)])
     values["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, values.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep)
-    values[_SEARCH_PATH] = os.pathsep.join([*filter(None, sys.path), str(Path(__file__).resolve().parents[3])])
+    values.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    values[assembly.SEARCH_PATH] = os.pathsep.join([*filter(None, sys.path), str(Path(__file__).resolve().parents[3])])
     return values
-
-
-def assemble(wheel: Wheel) -> Path:
-    """Return a private backend directory: the wheel's Python backend with its stub, and our backends.
-
-    It is made once for each combination of contents; Triton refuses links that leave the directory, so all are copies.
-    """
-    ours = sorted(_BACKENDS.glob("*/model.py"))
-    digest = hashlib.sha256(_PRELUDE.encode())
-    for item in (*ours, wheel.stub, wheel.python_backend / "libtriton_python.so"):
-        digest.update(f"{item}:{files.sha256_of(item)}\n".encode())
-    folder = cache_folder() / "backends" / digest.hexdigest()[:16]
-    if not folder.is_dir():
-        with files.replacing_folder(folder) as fresh:
-            python = fresh / "python"
-            python.mkdir()
-            shutil.copyfile(wheel.python_backend / "libtriton_python.so", python / "libtriton_python.so")
-            utils = (wheel.python_backend / "triton_python_backend_utils.py").read_text(encoding="utf-8")
-            (python / "triton_python_backend_utils.py").write_text(_PRELUDE + utils, encoding="utf-8")
-            shutil.copyfile(wheel.stub, python / "triton_python_backend_stub")
-            (python / "triton_python_backend_stub").chmod(0o755)
-            for item in ours:
-                target = fresh / item.relative_to(_BACKENDS)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(item, target)
-    return folder
 
 
 def _has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists() or bool(environment.gpus())
+
+
+def _check_names(models: Sequence[configs.Model]) -> None:
+    """Refuse models whose name Python cannot look for modules in."""
+    for item in models:
+        if not item.name.isascii() and item.backend == "python":
+            raise ServeError(
+                "Triton's Python backend finds no model.py in a folder whose name is not ASCII",
+                where=str(item.folder),
+                hint="give the model another name, or use --runtime container",
+            )
 
 
 def _check_shared_memory() -> None:

@@ -56,12 +56,14 @@ def failure(exit_code: int | None, lines: Sequence[str], *, log: Path | None = N
     if mps:
         advice = "leave --mps out, or see whether nvidia-cuda-mps-control -f runs by itself"
         return ServeError(f"CUDA MPS did not start: {mps}", hint=_hint(advice, log))
+    waiting = loading_models(lines)
+    if waiting and (exit_code or 0) < 0:
+        what = f"the model '{waiting[0]}'" if len(waiting) == 1 else f"one of the models {', '.join(waiting)}"
+        return ServeError(f"Triton ended {how_ended(exit_code)} while it loaded {what}", hint=_advice("", log))
     fatal = [match["reason"] or match["port"] for line in lines if (match := _FATAL.search(line))]
     said = [line.strip() for line in lines if line.strip() and not line.startswith("mps: ")]
     reason = (fatal or said or ["it printed nothing"])[-1]
-    return ServeError(
-        f"Triton ended with exit code {exit_code} before it was ready: {reason}", hint=_advice(reason, log)
-    )
+    return ServeError(f"Triton ended {how_ended(exit_code)} before it was ready: {reason}", hint=_advice(reason, log))
 
 
 def overdue(timeout_s: float, url: str, lines: Sequence[str], *, log: Path | None = None) -> ServeError:
@@ -85,7 +87,7 @@ def failed_models(log: Sequence[str]) -> dict[str, str]:
     for line in log:
         for pattern in _FAILURES:
             if match := pattern.search(line):
-                problems.setdefault(match["model"], _one_line(match["reason"]))
+                problems.setdefault(match["model"], one_line(match["reason"]))
     return problems
 
 
@@ -98,13 +100,15 @@ def loading_models(log: Sequence[str]) -> list[str]:
 
 def how_ended(exit_code: int | None) -> str:
     """Return ``with exit code 1`` or ``by SIGSEGV``."""
+    if exit_code is None:
+        return "with its keeper"
     try:
-        return f"by {signal.Signals(-(exit_code or 0)).name}"
+        return f"by {signal.Signals(-exit_code).name}"
     except ValueError:
         return f"with exit code {exit_code}"
 
 
-def _one_line(reason: str) -> str:
+def one_line(reason: str) -> str:
     """Keep what a Python-based backend raised, without the place in its source."""
     reason = reason.replace('\\"', '"').replace("\\'", "'")
     reason = re.split(r"\\n\\nAt:", reason)[0]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from repo_builder.core import servers
 from repo_builder.core.errors import MissingDependency, RepoBuilderError, ServeError
-from repo_builder.serve.run import container, detached, embedded
-from repo_builder.serve.run.ports import Endpoints, settle
+from repo_builder.core.servers import Endpoints, Process, ServerNote
+from repo_builder.serve.run import container, control, detached, embedded
+from repo_builder.serve.run.job import Job
+from repo_builder.serve.run.ports import settle
+from repo_builder.serve.run.process import Child
 from repo_builder.serve.run.server import Server
 
 Runtime = Literal["auto", "container", "embedded"]
@@ -58,6 +64,15 @@ def no_mps_there() -> ServeError:
     )
 
 
+def no_backends_there() -> ServeError:
+    """Return the error that says why the container takes no backend directory."""
+    return ServeError(
+        "is for the embedded Triton: the container has native backends of its own",
+        where="--backend-directory",
+        hint="leave it out, or use --runtime embedded",
+    )
+
+
 def start(
     repository: Path,
     *,
@@ -73,6 +88,8 @@ def start(
     log: Path | None = None,
     detach: bool = False,
     mps: bool = False,
+    backend_directory: Path | None = None,
+    open_control: bool = False,
 ) -> Server:
     """Start Triton on a model repository; call ``wait_ready`` on what this returns.
 
@@ -88,9 +105,13 @@ def start(
         options: Further options of tritonserver, as they are.
         preflight: Called with the repository before anything starts; raises to refuse it.
         log: File for Triton's log; None forwards it to stderr.
-        detach: Whether the server outlives this process, to be found by ``detached.running``; its log goes to a file.
+        detach: Whether the server outlives this process, to be found by ``detached.running``; its log goes to a file,
+            and it is started again when it dies.
         mps: Whether the embedded Triton's processes share the GPU through CUDA MPS: the one that runs here, else one
             that is started and ended with the server. ``Server.mps`` tells who uses it.
+        backend_directory: Folder of native backends, which the embedded Triton uses before those of this package.
+        open_control: Whether every client may load models, and with them code, and administer shared memory. Otherwise
+            that needs the key in the server's note (``core.servers.find``).
 
     Raises:
         ServeError: The repository or a model is not there, a port is in use, it is served already, or MPS is asked for
@@ -102,31 +123,90 @@ def start(
     if preflight is not None:
         preflight(repository)
     chosen, _ = choose_runtime(runtime, image=image, mps=mps)
-    endpoints = Endpoints(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
-    detached.refuse_clash(repository if detach else None, endpoints)
-    endpoints = settle(endpoints)
-    if detach:
-        log = detached.log_file(repository)
-        log.unlink(missing_ok=True)
+    wanted = Endpoints(host=host, http=http_port, grpc=grpc_port, metrics=metrics_port)
+    detached.refuse_clash(repository if detach else None, wanted)
+    endpoints = settle(wanted)
+    key = None if open_control else control.new_key()
     if chosen == "container":
-        server = container.start(
-            repository, endpoints, models=models, image=image, options=options, log=log, detached=detach
-        )
+        if backend_directory is not None:
+            raise no_backends_there()
+        job = container.prepare(repository, endpoints, models=models, image=image, options=options, key=key)
     else:
-        server = embedded.start(
-            repository, endpoints, models=models, options=options, log=log, detached=detach, mps=mps
+        job = embedded.prepare(
+            repository, endpoints, models=models, options=options, mps=mps, key=key, backend_directory=backend_directory
         )
-    if detach:
-        detached.remember(
-            pid=server.pid,
-            runtime=chosen,
-            repository=repository,
-            models=models,
-            endpoints=server.endpoints,
-            mps=server.mps,
-        )
-        server.when_ended(lambda: detached.forget(repository))
-    return server
+    arguments = {
+        "runtime": chosen,
+        "host": host,
+        **{f"{role}_port": getattr(endpoints, role) for role in ("http", "grpc", "metrics")},
+        "models": list(models),
+        "image": image,
+        "options": list(options),
+        "mps": mps,
+        "backend_directory": str(backend_directory.resolve()) if backend_directory else None,
+        "open_control": open_control,
+    }
+    note = ServerNote(
+        server=None,
+        keeper=Process.of(os.getpid()),
+        detached=detach,
+        since=time.time(),
+        loaded=time.time(),
+        runtime=chosen,
+        repository=repository.resolve(),
+        models=tuple(models),
+        endpoints=endpoints,
+        polls=job.polls,
+        restricted_key=key,
+        backends=job.backends,
+        mps=job.mps.to_dict() if job.mps else None,
+        arguments=arguments,
+    )
+    try:
+        return _run_detached(job, note) if detach else _run(job, note, log)
+    except BaseException:
+        job.clean_up()
+        raise
+
+
+def restart(note: ServerNote) -> Server:
+    """Stop a detached server and start it anew on the same ports, as it was started; call ``wait_ready`` on the result.
+
+    Raises:
+        ServeError: It cannot be stopped, or not be started.
+        MissingDependency: What it needs is no longer here.
+    """
+    given = dict(note.arguments)
+    backends = given.pop("backend_directory", None)
+    detached.stop(note)
+    return start(note.repository, **given, detach=True, backend_directory=Path(backends) if backends else None)
+
+
+def _run(job: Job, note: ServerNote, log: Path | None) -> Server:
+    """Start a server that ends with this process."""
+    job.set_out()
+    child = Child(job.command, job.environment, log=log)
+    path = detached.note_file(note.repository, detached=False)
+    note = dataclasses.replace(note, server=Process.of(child.pid))
+    try:
+        servers.write(path, note)
+    except BaseException:
+        child.stop(0)
+        raise
+
+    def clean_up() -> None:
+        path.unlink(missing_ok=True)
+        job.clean_up()
+
+    return Server(child, job=job, note=note, clean_up=clean_up, log=log)
+
+
+def _run_detached(job: Job, note: ServerNote) -> Server:
+    """Start a server that outlives this process."""
+    log = detached.log_file(note.repository)
+    log.unlink(missing_ok=True)
+    kept = detached.Kept(job, note, log)
+    return Server(kept, job=job, note=note, clean_up=lambda: None, log=log)
 
 
 def _check_platform(*, detach: bool) -> None:

@@ -54,6 +54,12 @@ class Mps:
         """The folder of logs of a control daemon that is the server's own."""
         return self.pipes.parent / "log"
 
+    def make_folders(self) -> None:
+        """Make the folders of a daemon that is the server's own; they go when it ends, and it may be started again."""
+        if self.started:
+            for folder in (self.pipes.parent, self.pipes, self.logs):
+                folder.mkdir(mode=0o700, exist_ok=True)
+
     def command(self, served: Sequence[str]) -> list[str]:
         """Return the command that runs ``served`` under this MPS."""
         if not self.started:

@@ -68,9 +68,7 @@ class Child:
         """Return the last lines of its output."""
         if self._log is None:
             return list(self._tail)
-        with contextlib.suppress(OSError):
-            return self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-        return []
+        return tail_of(self._log)
 
     def stop(self, grace_s: float) -> None:
         """Send SIGTERM, wait, then kill whatever is left of its group."""
@@ -125,6 +123,13 @@ class Child:
                 start_new_session=True,
                 preexec_fn=None if self._detached else tie_to_parent(),
             )
+
+
+def tail_of(log: Path) -> list[str]:
+    """Return the last lines of a log file, none where there is no file."""
+    with contextlib.suppress(OSError):
+        return log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    return []
 
 
 def tie_to_parent() -> Callable[[], None] | None:

@@ -6,11 +6,33 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
+from repo_builder.core.servers import Endpoints, ServerNote
 from repo_builder.serve.run import health
+from repo_builder.serve.run.job import Job
 from repo_builder.serve.run.mps import Mps
-from repo_builder.serve.run.ports import Endpoints
-from repo_builder.serve.run.process import Child
+
+
+class Running(Protocol):
+    """What runs as a server: a child of this process, or one that a keeper has."""
+
+    @property
+    def pid(self) -> int:
+        """Its process, which leads its group."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+
+    def tail(self) -> list[str]:
+        """Return the last lines of its log."""
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait until it has ended; return its exit code, None when the time is over."""
+
+    def stop(self, grace_s: float) -> None:
+        """Stop it, gently for so long."""
 
 
 class Server:
@@ -18,32 +40,46 @@ class Server:
 
     Args:
         child: The process: tritonserver itself, what leads it and its MPS, or the container engine's client.
-        endpoints: Where it listens.
-        runtime: ``embedded`` or ``container``.
-        models: Models that must be ready; empty means all of the repository's.
+        job: What it runs.
+        note: What is written down of it.
         clean_up: Called once when it has been stopped.
         log: File that its log goes to, None for stderr.
-        mps: The CUDA MPS that its processes are to use.
     """
 
     def __init__(
         self,
-        child: Child,
-        endpoints: Endpoints,
+        child: Running,
         *,
-        runtime: str,
-        models: tuple[str, ...] = (),
-        clean_up: Callable[[], None] | None = None,
+        job: Job,
+        note: ServerNote,
+        clean_up: Callable[[], None],
         log: Path | None = None,
-        mps: Mps | None = None,
     ) -> None:
         self._child = child
-        self.endpoints = endpoints
-        self.runtime = runtime
-        self.models = models
+        self.job = job
+        self.note = note
         self.log = log
-        self.mps = mps
-        self._clean_up = [clean_up] if clean_up else []
+        self._clean_up = [clean_up]
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where it listens."""
+        return self.note.endpoints
+
+    @property
+    def runtime(self) -> str:
+        """``embedded`` or ``container``."""
+        return self.job.runtime
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models that must be ready; empty means all of the repository's."""
+        return self.note.models
+
+    @property
+    def mps(self) -> Mps | None:
+        """The CUDA MPS that its processes are to use."""
+        return self.job.mps
 
     @property
     def http_url(self) -> str:
@@ -102,10 +138,6 @@ class Server:
         finally:
             while self._clean_up:
                 self._clean_up.pop()()
-
-    def when_ended(self, clean_up: Callable[[], None]) -> None:
-        """Call ``clean_up`` once when the server has been stopped."""
-        self._clean_up.append(clean_up)
 
     def __enter__(self) -> Server:
         """Return the server itself."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repo_builder.serve.run.folders import cache_folder
 
 from repo_builder.core.errors import ServeError
 from repo_builder.serve.run import detached
-from repo_builder.serve.run.folders import cache_folder
 from repo_builder.serve.run.ports import Endpoints
 
 

@@ -14,15 +14,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 from repo_builder.core.errors import ServeError
 from repo_builder.core.tensors import Array
 from repo_builder.serve.backends.onnxruntime import settings, signature
+from repo_builder.serve.backends.onnxruntime.feeds import Feed, Inputs, Staging, groups
+from repo_builder.serve.backends.onnxruntime.states import States
 
-Feed = dict[str, Array]  # input name → values
 Response = object  # pb_utils.InferenceResponse
 
 ort.set_default_logger_severity(3)
@@ -63,15 +63,22 @@ class TritonPythonModel:
         wanted = settings.providers(config, kind=args["model_instance_kind"], device=args["model_instance_device_id"])
         session = settings.open_session(path, config, wanted)
         batched = config["max_batch_size"] > 0
-        for side, tensors in (("input", session.get_inputs()), ("output", session.get_outputs())):
-            signature.check(config[side], signature.declared(tensors), batched=batched, side=side)
+        inputs, outputs = signature.declared(session.get_inputs()), signature.declared(session.get_outputs())
+        optional = signature.declared(session.get_overridable_initializers())
+        signature.check(signature.fed(config), inputs, optional=optional, batched=batched, side="input")
+        signature.check(signature.given_back(config), outputs, batched=batched, side="output")
         self._session = session
         self._run_options = settings.run_options(config)
-        self._outputs = [item["name"] for item in config["output"]]
-        self._strings = any(item["data_type"] == "TYPE_STRING" for item in config["input"])
+        self._inputs = Inputs(config, [*inputs, *optional])
+        self._states = States(config, Path(args["model_repository"]))
+        self._outputs = [item["name"] for item in config["output"]] + self._states.outputs
+        known = {item.name: item for item in outputs}
+        self._scalars = {
+            item["name"] for item in config["output"] if not batched and signature.is_scalar(item, known[item["name"]])
+        }
         self._batched = batched
-        self._uniform = not any(item.get("optional") or -1 in item["dims"] for item in config["input"])
-        self._staging = {item["name"]: Staging() for item in config["input"]}
+        self._uniform = not any(item.get("optional") or -1 in signature.model_dims(item) for item in config["input"])
+        self._staging = {item["name"]: Staging() for item in signature.fed(config)}
 
     def execute(self, requests: Sequence[Request]) -> list[Response]:
         """Answer requests, each with its outputs or with an error of its own."""
@@ -80,7 +87,7 @@ class TritonPythonModel:
         for place, request in enumerate(requests):
             try:
                 feeds[place] = self._feed(request)
-            except ValueError as error:  # noqa: PERF203 - each request has an error of its own
+            except Exception as error:  # noqa: PERF203 - each request has an error of its own, whatever it is
                 responses[place] = failure(error)
         for places in self._batches(feeds):
             answers = self._answer([requests[place] for place in places], [feeds[place] for place in places])
@@ -94,10 +101,8 @@ class TritonPythonModel:
         self._staging.clear()
 
     def _feed(self, request: Request) -> Feed:
-        arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        if self._strings:
-            return {name: decoded(array) if array.dtype == object else array for name, array in arrays.items()}
-        return arrays
+        feed = self._inputs.feed(request.inputs())
+        return feed | self._states.before(request) if self._states else feed
 
     def _batches(self, feeds: Mapping[int, Feed]) -> list[list[int]]:
         """Return the keys of the feeds that are run together."""
@@ -108,59 +113,44 @@ class TritonPythonModel:
     def _answer(self, requests: Sequence[Request], feeds: Sequence[Feed]) -> list[Response]:
         """Run requests of equal shapes as one batch; where that fails, run each alone to find the one that fails."""
         if len(requests) > 1:
-            sizes = [len(next(iter(feed.values()))) for feed in feeds]
-            batch = {name: self._staging[name].gather([feed[name] for feed in feeds]) for name in feeds[0]}
             try:
-                results = self._session.run(self._outputs, batch, self._run_options)
-            except Exception as error:  # its classes derive from Exception alone
+                answers = self._together(requests, feeds)
+            except Exception as error:  # ONNX Runtime's classes derive from Exception alone
                 pb_utils.Logger.log_verbose(f"{len(requests)} requests failed together and are run one by one: {error}")
             else:
-                if all(len(result) == sum(sizes) for result in results):
-                    return scatter(requests, sizes, dict(zip(self._outputs, results, strict=True)))
+                if answers is not None:
+                    return answers
         return [self._alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
 
+    def _together(self, requests: Sequence[Request], feeds: Sequence[Feed]) -> list[Response] | None:
+        """Run requests as one batch; return None where the model gives no row for each that it took."""
+        sizes = [len(next(iter(feed.values()))) for feed in feeds]
+        batch = {name: self._staging[name].gather([feed[name] for feed in feeds]) for name in feeds[0]}
+        results = self._session.run(self._outputs, batch, self._run_options)
+        if any(array.ndim == 0 or len(array) != sum(sizes) for array in results):
+            return None
+        answers, start = [], 0
+        for request, size in zip(requests, sizes, strict=True):
+            rows = [array[start : start + size] for array in results]
+            answers.append(self._success(request, dict(zip(self._outputs, rows, strict=True))))
+            start += size
+        return answers
+
     def _alone(self, request: Request, feed: Feed) -> Response:
-        names = list(request.requested_output_names())
         try:
-            return success(names, self._session.run(names, feed, self._run_options))
+            names = list({*request.requested_output_names(), *self._states.outputs})
+            results = self._session.run(names, feed, self._run_options)
+            return self._success(request, dict(zip(names, results, strict=True)))
         except Exception as error:  # whatever it is, it concerns this request only
             return failure(error)
 
-
-class Staging:
-    """The buffer in which batches of one input are gathered; kept, and made anew for more rows or another shape."""
-
-    def __init__(self) -> None:
-        self._rows: Array = np.empty(0)
-
-    def gather(self, arrays: Sequence[Array]) -> Array:
-        """Return arrays of one dtype, and one shape but for the first dimension, as one; valid until the next call."""
-        first = arrays[0]
-        if first.dtype == object:
-            return np.concatenate(arrays)
-        rows = sum(map(len, arrays))
-        if self._rows.shape[1:] != first.shape[1:] or len(self._rows) < rows or self._rows.dtype != first.dtype:
-            self._rows = np.empty((rows, *first.shape[1:]), first.dtype)
-        return np.concatenate(arrays, out=self._rows[:rows])
-
-
-def groups(feeds: Mapping[int, Feed]) -> list[list[int]]:
-    """Return the keys of the feeds that can be one batch: the same inputs, of equal shapes but for the first one."""
-    found: dict[Any, list[int]] = {}
-    for place, feed in feeds.items():
-        key = tuple([(name, array.shape[1:]) for name, array in feed.items()])
-        found.setdefault(key, []).append(place)
-    return list(found.values())
-
-
-def scatter(requests: Sequence[Request], sizes: Sequence[int], results: Mapping[str, Array]) -> list[Response]:
-    """Give each request its rows of the results."""
-    answers, start = [], 0
-    for request, size in zip(requests, sizes, strict=True):
+    def _success(self, request: Request, results: Mapping[str, Array]) -> Response:
+        """Return the response that carries the outputs asked for, and keep the states of the request's sequence."""
+        if self._states:
+            self._states.after(request, results)
         names = list(request.requested_output_names())
-        answers.append(success(names, [results[name][start : start + size] for name in names]))
-        start += size
-    return answers
+        arrays = [results[name].reshape(1) if name in self._scalars else results[name] for name in names]
+        return success(names, arrays)
 
 
 def success(names: Sequence[str], arrays: Sequence[Array]) -> Response:
@@ -173,16 +163,6 @@ def failure(error: Exception) -> Response:
     theirs = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgument"
     code = pb_utils.TritonError.INVALID_ARG if theirs else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse([], pb_utils.TritonError(f"ONNX Runtime: {error}", code))
-
-
-def decoded(array: Array) -> Array:
-    """Return an array of str from one of UTF-8 bytes, as ONNX Runtime takes them.
-
-    Raises:
-        UnicodeDecodeError: They are not UTF-8; a ValueError.
-    """
-    flat = [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
-    return np.array(flat, dtype=object).reshape(array.shape)
 
 
 def model_file(folder: Path, config: settings.Config) -> Path:
