@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repo_builder.core import servers
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
-from repo_builder.serve.run import detached, mps
+from repo_builder.serve.run import mps
 
 pytestmark = [pytest.mark.server]
 
@@ -28,7 +29,7 @@ def mps_processes() -> set[int]:
             name = (process / "comm").read_text().strip()
         except OSError:
             continue
-        if name.startswith("nvidia-cuda-mps") and detached.began(int(process.name)) is not None:
+        if name.startswith("nvidia-cuda-mps") and servers.began(int(process.name)) is not None:
             found.add(int(process.name))
     return found
 
@@ -170,5 +171,5 @@ def test_when_the_server_ends_nothing_of_its_mps_is_left(
             assert server.wait(30) == -signal.SIGKILL
     assert server.exit_code == (0 if how == "stop" else -signal.SIGKILL)
     assert soon(lambda: mps_processes() <= others), mps_processes() - others
-    assert [pid for pid in ours if detached.began(pid) is not None] == []
+    assert [pid for pid in ours if servers.began(pid) is not None] == []
     assert not server.mps.pipes.parent.exists()

@@ -18,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder import serve
-from repo_builder.serve.run import detached, embedded
+from repo_builder.core import servers
+from repo_builder.serve.run import embedded
 
 STANDINS = Path(__file__).parent / "standins"
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
@@ -256,6 +257,6 @@ def group() -> Callable[[int], dict[int, str]]:
         command = ["ps", "-ww", "-o", "pid=,args=", "-g", str(leader)]
         lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
         split = (line.split(maxsplit=1) for line in lines)
-        return {int(pid): words for pid, words in split if detached.began(int(pid)) is not None}
+        return {int(pid): words for pid, words in split if servers.began(int(pid)) is not None}
 
     return listed

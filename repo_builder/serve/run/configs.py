@@ -76,12 +76,14 @@ class Model:
 
 
 def models(repository: Path, chosen: Sequence[str] = ()) -> list[Model]:
-    """Return the models of a repository in the order of their names.
+    """Return the models of a repository in the order of their names; none where there is no repository.
 
     Args:
         repository: The model repository.
         chosen: The models to look at; empty means all.
     """
+    if not repository.is_dir():
+        return []
     folders = sorted(item for item in repository.iterdir() if item.is_dir() and not item.name.startswith("."))
     return [_model(item) for item in folders if not chosen or item.name in chosen]
 

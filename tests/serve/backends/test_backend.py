@@ -206,12 +206,15 @@ def test_the_newest_version_is_served(client: grpc.InferenceServerClient) -> Non
 
 def test_unloading_ends_every_instance(server: Server, client: grpc.InferenceServerClient, infer: Infer) -> None:
     assert len(stubs(server, "linear_0")) == 2
-    client.unload_model("linear")
+    with pytest.raises(InferenceServerException, match="restricted"):
+        client.unload_model("linear")
+    key = server.note.grpc_headers()
+    client.unload_model("linear", headers=key)
     deadline = time.monotonic() + 20
     while stubs(server, "linear_0") and time.monotonic() < deadline:
         time.sleep(0.1)
     assert stubs(server, "linear_0") == []
-    client.load_model("linear")
+    client.load_model("linear", headers=key)
     assert len(stubs(server, "linear_0")) == 2
     assert infer("linear", x=np.ones((1, 4), np.float32))["y"].shape == (1, 3)
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from repo_builder.serve.run.folders import cache_folder
 
+from repo_builder.core import servers
 from repo_builder.core.errors import ServeError
-from repo_builder.serve.run import detached
-from repo_builder.serve.run.ports import Endpoints
+from repo_builder.core.servers import Endpoints, Process, Restart, ServerNote, cache_folder
+from repo_builder.serve.run import detached, health
 
 
 @pytest.fixture(autouse=True)
@@ -26,17 +28,26 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def left_running(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Remember a process that sleeps, with a child that sleeps, as the server of a repository."""
+    """Remember a process that sleeps, with a child that sleeps, as the server of a repository and its keeper."""
     started: list[subprocess.Popen[bytes]] = []
 
     def run(name: str = "repository", **ports: int) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(["/bin/sh", "-c", "sleep 60 & wait"], start_new_session=True)
         started.append(process)
         (tmp_path / name).mkdir(exist_ok=True)
-        endpoints = Endpoints(**{"http": 1, "grpc": 2, "metrics": 3, **ports})
-        detached.remember(
-            pid=process.pid, runtime="embedded", repository=tmp_path / name, models=["m"], endpoints=endpoints
+        note = ServerNote(
+            server=Process.of(process.pid),
+            keeper=Process.of(process.pid),
+            detached=True,
+            since=time.time(),
+            loaded=time.time(),
+            runtime="embedded",
+            repository=(tmp_path / name).resolve(),
+            models=("m",),
+            endpoints=Endpoints(**{"http": 1, "grpc": 2, "metrics": 3, **ports}),
+            restricted_key="secret",
         )
+        servers.write(detached.note_file(tmp_path / name, detached=True), note)
         return process
 
     yield run
@@ -53,7 +64,9 @@ def test_a_server_is_found_by_its_repository(left_running: Callable[..., Any], t
     assert (found.pid, found.models, found.endpoints.grpc) == (process.pid, ("m",), 2)
     assert [item.repository.name for item in detached.running()] == ["one", "two"]
     assert detached.running(tmp_path / "three") == []
-    assert json.loads(json.dumps(found.to_dict()))["log"] == str(found.log)
+    shown = json.dumps(detached.to_dict(found))
+    assert json.loads(shown)["log"] == str(detached.log_file(tmp_path / "one"))
+    assert "secret" not in shown
 
 
 def test_repositories_of_one_name_are_kept_apart(left_running: Callable[..., Any], tmp_path: Path) -> None:
@@ -77,7 +90,7 @@ def test_stopping_ends_the_whole_group_and_forgets(left_running: Callable[..., A
 def test_a_server_that_died_is_noticed_and_forgotten(left_running: Callable[..., Any]) -> None:
     process = left_running()
     process.kill()  # not waited for: what is left is a zombie
-    while detached.began(process.pid) is not None:
+    while servers.began(process.pid) is not None:
         pass
     assert detached.running() == []
     assert list(cache_folder().rglob("server.json")) == []
@@ -85,21 +98,13 @@ def test_a_server_that_died_is_noticed_and_forgotten(left_running: Callable[...,
 
 def test_another_process_with_that_id_is_not_taken_for_it(left_running: Callable[..., Any]) -> None:
     process = left_running()
-    (state,) = cache_folder().rglob("server.json")
-    value = json.loads(state.read_text())
-    state.write_text(json.dumps({**value, "began": value["began"] - 1}))
+    (file,) = cache_folder().rglob("server.json")
+    note = servers.read(file)
+    assert note is not None
+    other = Process(pid=process.pid, began=note.keeper.began - 1)
+    servers.write(file, dataclasses.replace(note, server=other, keeper=other))
     assert detached.running() == []
     assert process.poll() is None
-
-
-def test_what_an_earlier_version_wrote_is_read(left_running: Callable[..., Any]) -> None:
-    left_running()
-    (state,) = cache_folder().rglob("server.json")
-    value = json.loads(state.read_text())
-    assert value.pop("mps", "missing") is None
-    state.write_text(json.dumps(value))
-    (found,) = detached.running()
-    assert found.mps is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"log": 1}', '{"log": 1, "pid": 2, "surprise": 3}'])
@@ -124,9 +129,22 @@ def test_a_clash_is_named(left_running: Callable[..., Any], tmp_path: Path) -> N
 
 
 def test_when_a_process_began() -> None:
-    assert detached.began(os.getpid()) == detached.began(os.getpid())
-    ticks = detached.began(os.getpid())
+    assert servers.began(os.getpid()) == servers.began(os.getpid())
+    ticks = servers.began(os.getpid())
     uptime = float(Path("/proc/uptime").read_text().split()[0]) * os.sysconf("SC_CLK_TCK")
     assert ticks is not None
     assert 0 < ticks <= uptime + 1
-    assert detached.began(2**22 + 1) is None
+    assert servers.began(2**22 + 1) is None
+
+
+def test_the_state_says_what_is_wrong(left_running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    left_running()
+    (note,) = detached.running()
+    assert detached.state(note) == "not ready: it does not answer that it is"
+    died = Restart(at=0, what="Triton", how="by SIGABRT")
+    assert detached.state(dataclasses.replace(note, problem="next in 4 s")) == "not ready: next in 4 s"
+    monkeypatch.setattr(health, "ready", lambda *_: True)
+    assert detached.state(note) == "ready"
+    told = detached.state(dataclasses.replace(note, restarts=(died, died)))
+    assert told.startswith("ready, after Triton ended by SIGABRT at ")
+    assert told.endswith("(started again 2 times)")

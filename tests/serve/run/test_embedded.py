@@ -15,7 +15,7 @@ import pytest
 
 from repo_builder import serve
 from repo_builder.core.errors import MissingDependency, ServeError
-from repo_builder.serve.run import embedded, launch
+from repo_builder.serve.run import assembly, embedded, launch
 
 has_wheel = pytest.mark.skipif(embedded.unavailable() is not None, reason=str(embedded.unavailable()))
 
@@ -25,9 +25,9 @@ def test_the_backend_directory_is_private_whole_and_made_once(tmp_path: Path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     wheel = embedded.find_wheel()
     before = {path: path.stat().st_mtime_ns for path in wheel.python_backend.parents[1].rglob("*")}
-    folder = embedded.assemble(wheel)
+    folder = assembly.assemble(wheel)
     assert folder.is_relative_to(tmp_path)
-    assert embedded.assemble(wheel) == folder
+    assert assembly.assemble(wheel) == folder
     assert {item.name for item in folder.iterdir()} == {"python", "onnxruntime", "tensorrt"}
     assert not any(item.is_symlink() for item in folder.rglob("*"))  # Triton refuses those that lead out of it
     assert os.access(folder / "python" / "triton_python_backend_stub", os.X_OK)

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from repo_builder import serve
+from repo_builder.core import servers
 from repo_builder.core.errors import MissingDependency, ServeError
-from repo_builder.serve.run import detached, embedded, health, launch, mps
+from repo_builder.serve.run import embedded, health, launch, mps
 from repo_builder.serve.run.mps import Mps
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MPS and the embedded server are Linux's")
@@ -51,7 +52,7 @@ def short() -> Iterator[Path]:
 
 
 def runs(pid: int) -> bool:
-    return detached.began(pid) is not None
+    return servers.began(pid) is not None
 
 
 class Everything:
@@ -126,8 +127,8 @@ def test_a_detached_server_keeps_its_mps_until_it_is_stopped(
     (shown,) = json.loads(cli("--status", "--json").process.communicate()[0])
     assert (shown["pid"], shown["mps"]) == (told["pid"], told["mps"])
     head, row = cli("--status").process.communicate()[0].splitlines()
-    assert head.endswith("  MPS")
-    assert row.endswith("  2 processes")
+    assert head.split()[-2:] == ["MPS", "STATE"]
+    assert row.endswith("  2 processes  ready")
     assert cli("--stop", pair).end()[0] == 0
     assert everything.left() == []
 
@@ -169,7 +170,8 @@ def test_of_a_killed_detached_server_the_rest_goes_when_it_is_looked_for(
     everything = all_of(started.told())
     assert started.end()[0] == 0
     (server,) = serve.running(pair)
-    os.kill(server.pid, signal.SIGKILL)
+    for pid in (server.keeper.pid, server.pid):
+        os.kill(pid, signal.SIGKILL)
     assert soon(lambda: not server.alive())
     assert serve.running(pair) == []
     everything.places = everything.places[:1]  # a stub that is killed leaves its region, as without MPS
@@ -290,7 +292,7 @@ def test_a_server_that_cannot_have_mps_is_not_started(
 ) -> None:
     monkeypatch.setattr(embedded, "_has_gpu", lambda: gpu)
     monkeypatch.setattr(mps, "find_control", lambda: None)
-    monkeypatch.setattr(embedded, "Child", None)
+    monkeypatch.setattr(launch, "Child", None)
     with pytest.raises((ServeError, MissingDependency), match=message):
         serve.start(pair, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, mps=True)
 
@@ -303,9 +305,9 @@ def test_a_server_that_cannot_be_run_leaves_no_folder(
 
     monkeypatch.setenv("TMPDIR", str(short))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(embedded, "Child", fail)
-    monkeypatch.setattr(embedded, "find_wheel", lambda: SimpleNamespace(server=Path("/bin/sh")))
-    monkeypatch.setattr(embedded, "assemble", lambda _: short)
+    monkeypatch.setattr(launch, "Child", fail)
+    monkeypatch.setattr(embedded, "find_wheel", lambda: SimpleNamespace(server=Path("/bin/sh"), caches=short))
+    monkeypatch.setattr(embedded.assembly, "assemble", lambda *_: short)
     monkeypatch.setattr(embedded, "stub_environment", lambda _: {})
     with pytest.raises(OSError, match="no more processes"):
         serve.start(pair, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, mps=True)

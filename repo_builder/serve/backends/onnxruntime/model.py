@@ -160,9 +160,10 @@ def success(names: Sequence[str], arrays: Sequence[Array]) -> Response:
 
 def failure(error: Exception) -> Response:
     """Return the response that carries an error."""
-    theirs = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgument"
+    ours = isinstance(error, ValueError)  # what a request brings is looked at before ONNX Runtime sees it
+    theirs = ours or type(error).__name__ == "InvalidArgument"
     code = pb_utils.TritonError.INVALID_ARG if theirs else pb_utils.TritonError.INTERNAL
-    return pb_utils.InferenceResponse([], pb_utils.TritonError(f"ONNX Runtime: {error}", code))
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(str(error) if ours else f"ONNX Runtime: {error}", code))
 
 
 def model_file(folder: Path, config: settings.Config) -> Path:
