@@ -16,8 +16,8 @@ from repo_builder.core.servers import cache_folder
 
 SEARCH_PATH = "REPO_BUILDER_SYS_PATH"
 _BACKENDS = Path(__file__).resolve().parents[1] / "backends"
-# The stub initialises Python in isolated mode: PYTHONPATH does not reach it, so the first module that it imports
-# brings this process's search path along.
+# The stub initialises Python in isolated mode: PYTHONPATH does not reach it, so the modules that it imports first bring
+# this process's search path along.
 _PRELUDE = f"""import os as _os, sys as _sys
 _sys.path.extend(p for p in _os.environ.get("{SEARCH_PATH}", "").split(_os.pathsep) if p and p not in _sys.path)
 # There, names of files are ASCII, and others cannot be opened; where one is encoded, its other letters become UTF-8.
@@ -31,6 +31,19 @@ if _sys.getfilesystemencoding() == "ascii":
         encoded = [bytes([ord(c) & 255]) if "\\udc80" <= c <= "\\udcff" else c.encode() for c in letters]
         return b"".join(encoded), error.end
     _codecs.register_error("surrogateescape", _utf8)
+"""
+# What a stub of ours imports first. A model needs no more of numpy than arrays: what else numpy imports is imported
+# when it is used, and 4 MiB of each model's process are saved.
+_MODEL = """import importlib.machinery as _machinery, importlib.util as _util
+class _Lazily:
+    names = {"numpy.fft", "numpy.ma", "numpy.polynomial", "numpy.random"}
+    def find_spec(self, name, path=None, target=None):
+        spec = _machinery.PathFinder.find_spec(name, path) if name in self.names else None
+        if spec is not None:
+            spec.loader = _util.LazyLoader(spec.loader)
+        return spec
+_sys.meta_path.insert(0, _Lazily())
+from repo_builder.serve.backends.BACKEND.model import TritonPythonModel
 """
 
 
@@ -66,10 +79,10 @@ def assemble(wheel: Wheel, natives: Path | None = None) -> Path:
     Raises:
         ServeError: ``natives`` holds no backend.
     """
-    ours = sorted(_BACKENDS.glob("*/model.py"))
+    ours = sorted(item.parent.name for item in _BACKENDS.glob("*/model.py"))
     theirs = _natives(natives) if natives is not None else []
-    digest = hashlib.sha256(_PRELUDE.encode())
-    for item in (*ours, wheel.stub, wheel.python_backend / "libtriton_python.so"):
+    digest = hashlib.sha256("".join((_PRELUDE, _MODEL, *ours)).encode())
+    for item in (wheel.stub, wheel.python_backend / "libtriton_python.so"):
         digest.update(f"{item}:{files.sha256_of(item)}\n".encode())
     for item in (path for folder in theirs for path in sorted(folder.rglob("*"))):
         known = item.stat()
@@ -86,12 +99,11 @@ def assemble(wheel: Wheel, natives: Path | None = None) -> Path:
             (python / "triton_python_backend_stub").chmod(0o755)
             for item in theirs:
                 shutil.copytree(item, fresh / item.name, copy_function=_linked)
-            for item in ours:
-                target = fresh / item.relative_to(_BACKENDS)
-                if target.parent.exists():
-                    continue
-                target.parent.mkdir(parents=True)
-                shutil.copyfile(item, target)
+            for name in ours:
+                if not (fresh / name).exists():
+                    (fresh / name).mkdir()
+                    source = _PRELUDE + _MODEL.replace("BACKEND", name)
+                    (fresh / name / "model.py").write_text(source, encoding="utf-8")
     return folder
 
 

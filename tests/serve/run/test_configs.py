@@ -85,7 +85,7 @@ def test_what_protobuf_prints_is_read_as_protobuf_reads_it(
         (IO, {}, False),
         ('backend: "onnxruntime" input { name: "x" }', {}, False),
         (
-            'backend: "onnxruntime" input [ { name: "x" dims: 1 } ] output [ { name: "y" data_type: TYPE_FP32 dims: 1 } ]',
+            'backend: "onnxruntime" input { name: "x" dims: 1 } output { name: "y" data_type: TYPE_FP32 dims: 1 }',
             {},
             False,
         ),

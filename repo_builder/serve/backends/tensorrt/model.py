@@ -107,18 +107,20 @@ class TritonPythonModel:
             except _RefusedError as error:
                 responses[place] = _failure(str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
+            except Exception as error:  # whatever it is, it concerns this request only
+                responses[place] = _failure(str(error), pb_utils.TritonError.INTERNAL)
+                continue
             key = tuple(shape[1:] for shape in item.shapes) if self._batches else place
             groups.setdefault(key, []).append(item)
         before = self._count("read", before)
         alone = len(groups) == 1
         members = next(iter(groups.values()), [])
-        if alone and len(members) == len(requests) and all(item.is_large for item in members):
-            if self._start_behind(requests, members, responses, before):
-                return None
-        else:
-            for members in groups.values():
-                self._run(members, responses, alone=alone, before=before)
-                before = time.perf_counter_ns()
+        large = alone and len(members) == len(requests) and all(item.is_large for item in members)
+        if large and self._start_behind(requests, members, before):
+            return None
+        for members in groups.values():
+            self._run(members, responses, alone=alone, before=before)
+            before = time.perf_counter_ns()
         self._tally(len(requests))
         return responses
 
@@ -177,7 +179,7 @@ class TritonPythonModel:
         return batch, [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _run(self, members: Sequence[_Item], responses: list[Any], *, alone: bool, before: int) -> None:
-        """Run requests as one batch and fill in their responses.
+        """Run requests as one batch and fill in their responses; where it cannot be begun, run each alone.
 
         Args:
             members: The requests.
@@ -189,6 +191,10 @@ class TritonPythonModel:
         try:
             batch, cuts = self._start(members, stays=stays, behind=False)
         except Exception as error:
+            if len(members) > 1:
+                for item in members:
+                    self._run([item], responses, alone=False, before=time.perf_counter_ns())
+                return
             made = _failures(error, len(members))
         else:
             before = self._count("start", before)
@@ -201,8 +207,8 @@ class TritonPythonModel:
             responses[item.place] = response
         self._count("respond", before)
 
-    def _start_behind(self, requests: Sequence[Any], members: list[_Item], responses: list[Any], before: int) -> bool:
-        """Enqueue a batch that is answered later; where that fails, fill in the responses and return False."""
+    def _start_behind(self, requests: Sequence[Any], members: list[_Item], before: int) -> bool:
+        """Enqueue a batch that is answered later; return False where that fails."""
         stays = all(piece.on_gpu for item in members for piece in item.pieces)
         try:
             batch, cuts = self._start(members, stays=stays, behind=True)
@@ -213,7 +219,7 @@ class TritonPythonModel:
                 self._engine.cancel(batch.slot)
                 raise
         except Exception as error:
-            responses[:] = _failures(error, len(requests))
+            pb_utils.Logger.log_verbose(f"{len(requests)} requests are not run behind: {error}")
             return False
         self._count("start", before)
         self._tally(len(requests))
