@@ -68,6 +68,49 @@ def flexible(path: Path) -> Path:
     return onnx_model(path, [node], inputs, outputs, axis=np.array([1], np.int64))
 
 
+def adding(path: Path, *inputs: str, batch: bool = True, state: bool = False, **defaults: np.ndarray) -> Path:
+    """y = the sum of the inputs, [N, 1] each or [1] without batches; with ``state`` also t = y."""
+    shape = ["N", 1] if batch else [1]
+    nodes = [helper.make_node("Sum", list(inputs), ["y"])]
+    nodes += [helper.make_node("Identity", ["y"], ["t"])] if state else []
+    outputs = [tensor(name, "FLOAT", *shape) for name in ("y", "t")[: 1 + state]]
+    return onnx_model(path, nodes, [tensor(name, "FLOAT", *shape) for name in inputs], outputs, **defaults)
+
+
+def sequences(repository: Path) -> None:
+    """Models with sequence controls, states, optional inputs and tensors without dimensions."""
+    one = "data_type: TYPE_FP32 dims: [ 1 ]"
+    io = f'input [ {{ name: "x" {one} }} ] output [ {{ name: "y" {one} }} ]'
+    cpu = " instance_group [ { kind: KIND_CPU count: 1 } ] "
+    state = 'state [ { input_name: "s" output_name: "t" data_type: TYPE_FP32 dims: [ 1 ] INITIAL } ]'
+    initial = 'initial_state: { name: "i" data_type: TYPE_FP32 dims: [ 1 ] data_file: "hundred" }'
+    control = (
+        'control_input [ { name: "START" control [ { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 10 ] } ] } ]'
+    )
+    for name, batching in {
+        "controlled": control,
+        "stateful": state.replace("INITIAL", ""),
+        "oldest": "oldest { max_candidate_sequences: 4 } " + state.replace("INITIAL", ""),
+    }.items():
+        config(repository / name, f"max_batch_size: 4 {io} {cpu} sequence_batching {{ {batching} }}")
+    adding(repository / "controlled" / "1" / "model.onnx", "x", "START")
+    adding(repository / "stateful" / "1" / "model.onnx", "x", "s", state=True)
+    adding(repository / "oldest" / "1" / "model.onnx", "x", "s", state=True)
+    config(repository / "initial", f"{io} {cpu} sequence_batching {{ {state.replace('INITIAL', initial)} }}")
+    adding(repository / "initial" / "1" / "model.onnx", "x", "s", batch=False, state=True)
+    (repository / "initial" / "initial_state").mkdir()
+    (repository / "initial" / "initial_state" / "hundred").write_bytes(np.float32([100]).tobytes())
+    optional = '{ name: "b" data_type: TYPE_FP32 dims: [ 1 ] optional: true },'
+    config(repository / "optional", f"{io.replace('input [', 'input [ ' + optional, 1)} {cpu}")
+    adding(repository / "optional" / "1" / "model.onnx", "x", "b", batch=False, b=np.float32([7]))
+    config(repository / "scalar", f"{io} {cpu}")
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    onnx_model(repository / "scalar" / "1" / "model.onnx", [node], [tensor("x", "FLOAT")], [tensor("y", "FLOAT")])
+    config(repository / "empty", f"{io.replace('dims: [ 1 ]', 'dims: [ -1 ]')} {cpu}")
+    node = helper.make_node("Identity", ["x"], ["y"])
+    onnx_model(repository / "empty" / "1" / "model.onnx", [node], [tensor("x", "FLOAT", 0)], [tensor("y", "FLOAT", 0)])
+
+
 KINDS = (
     "FLOAT16",
     "DOUBLE",
@@ -122,11 +165,17 @@ def small(tmp_path: Path) -> Path:
     return repository
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
     """What writes models and configurations."""
     return SimpleNamespace(
-        linear=linear, flexible=flexible, every_type=every_type, config=config, onnx_model=onnx_model, LINEAR=LINEAR
+        adding=adding,
+        linear=linear,
+        flexible=flexible,
+        every_type=every_type,
+        config=config,
+        onnx_model=onnx_model,
+        LINEAR=LINEAR,
     )
 
 
@@ -175,9 +224,9 @@ def server(served: Path, tmp_path_factory: pytest.TempPathFactory, any_ports: di
     flexible(repository / "flexible" / "1" / "model.onnx")  # no config.pbtxt: all of it is completed
     every_type(repository / "types" / "3" / "model.onnx")
     config(repository / "types", 'name: "types"')
-    options = ["--model-control-mode=explicit", "--load-model=*"]
+    sequences(repository)
     log = tmp_path_factory.mktemp("log") / "triton.log"
-    with serve.start(repository, runtime="embedded", options=options, log=log, **any_ports) as running:
+    with serve.start(repository, runtime="embedded", log=log, **any_ports) as running:
         running.wait_ready(60)
         yield running
 

@@ -22,7 +22,7 @@ from repo_builder.serve.run import health
 
 CLOSED = ("shared-memory", "model-repository", "trace", "logging")
 _OPTIONS = ("--grpc-restricted-protocol", "--http-restricted-api")
-_UNLOADED_S = 30.0
+_UNLOADED_S = 3.0  # requests that the dead process took with it keep the old model from being gone for ever
 
 
 def new_key() -> str:

@@ -11,9 +11,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -178,6 +180,66 @@ def test_an_error_of_the_client_is_told_apart(load: Callable[..., Any], make: Si
     assert str(answer.error) == "the input 'x' is float64, and the model takes float32"
 
 
+class Broken:
+    """A tensor that Triton cannot hand on."""
+
+    def name(self) -> str:
+        return "x"
+
+    def as_numpy(self) -> np.ndarray:
+        raise RuntimeError("no such memory")
+
+
+MALFORMED: list[Any] = [
+    np.ones(4, np.float32),
+    np.ones((), np.float32),
+    np.ones((1, 4, 1), np.float32),
+    np.ones((1, 5), np.float32),
+    np.ones((9, 4), np.float32),
+    np.ones((2, 4), np.int64),
+    np.array([[b"a"] * 4], object),
+    np.ones((0, 3), np.float32),
+]
+
+
+@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kinds=st.lists(st.integers(-1, len(MALFORMED) + 1), min_size=1, max_size=6))
+def test_no_malformed_request_costs_another_its_answer(load: Any, make: SimpleNamespace, kinds: list[int]) -> None:
+    """-1 is a good request; the others bring what the model does not take, or what cannot be read."""
+    instance = load(make.linear, [X], [Y])
+    requests, expected = [], []
+    for place, kind in enumerate(kinds):
+        good = np.full((1, 4), place, np.float32)
+        request = Request("y", x=good if kind < 0 or kind >= len(MALFORMED) else MALFORMED[kind])
+        if kind == len(MALFORMED):
+            request.inputs = lambda: [Broken()]  # type: ignore[method-assign, list-item, return-value]
+        if kind > len(MALFORMED):
+            request.inputs = lambda: [Tensor("z", np.ones((1, 4), np.float32))]  # type: ignore[method-assign]
+        requests.append(request)
+        expected.append(good if kind < 0 else None)
+    for answer, good in zip(instance.execute(requests), expected, strict=True):
+        assert (answer.error is None) == (good is not None)
+        if good is not None:
+            weight = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+            np.testing.assert_allclose(answer.outputs["y"], good @ weight, rtol=1e-5)
+
+
+def test_a_text_that_is_not_utf8_costs_no_other_its_answer(load: Callable[..., Any], make: SimpleNamespace) -> None:
+    def echo(path: Path) -> Path:
+        node = onnx.helper.make_node("Identity", ["s"], ["t"])
+        value = onnx.helper.make_tensor_value_info
+        kind = onnx.TensorProto.STRING
+        result: Path = make.onnx_model(path, [node], [value("s", kind, ["N", 1])], [value("t", kind, ["N", 1])])
+        return result
+
+    text = {"data_type": "TYPE_STRING", "dims": [1]}
+    instance = load(echo, [{"name": "s", **text}], [{"name": "t", **text}])
+    texts = [b"a", b"\xff", "ü".encode()]
+    answers = instance.execute([Request("t", s=np.array([[word]], object)) for word in texts])
+    assert [item.error is None for item in answers] == [True, False, True]
+    assert answers[2].outputs["t"].tolist() == [["ü"]]
+
+
 def test_lengths_that_differ_are_runs_of_their_own(load: Callable[..., Any], make: SimpleNamespace) -> None:
     total = {"name": "total", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}
     instance = load(make.flexible, [{**X, "dims": [-1]}], [total])
@@ -324,6 +386,8 @@ def test_what_the_model_declares(make: SimpleNamespace, tmp_path: Path) -> None:
         *("TYPE_FP16", "TYPE_FP64", "TYPE_BOOL", "TYPE_STRING"),
         *(f"TYPE_{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)),
     }
+    with pytest.raises(ServeError, match=r"'b' is BF16.*--runtime container"):
+        signature.declared([SimpleNamespace(name="b", type="tensor(bfloat16)", shape=[])])
     with pytest.raises(ServeError, match=r"'s' is a seq\(tensor\(float\)\)"):
         signature.declared([SimpleNamespace(name="s", type="seq(tensor(float))", shape=[])])
 
@@ -342,6 +406,14 @@ MODEL_X = [Declared("x", "TYPE_FP32", (-1, 4))]
 )
 def test_a_configuration_that_fits_is_accepted(configured: Any, batched: bool) -> None:
     signature.check(configured, MODEL_X, batched=batched, side="input")
+
+
+def test_what_config_pbtxt_cannot_say_in_another_way_is_accepted() -> None:
+    signature.check([{**X, "dims": [1]}], [Declared("x", "TYPE_FP32", ())], batched=False, side="input")
+    signature.check([{**X, "dims": [-1]}], [Declared("x", "TYPE_FP32", (0,))], batched=False, side="input")
+    own = [Declared("b", "TYPE_FP32", (4,))]
+    signature.check([X], MODEL_X, optional=own, batched=True, side="input")
+    signature.check([{**X, "dims": [-1, 4]}, {**X, "name": "b"}], MODEL_X, optional=own, batched=False, side="input")
 
 
 @pytest.mark.parametrize(
