@@ -167,6 +167,11 @@ def _notices(server: Server, given: dict[str, Any]) -> list[str]:
             f"warning: --open-control: whoever reaches {server.http_url} or {server.grpc_url} can load models, and "
             "with them run code as this user"
         )
+    elif server.runtime == "container":
+        from repo_builder.serve.run import container
+
+        warning = container.left_open(server.note.repository, given["models"], given["image"])
+        found += [warning] if warning else []
     if server.job.cached:
         found.append(server.job.cached)
     if given["backend_directory"] is not None:
@@ -231,6 +236,9 @@ def _print_command(repository: Path, options: tuple[str, ...], given: dict[str, 
         host=given["host"], http=given["http_port"], grpc=given["grpc_port"], metrics=given["metrics_port"]
     )
     key = None if given["open_control"] else control.new_key()
+    warning = container.left_open(repository, given["models"], given["image"]) if key else None
+    if warning:
+        click.echo(warning, err=True)
     wanted = {"models": given["models"], "image": given["image"], "options": options, "key": key}
     click.echo(container.printed(repository, endpoints, **wanted))
 

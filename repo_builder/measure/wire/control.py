@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from repo_builder.core import servers
 from repo_builder.core.errors import MeasureError
 from repo_builder.measure.wire.transport import ConnectionLost, Endpoint
 
@@ -63,6 +64,8 @@ class HttpControl:
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         self._connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
+        note = servers.find(str(endpoint))
+        self._key = note.http_headers() if note else {}  # shared memory is closed to others
 
     def server(self) -> Json:
         """Return name, version and extensions of the server."""
@@ -113,7 +116,7 @@ class HttpControl:
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON
         try:
-            self._connection.request(method, path, None if body is None else json.dumps(body))
+            self._connection.request(method, path, None if body is None else json.dumps(body), self._key)
             answer = self._connection.getresponse()
             content = answer.read()
         except http.client.HTTPException as error:
@@ -145,6 +148,8 @@ class GrpcControl:
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         self._client = InferenceServerClient(str(endpoint))
+        note = servers.find(str(endpoint))
+        self._key = note.grpc_headers() if note else None  # shared memory is closed to others
 
     def server(self) -> Json:
         """Return name, version and extensions of the server."""
@@ -188,7 +193,7 @@ class GrpcControl:
     def _call(self, method: str, *arguments: Any, as_json: bool = True) -> Json:  # noqa: ANN401 - passed on
         from tritonclient.utils import InferenceServerException
 
-        extra = {"as_json": True} if as_json else {}
+        extra: dict[str, Any] = {"headers": self._key, **({"as_json": True} if as_json else {})}
         try:
             value = getattr(self._client, method)(*arguments, client_timeout=self._timeout_s, **extra)
         except InferenceServerException as error:

@@ -178,6 +178,21 @@ def restricts(image: str) -> bool:
     return tag is None or _numbers(tag[1]) >= _RESTRICTS
 
 
+def left_open(repository: Path, models: Sequence[str], image: str | None) -> str | None:
+    """Return what is to be said of a container whose Triton is too old to be closed, None where it is not.
+
+    Raises:
+        ServeError: No release fits.
+    """
+    image = image or choose(demand(repository, models))[0].image
+    if restricts(image):
+        return None
+    return (
+        f"warning: the Triton of {image} cannot close the administration of shared memory, tracing and logging to "
+        "clients; let none but trusted ones reach its ports"
+    )
+
+
 def _mount(source: Path, target: str) -> str:
     where = f"source={source.resolve()}"
     if any(c in where for c in ',"'):

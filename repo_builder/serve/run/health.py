@@ -111,7 +111,7 @@ def how_ended(exit_code: int | None) -> str:
 def one_line(reason: str) -> str:
     """Keep what a Python-based backend raised, without the place in its source."""
     reason = reason.replace('\\"', '"').replace("\\'", "'")
-    reason = re.split(r"\\n\\nAt:", reason)[0]
+    reason = re.split(r"(?:\\n|\n){2}At:", reason)[0]
     return _PREFIXES.sub("", re.sub(r"(\\n|\s)+", " ", reason)).strip()
 
 

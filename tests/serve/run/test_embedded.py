@@ -36,6 +36,52 @@ def test_the_backend_directory_is_private_whole_and_made_once(tmp_path: Path, mo
 
 
 @has_wheel
+def test_native_backends_are_taken_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wheel, natives = embedded.find_wheel(), tmp_path / "backends"
+    for name, file in (
+        ("onnxruntime", "libtriton_onnxruntime.so"),
+        ("python", "libtriton_python.so"),
+        ("other", "readme"),
+    ):
+        (natives / name).mkdir(parents=True)
+        (natives / name / file).write_bytes(b"theirs")
+    (natives / "onnxruntime" / "libonnxruntime.so.1").write_bytes(b"library")
+    (natives / "onnxruntime" / "libonnxruntime.so").symlink_to("libonnxruntime.so.1")
+    folder = assembly.assemble(wheel, natives)
+    assert folder != assembly.assemble(wheel)
+    assert {item.name for item in folder.iterdir()} == {"python", "onnxruntime", "tensorrt"}
+    assert (folder / "onnxruntime" / "libonnxruntime.so").read_bytes() == b"library"
+    assert not any(item.is_symlink() for item in folder.rglob("*"))
+    assert (folder / "python" / "libtriton_python.so").stat().st_size > 1000
+    assert (assembly.whose(folder / "onnxruntime"), assembly.whose(folder / "tensorrt")) == ("native", "embedded")
+    (natives / "onnxruntime" / "libtriton_onnxruntime.so").write_bytes(b"newer")
+    assert assembly.assemble(wheel, natives) != folder
+    for wrong in (tmp_path / "absent", natives / "other"):
+        with pytest.raises(ServeError, match=r"libtriton_onnxruntime\.so"):
+            assembly.assemble(wheel, wrong)
+
+
+def test_paths_that_are_not_ascii_have_a_name_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plain, other = tmp_path / "plain", tmp_path / "größe"
+    other.mkdir()
+    assert assembly.ascii_path(plain) == plain
+    link = assembly.ascii_path(other)
+    assert str(link).isascii()
+    assert link.resolve() == other
+    assert assembly.ascii_path(other) == link
+    monkeypatch.setenv("XDG_CACHE_HOME", str(other / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    assert str(assembly.ascii_path(other)).isascii()
+    (folder,) = (tmp_path / "tmp").iterdir()
+    folder.chmod(0o777)
+    with pytest.raises(ServeError, match="another user"):
+        assembly.ascii_path(other)
+
+
+@has_wheel
 def test_a_server_that_lost_its_executable_bit_is_copied(tmp_path: Path) -> None:
     server = tmp_path / "tritonserver"
     server.write_text("#!/bin/sh\n")

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from repo_builder.core.errors import ServeError
+from repo_builder.serve.run import embedded
 from repo_builder.serve.run.ports import Endpoints, settle
 
 
@@ -56,3 +57,15 @@ def test_urls_can_be_connected_to(host: str, http: str) -> None:
     endpoints = Endpoints(host=host)
     assert endpoints.http_url == http
     assert endpoints.metrics_url == f"http://{http[:-1]}2/metrics"
+
+
+@pytest.mark.parametrize(("host", "address"), [("localhost", "127.0.0.1"), ("::1", "::1"), ("[::1]", "::1")])
+def test_a_name_becomes_an_address_that_triton_takes(host: str, address: str) -> None:
+    assert settle(Endpoints(host=host, http=0, grpc=0, metrics=0)).host == address
+
+
+def test_an_ipv6_address_is_marked_as_one_for_triton() -> None:
+    words = embedded.addresses(Endpoints(host="::1"))
+    assert "--http-address=ipv6:::1" in words
+    assert "--grpc-address=[::1]" in words
+    assert "--metrics-address=ipv6:::1" in words
