@@ -77,9 +77,6 @@ def _shapes(tensor: TensorSpec, spec: ProfileSpec, where: str) -> ShapeProfile:
     """Return one input's full shapes in one profile."""
     bounds = spec.shapes.get(tensor.name, {})
     where_shape = f"{where}.shapes.{tensor.name}"
-    for key in bounds:
-        if key not in BOUNDS:
-            raise RecipeError(f"unknown key '{key}'", where=where_shape, hint=did_you_mean(key, BOUNDS))
     if -1 in tensor.shape and set(bounds) != set(BOUNDS):
         raise RecipeError(
             f"the input {tensor} has dynamic dimensions and no min, opt and max shape",
