@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -9,9 +10,15 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from hypothesis import settings
 
 from repo_builder import serve
 from repo_builder.results import PerfRun, schema
+
+# The same examples in every run, so that a red suite is about a change; `campaign` looks for new ones.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("campaign", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _HEAD = """import time
 import numpy as np

@@ -20,7 +20,8 @@ from repo_builder.core.tensors import Array
 BINS = 2048
 _LEVELS = 128  # magnitudes 0..127 that symmetric int8 tells apart
 LARGEST = 127
-_LOWEST_EXPONENT = -100  # keeps BINS / 2**exponent within float32
+_LOWEST_EXPONENT = -149  # of a channel that saw zeros alone: below that of the smallest subnormal, 2**-149
+_FLOAT32_EXPONENT = -116  # from here on BINS / 2**exponent is a float32
 _TIE = 1e-9  # losses this close (relative for mse, absolute for entropy) are ties; the widest range wins
 MIN_AMAX = 2.0**-30  # an all-zero weight channel still needs a scale above 0
 
@@ -52,8 +53,10 @@ class Histogram:
         channels = len(self.counts)
         largest = magnitudes.max(axis=1)
         self._grow(np.where(largest > 0, np.frexp(largest)[1], _LOWEST_EXPONENT))
-        scales = np.ldexp(np.float32(BINS), -self.exponents)[:, None]  # powers of two, so the product is exact
-        places = (magnitudes * scales).astype(np.int32)
+        seen = np.where(self.exponents > _LOWEST_EXPONENT, self.exponents, 0)
+        # powers of two, so the product is exact; ranges near the smallest float32 need a wider one
+        kind = np.float32 if seen.min() >= _FLOAT32_EXPONENT else np.float64
+        places = (magnitudes * np.ldexp(kind(BINS), -seen)[:, None]).astype(np.int32)
         places += (np.arange(channels, dtype=np.int32) * BINS)[:, None]
         found = np.bincount(places.ravel(), minlength=channels * BINS).reshape(channels, BINS)
         zeros = magnitudes.shape[1] - np.count_nonzero(magnitudes, axis=1)

@@ -50,10 +50,7 @@ def test_an_unknown_architecture_or_argument():
     ("source", "arguments", "message"),
     [
         ("vgg", {"width": 0}, "must be positive"),
-        ("vgg", {"width": "wide"}, "cannot be made"),
         ("jsc", {"layers": [8, "rleu", 5]}, "layers has 'rleu'; it takes sizes and 'bn', 'relu'"),
-        ("jsc", {"layers": [8, True, 5]}, "layers has True"),
-        ("jsc", {"layers": [8, [5]]}, "cannot be made"),
         ("jsc", {"layers": [5, "relu"]}, "must end with the number of classes"),
         ("jsc", {"layers": []}, "must end with the number of classes"),
     ],
@@ -61,6 +58,21 @@ def test_an_unknown_architecture_or_argument():
 def test_arguments_that_make_no_network(source, arguments, message):
     with pytest.raises(ModelError, match=message):
         models.create(spec(source, **arguments), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "where"),
+    [
+        ("vgg", {"width": "wide"}, "model.arguments.width"),
+        ("jsc", {"layers": 8}, "model.arguments.layers"),
+        ("jsc", {"layers": [8, True, 5]}, "model.arguments.layers[1]"),
+        ("jsc", {"layers": [8, [5]]}, "model.arguments.layers[1]"),
+    ],
+)
+def test_arguments_of_other_types_are_named_by_their_key(source, arguments, where):
+    with pytest.raises(RecipeError) as caught:
+        models.create(spec(source, **arguments), seed=0)
+    assert caught.value.where == where
 
 
 OWN = """
