@@ -1,0 +1,72 @@
+"""ONNX Runtime's CPU kernels (1.32; what runs in int8 was read from its optimized graphs, operator by operator).
+
+It forms an int8 operator wherever DQ → operator → Q stands. Activations are uint8, because int8 ones run at fp32's
+speed. MatMul and Gemm keep float outputs, which are faster and 1 to 5 dB better, but for a Gemm in front of a Relu,
+which would become a float FusedGemm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from repo_builder.quantize.placement.table import Glue, LayerForm, Profile
+
+_MOVE = Glue(scale="input")  # runs on codes as they are
+
+ONNXRUNTIME_CPU = Profile(
+    name="onnxruntime-cpu",
+    activations="uint8",
+    layers={
+        "Conv": LayerForm(output="always"),
+        "Gemm": LayerForm(output="before a clip"),
+        "MatMul": LayerForm(output="never"),
+        "ConvTranspose": LayerForm(why_not="ONNX Runtime has no int8 ConvTranspose on the CPU"),
+    },
+    glue={
+        "Add": Glue(constants=True),
+        "Mul": Glue(constants=True),
+        "Concat": Glue(needs="any"),
+        "AveragePool": Glue(),
+        "GlobalAveragePool": Glue(),
+        "LeakyRelu": Glue(),
+        "Sigmoid": Glue(),
+        "HardSigmoid": Glue(runs_float=True),
+        "HardSwish": Glue(runs_float=True),
+        "Relu": Glue(scale="folded"),
+        "Clip": Glue(scale="folded"),
+        "MaxPool": _MOVE,
+        "DepthToSpace": _MOVE,
+        "Expand": _MOVE,
+        "Flatten": _MOVE,
+        "Gather": _MOVE,
+        "Identity": _MOVE,
+        "Reshape": _MOVE,
+        "Resize": Glue(scale="input", attributes={"mode": "nearest"}),
+        "Slice": _MOVE,
+        "Split": _MOVE,
+        "Squeeze": _MOVE,
+        "Tile": _MOVE,
+        "Transpose": _MOVE,
+        "Unsqueeze": _MOVE,
+    },
+    guard_float=True,
+)
+
+_SATURATES = "the CPU adds pairs of 8-bit products in 16 bits that would saturate (no VNNI)"
+
+
+def for_cpu(saturation: Literal["none", "7 bits", "float"]) -> Profile:
+    """Return the profile for a CPU.
+
+    Args:
+        saturation: ``none`` where the CPU adds 8-bit products in 32 bits (VNNI, Arm). Where it adds pairs of them in
+            saturating 16 bits (AVX2 without VNNI): ``7 bits`` gives weights codes to ±63, of which no pair saturates
+            (2 × 255 × 63 < 2**15) and which cost 2 to 7 dB; ``float`` leaves every layer float.
+    """
+    if saturation == "7 bits":
+        return dataclasses.replace(ONNXRUNTIME_CPU, weight_steps=63)
+    if saturation == "float":
+        layers = {kind: LayerForm(why_not=_SATURATES) for kind in ONNXRUNTIME_CPU.layers}
+        return dataclasses.replace(ONNXRUNTIME_CPU, layers=layers)
+    return ONNXRUNTIME_CPU
