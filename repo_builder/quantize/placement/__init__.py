@@ -10,11 +10,11 @@
 
 How it is used::
 
-    needed = wanted(model, plans, [profile("onnxruntime-cpu"), profile("tensorrt")])   # calibrate these tensors
+    needed = wanted(model, plans, [profile("onnxruntime-cpu"), profile("tensorrt")])  # calibrate these tensors
     placed = place(model, plans, ranges, profile("onnxruntime-cpu"))
-    placed.model      # Q/DQ in it; inputs, outputs and node names are those of ``model``
-    placed.tensors    # tensor → scale, zero point, dtype, who reads it and how
-    placed.layers     # one row a layer: asked, placed, and the reason where an int8 request ends in float
+    placed.model  # Q/DQ in it; inputs, outputs and node names are those of ``model``
+    placed.tensors  # tensor → scale, zero point, dtype, who reads it and how
+    placed.layers  # one row a layer: asked, placed, and the reason where an int8 request ends in float
 
 ``model`` is the fp32 graph as ``quantize.onnx_prepare.prepare`` leaves it: nodes named, constants plain, BatchNorm
 folded. It is never changed, and equal arguments give equal bytes.

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# When a layer's output carries Q/DQ of its own: always; never (unless a reader asks for it); or where one Relu or Clip
-# alone reads the output (the pair then stands behind that).
-OutputPair = Literal["always", "never", "before a clip"]
-# Which activations of a glue node have to be int8 already: every one; one of them; none (it is int8 where its rule or
-# its readers ask for it).
+# What an int8 layer's output is: int8, so that it carries Q/DQ; int8 where a reader asks for it; int8 where one Relu
+# or Clip alone reads it (its Q/DQ then stands behind that); or float.
+Output = Literal["int8", "int8 if read so", "int8 before a clip", "float"]
+# How many of a glue node's activations have to be int8 already.
 Needs = Literal["all", "any"]
-# The scale of a glue node's output: its own range's; its input's, because codes are only moved or picked; or the
-# node is folded into the Q behind it, which clips as it does, so that no Q stands before it.
-Scale = Literal["own", "input", "folded"]
+# Which of a glue node's tensors carry Q/DQ on its account. ``output`` is for a node that is folded into the Q behind
+# it, which clips as it does. ``residual`` is the operand of a sum that no int8 layer makes for this sum alone.
+Pairs = Literal["inputs and output", "inputs", "output", "residual", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,31 +21,33 @@ class LayerForm:
     """The int8 form of an operator with a weight.
 
     Attributes:
-        output: When its output carries Q/DQ.
-        why_not: The reason to give where the operator has no int8 form; the other fields then play no part.
+        output: What its output is.
+        why_not: The reason to give where the operator has no int8 form; ``output`` then plays no part.
     """
 
-    output: OutputPair = "never"
+    output: Output = "float"
     why_not: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Glue:
-    """The int8 form of an operator without a weight.
+    """The int8 form of an operator without a weight: glue between int8 layers.
 
     Attributes:
-        needs: Which of its activations have to be int8 already.
-        scale: Where its output's scale comes from.
-        constants: Whether a constant operand is stored as codes.
-        attributes: Attribute → value that the int8 form is limited to (a default counts as written).
-        runs_float: It has no int8 kernel; Q/DQ on both sides of it lets its neighbours be int8.
+        needs: How many of its activations have to be int8 already.
+        pairs: Which of its tensors carry Q/DQ on its account.
+        one_scale: Inputs and outputs share a scale, as codes are moved or picked.
+        operands: ``first``: the first input is its activation and the others are settings; ``all``: every input.
+        constants: A constant operand is stored as codes.
+        attributes: Attribute → value that the int8 form is limited to (ONNX's default where it is not written).
     """
 
     needs: Needs = "all"
-    scale: Scale = "own"
+    pairs: Pairs = "inputs and output"
+    one_scale: bool = False
+    operands: Literal["first", "all"] = "first"
     constants: bool = False
     attributes: Mapping[str, str | int] = field(default_factory=dict)
-    runs_float: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +61,9 @@ class Profile:
         activations: ``uint8``: 255 steps over what the tensor holds, zero point 0 where it is never negative.
             ``int8``: 127 steps to either side of a zero point of 0.
         weight_steps: The largest weight code: 127, or 63 where sums of two 8-bit products saturate.
-        stored_weights: Weights are stored as int8 codes before DequantizeLinear and biases as int32 ones; otherwise
-            weights stay float32 before QuantizeLinear and biases float32.
-        widen_for_bias: A channel's weight scale grows until its int32 bias fits.
-        residual_pairs: The other operand of an Add that takes an int8 convolution's output carries Q/DQ, so that the
-            sum becomes part of the convolution, and the convolution's own output carries none.
+        stored_codes: Weights are stored as int8 codes before DequantizeLinear and biases as int32 ones, a channel's
+            weight scale widened where its bias would overflow. Otherwise weights stay float32 before QuantizeLinear,
+            those of linear layers as (outputs, inputs), and biases float32.
         guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own.
     """
 
@@ -73,7 +72,5 @@ class Profile:
     glue: Mapping[str, Glue]
     activations: Literal["uint8", "int8"]
     weight_steps: int = 127
-    stored_weights: bool = True
-    widen_for_bias: bool = True
-    residual_pairs: bool = False
+    stored_codes: bool = True
     guard_float: bool = False

@@ -12,37 +12,40 @@ from typing import Literal
 
 from repo_builder.quantize.placement.table import Glue, LayerForm, Profile
 
-_MOVE = Glue(scale="input")  # runs on codes as they are
+_MOVE = Glue(one_scale=True)  # runs on codes as they are
+_LOOKUP = Glue()  # a table of 256 entries
+_CLIP = Glue(pairs="output")
+_FLOAT = Glue()  # no int8 kernel, but Q/DQ on both sides lets its int8 neighbours stay so
 
 ONNXRUNTIME_CPU = Profile(
     name="onnxruntime-cpu",
     activations="uint8",
     layers={
-        "Conv": LayerForm(output="always"),
-        "Gemm": LayerForm(output="before a clip"),
-        "MatMul": LayerForm(output="never"),
+        "Conv": LayerForm(output="int8"),
+        "Gemm": LayerForm(output="int8 before a clip"),
+        "MatMul": LayerForm(output="float"),
         "ConvTranspose": LayerForm(why_not="ONNX Runtime has no int8 ConvTranspose on the CPU"),
     },
     glue={
-        "Add": Glue(constants=True),
-        "Mul": Glue(constants=True),
-        "Concat": Glue(needs="any"),
+        "Add": Glue(operands="all", constants=True),
+        "Mul": Glue(operands="all", constants=True),
+        "Concat": Glue(operands="all", constants=True, needs="any"),
         "AveragePool": Glue(),
         "GlobalAveragePool": Glue(),
-        "LeakyRelu": Glue(),
-        "Sigmoid": Glue(),
-        "HardSigmoid": Glue(runs_float=True),
-        "HardSwish": Glue(runs_float=True),
-        "Relu": Glue(scale="folded"),
-        "Clip": Glue(scale="folded"),
-        "MaxPool": _MOVE,
+        "LeakyRelu": _LOOKUP,
+        "Sigmoid": _LOOKUP,
+        "HardSigmoid": _FLOAT,
+        "HardSwish": _FLOAT,
+        "Relu": _CLIP,
+        "Clip": _CLIP,
         "DepthToSpace": _MOVE,
         "Expand": _MOVE,
         "Flatten": _MOVE,
         "Gather": _MOVE,
         "Identity": _MOVE,
+        "MaxPool": _MOVE,
         "Reshape": _MOVE,
-        "Resize": Glue(scale="input", attributes={"mode": "nearest"}),
+        "Resize": Glue(one_scale=True, attributes={"mode": "nearest"}),
         "Slice": _MOVE,
         "Split": _MOVE,
         "Squeeze": _MOVE,

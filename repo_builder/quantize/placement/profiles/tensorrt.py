@@ -1,27 +1,38 @@
 """TensorRT's explicit quantization, after "Q/DQ layer-placement recommendations" in NVIDIA's developer guide.
 
-Layers' inputs and weights carry Q/DQ, with a zero point of 0 and int8 everywhere; an output does where an int8 layer
-reads it. The residual operand of an Add carries Q/DQ, so that the sum becomes part of the convolution. Pools and
-Concat between int8 layers run in int8. Biases carry none, and neither do a network's float ends.
+Layers' inputs and weights carry Q/DQ with a zero point of 0 and int8 everywhere; an output does where an int8 layer
+reads it. The residual operand of an Add carries Q/DQ, so that the sum becomes part of the convolution. MaxPool and
+what moves values pass Q on by themselves; average pools and Concat want it in front of them, Concat with one scale.
+Biases carry none, and neither do a network's float ends. Softmax, normalizations and activations stay float.
 """
 
 from __future__ import annotations
 
 from repo_builder.quantize.placement.table import Glue, LayerForm, Profile
 
-_MOVE = Glue(scale="input")
+_LAYER = LayerForm(output="int8 if read so")
+_PASSES = Glue(pairs="none")  # TensorRT moves Q and DQ over it, or fuses it into the layer before
+_POOL = Glue(pairs="inputs")
 
 TENSORRT = Profile(
     name="tensorrt",
     activations="int8",
-    layers={
-        "Conv": LayerForm(),
-        "ConvTranspose": LayerForm(),
-        "Gemm": LayerForm(),
-        "MatMul": LayerForm(),
+    layers={kind: _LAYER for kind in ("Conv", "ConvTranspose", "Gemm", "MatMul")},
+    glue={
+        "Add": Glue(operands="all", pairs="residual"),
+        "AveragePool": _POOL,
+        "GlobalAveragePool": _POOL,
+        "Concat": Glue(operands="all", pairs="inputs", one_scale=True),
+        "Clip": _PASSES,
+        "Flatten": _PASSES,
+        "Identity": _PASSES,
+        "MaxPool": _PASSES,
+        "Relu": _PASSES,
+        "Reshape": _PASSES,
+        "Slice": _PASSES,
+        "Squeeze": _PASSES,
+        "Transpose": _PASSES,
+        "Unsqueeze": _PASSES,
     },
-    glue={},
-    stored_weights=False,
-    widen_for_bias=False,
-    residual_pairs=True,
+    stored_codes=False,
 )

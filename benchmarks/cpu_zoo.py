@@ -1,0 +1,254 @@
+"""int8 on ONNX Runtime's CPU, network by network: fp32, quantize_static and this project's placement in turns.
+
+    .venv/bin/python benchmarks/cpu_zoo.py --size 224 --out benchmarks/results/cpu_zoo.json [NETWORK ...]
+
+Every network is made with seeded weights (``zoo_networks.py``), exported once and given, BatchNorm folded, to both:
+``onnxruntime.quantization.quantize_static`` (QDQ, U8S8, per channel, all else as it comes) and ``placement.place`` with
+a rule that asks int8 of every layer, calibrator max for both. Sessions run on one thread, in turns, and what counts is
+the CPU time of the process; a ratio is the median over rounds of the ratios within a round. Signal to noise is that of
+the outputs against fp32, optimizations on, on inputs that did not calibrate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from zoo_networks import NETWORKS, seeded
+
+from repo_builder.quantize.onnx_graph import find_layers
+from repo_builder.quantize.onnx_prepare import prepare
+from repo_builder.quantize.placement import PROFILES, Placed, Profile, Wanted, place, wanted
+from repo_builder.quantize.placement.index import Index
+from repo_builder.quantize.placement.weights import channel_axis
+from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
+from repo_builder.quantize.rules import LayerPlan, plan
+from repo_builder.recipe import LayerRule, QuantizeSpec
+
+Feeds = Mapping[str, np.ndarray]
+_FLOAT_LAYERS = frozenset(
+    {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"}
+)
+_INT8_LAYERS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
+
+
+def data(name: str, size: int, count: int, seed: int) -> np.ndarray:
+    """Return samples of a network's input: smooth noise, so that neighbours are alike as in images and sound."""
+    network, generator = NETWORKS[name], np.random.default_rng(seed)
+    if network.tokens:
+        return generator.integers(0, network.tokens, (count, *network.shape))
+    shape = tuple(item or size for item in network.shape)
+    values = generator.standard_normal((count, *shape)).astype(np.float32)
+    for axis in range(2, len(shape) + 1):
+        values = (values + np.roll(values, 1, axis) + np.roll(values, 2, axis)) / np.float32(np.sqrt(3))
+    return values.astype(np.float32)
+
+
+def exported(name: str, size: int) -> onnx.ModelProto:
+    """Return a network as prepared ONNX with a free batch."""
+    as_tensor = lambda count: torch.from_numpy(data(name, size, count, 1))  # noqa: E731
+    module, stream = seeded(name, as_tensor), io.BytesIO()
+    axes = {0: "n"} | {1 + axis: f"d{axis}" for axis in NETWORKS[name].moving}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, (as_tensor(2),), stream, dynamo=False, opset_version=17, input_names=["x"], output_names=["y"],
+            dynamic_axes={"x": axes, "y": {0: "n"}},
+        )  # fmt: skip
+    return prepare(onnx.load_from_string(stream.getvalue()))
+
+
+def session(model: onnx.ModelProto, *, optimize: bool = True, keep: Path | None = None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if keep is not None:
+        options.optimized_model_filepath = str(keep)
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def observe(model: onnx.ModelProto, needed: Iterable[str], batches: Sequence[Feeds]) -> dict[str, TensorRange]:
+    """Return the least and largest values of tensors over batches."""
+    wider = onnx.ModelProto()
+    wider.CopyFrom(model)
+    given, known = {item.name for item in model.graph.input}, {item.name for item in model.graph.output}
+    names = [name for name in needed if name not in given]
+    wider.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in known
+    )
+    runner, bounds = session(wider, optimize=False), {}
+    for batch in batches:
+        values = {**batch, **dict(zip(names, runner.run(names, dict(batch)), strict=True))} if names else dict(batch)
+        for name, value in values.items():
+            low, high = bounds.get(name, (np.inf, -np.inf))
+            bounds[name] = (min(low, float(value.min())), max(high, float(value.max())))
+    return {
+        name: TensorRange(low=low, high=high, amax=max(abs(low), abs(high)), calibrator="max")
+        for name, (low, high) in bounds.items()
+    }
+
+
+def weight_ranges(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, WeightRange]:
+    """Return the largest absolute weight of each channel of the layers that are to be int8."""
+    index, names = Index(model), {item.name for item in plans if item.precision == "int8" and item.weighted}
+    found = {}
+    for node in index.nodes:
+        value = index.value(node.input[1]) if node.name in names else None
+        if value is not None:
+            others = tuple(axis for axis in range(value.ndim) if axis != channel_axis(node))
+            found[node.name] = WeightRange(amax=np.abs(value).max(axis=others))
+    return found
+
+
+def ours(model: onnx.ModelProto, batches: Sequence[Feeds], profile: Profile) -> Placed:
+    plans = plan(list(find_layers(model)), QuantizeSpec(layers=(LayerRule(precision="int8"),)))
+    needed: Mapping[str, Wanted] = wanted(model, plans, [profile])
+    ranges = Ranges(tensors=observe(model, needed, batches), weights=weight_ranges(model, plans))
+    return place(model, plans, ranges, profile)
+
+
+def theirs(model: onnx.ModelProto, batches: Sequence[Feeds], folder: Path) -> onnx.ModelProto:
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(batches)
+
+        def get_next(self) -> Any:  # noqa: ANN401
+            return next(self.left, None)
+
+    onnx.save(model, folder / "fp32.onnx")
+    logging.disable(logging.WARNING)
+    quantize_static(
+        folder / "fp32.onnx", folder / "static.onnx", Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return onnx.load(folder / "static.onnx")
+
+
+def in_turns(
+    sessions: Mapping[str, ort.InferenceSession], feeds: Feeds, rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Return CPU seconds a run, one figure a round."""
+    taken: dict[str, list[float]] = {name: [] for name in sessions}
+    repeats = {}
+    for name, runner in sessions.items():
+        runner.run(None, dict(feeds))
+        started = time.process_time()
+        runner.run(None, dict(feeds))
+        repeats[name] = max(1, round(seconds / max(1e-6, time.process_time() - started)))
+    for _ in range(rounds):
+        for name, runner in sessions.items():
+            started = time.process_time()
+            for _ in range(repeats[name]):
+                runner.run(None, dict(feeds))
+            taken[name].append((time.process_time() - started) / repeats[name])
+    return taken
+
+
+def sqnr_db(exact: Sequence[np.ndarray], noisy: Sequence[np.ndarray]) -> float:
+    signal = sum(float(np.square(item, dtype=np.float64).sum()) for item in exact)
+    noise = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(exact, noisy, strict=True))
+    return 10 * float(np.log10(signal / noise)) if noise else 200.0
+
+
+def measure(
+    name: str, size: int, batch_sizes: Sequence[int], rounds: int, seconds: float, samples: int, keep: Path | None
+) -> dict[str, Any]:
+    model = exported(name, size)
+    batches = [{"x": data(name, size, 4, 100 + place)} for place in range(samples // 4)]
+    with tempfile.TemporaryDirectory() as folder:
+        placed = ours(model, batches, PROFILES["onnxruntime-cpu"])
+        models = {"fp32": model, "static": theirs(model, batches, Path(folder)), "ours": placed.model}
+        if keep is not None:
+            for kind, item in models.items():
+                onnx.save(item, keep / f"{name}.{kind}.onnx")
+        sessions = {kind: session(item, keep=Path(folder) / f"{kind}.opt.onnx") for kind, item in models.items()}
+        kinds = {}
+        for kind in models:
+            operators = [node.op_type for node in onnx.load(Path(folder) / f"{kind}.opt.onnx").graph.node]
+            kinds[kind] = [sum(item in group for item in operators) for group in (_INT8_LAYERS, _FLOAT_LAYERS)]
+    held_out = [{"x": data(name, size, 4, 9000 + place)} for place in range(4)]
+    outputs = {kind: [item.run(None, dict(feeds))[0] for feeds in held_out] for kind, item in sessions.items()}
+    row: dict[str, Any] = {
+        "network": name,
+        "sqnr_db": {kind: round(sqnr_db(outputs["fp32"], outputs[kind]), 2) for kind in ("static", "ours")},
+        "int8_and_float_layers": kinds,
+        "left_float": {item.name: item.reason for item in placed.layers if item.placed != item.asked},
+        "batches": {},
+    }
+    for count in batch_sizes:
+        taken = in_turns(sessions, {"x": data(name, size, count, 7)}, rounds, seconds)
+        ratio = lambda a, b: statistics.median(x / y for x, y in zip(taken[a], taken[b], strict=True))  # noqa: B023, E731
+        row["batches"][str(count)] = {
+            "cpu_ms": {kind: round(statistics.median(values) * 1e3, 3) for kind, values in taken.items()},
+            "static_over_fp32": round(ratio("fp32", "static"), 3),
+            "ours_over_fp32": round(ratio("fp32", "ours"), 3),
+            "ours_over_static": round(ratio("static", "ours"), 3),
+        }
+    return row
+
+
+def hardware() -> dict[str, Any]:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    flags = next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), [])
+    return {
+        "cpu": model or platform.processor(),
+        "int8_flags": sorted({"avx2", "avx512_vnni", "avx_vnni", "amx_int8"} & set(flags)),
+        "onnxruntime": ort.__version__,
+        "onnx": onnx.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--size", type=int, default=224, help="height and width of images")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="CPU time of one turn")
+    parser.add_argument("--samples", type=int, default=32, help="calibration samples")
+    parser.add_argument("--keep", type=Path, help="write the three models of each network to this folder")
+    parser.add_argument("--out", type=Path, help="write the result to this file")
+    asked = parser.parse_args()
+    rows = []
+    for name in asked.networks:
+        row = measure(name, asked.size, asked.batch, asked.rounds, asked.seconds, asked.samples, asked.keep)
+        rows.append(row)
+        speeds = "  ".join(
+            f"batch {size}: fp32 {item['cpu_ms']['fp32']:.2f} ms, static {item['static_over_fp32']:.2f}×, "
+            f"ours {item['ours_over_fp32']:.2f}× ({item['ours_over_static']:.2f} of static)"
+            for size, item in row["batches"].items()
+        )
+        found = row["sqnr_db"]
+        counts = row["int8_and_float_layers"]
+        sys.stderr.write(
+            f"{name}: {speeds}; dB {found['static']:.1f} {found['ours']:.1f}; layers {counts['static']} {counts['ours']}\n"
+        )
+    result = {"size": asked.size, "samples": asked.samples, "hardware": hardware(), "networks": rows}
+    if asked.out:
+        asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

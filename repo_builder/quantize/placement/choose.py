@@ -1,0 +1,236 @@
+"""Which tensors carry Q/DQ: a reading of the profile's table over the graph, without a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from repo_builder.quantize.placement.index import Index, attribute, own
+from repo_builder.quantize.placement.layers import Layers
+from repo_builder.quantize.placement.table import Glue, Profile
+from repo_builder.recipe import InputQuantizer
+
+CLIPS = frozenset({"Relu", "Clip"})
+# ONNX's defaults of attributes that a profile's ``Glue.attributes`` may name.
+_DEFAULTS: dict[str, str | int] = {"mode": "nearest"}
+_MAX = InputQuantizer(calibrator="max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Where Q/DQ stands.
+
+    Attributes:
+        index: The graph.
+        layers: Which nodes are int8 layers.
+        glue: Place of a node without a weight → its int8 form, for those that are to be int8.
+        tensors: The tensors that carry Q/DQ, in graph order.
+        made: The tensors that an int8 node makes as int8: all readers of a chosen one read it through Q/DQ.
+        demands: Chosen tensor → the calibrators that its readers' layers ask for (``max`` stands alone) and the
+            layers that do.
+    """
+
+    index: Index
+    layers: Layers
+    glue: Mapping[int, Glue]
+    tensors: tuple[str, ...]
+    made: frozenset[str]
+    demands: Mapping[str, tuple[tuple[InputQuantizer, ...], tuple[str, ...]]]
+
+    def int8_reads(self, place: int) -> tuple[str, ...]:
+        """Return the tensors that a node reads as int8; none for a float node."""
+        if place in self.layers.int8:
+            return (self.index.nodes[place].input[0],)
+        return tuple(operands(self.index, place, self.glue[place])) if place in self.glue else ()
+
+
+def choose(index: Index, layers: Layers, profile: Profile, known: Callable[[str], bool]) -> Choice:
+    """Decide which tensors carry Q/DQ.
+
+    Args:
+        index: The graph.
+        layers: What the plans mean for its nodes.
+        profile: The target's table.
+        known: Whether a tensor has a range; only such a one can carry Q/DQ.
+    """
+    made, glue = _spread(index, layers, profile, known)
+    _prune(index, layers, glue)
+    chosen = {index.nodes[place].input[0] for place in layers.int8}
+    for place in layers.int8:
+        if profile.layers[index.nodes[place].op_type].output == "int8":
+            chosen.add(index.nodes[place].output[0])
+    folded: set[str] = set()
+    for place, form in glue.items():
+        _add_pairs(index, layers, place, form, chosen, folded)
+    chosen = {name for name in chosen - folded if known(name)}
+    ordered = [name for name in (*index.inputs, *(name for node in index.nodes for name in node.output))]
+    tensors = tuple(dict.fromkeys(name for name in ordered if name in chosen))
+    made -= {
+        name for place, node in enumerate(index.nodes) if place not in glue | _keys(layers) for name in node.output
+    }
+    choice = Choice(index=index, layers=layers, glue=glue, tensors=tensors, made=frozenset(made), demands={})
+    return Choice(**{**choice.__dict__, "demands": _demands(choice)})
+
+
+def _keys(layers: Layers) -> dict[int, None]:
+    return dict.fromkeys(layers.int8)
+
+
+def operands(index: Index, place: int, form: Glue) -> Iterator[str]:
+    """Yield the activations that a glue node works on, each once."""
+    node = index.nodes[place]
+    names = node.input[:1] if form.operands == "first" else node.input
+    yield from dict.fromkeys(name for name in names if name and not index.constant(name))
+
+
+def folds(index: Index, node: onnx.NodeProto) -> bool:
+    """Whether the Q behind a Relu or Clip does what the node does: it starts at 0, as codes of a tensor ≥ 0 do."""
+    if node.op_type == "Relu":
+        return True
+    if node.op_type != "Clip" or len(node.input) < 2 or not all(index.constant(name) for name in node.input[1:]):
+        return node.op_type == "Clip" and len(node.input) < 2 and attribute(node, "min", -1) == 0
+    low = index.value(node.input[1]) if node.input[1] else None
+    return low is not None and bool(np.all(low == 0))
+
+
+def _spread(
+    index: Index, layers: Layers, profile: Profile, known: Callable[[str], bool]
+) -> tuple[set[str], dict[int, Glue]]:
+    """Follow int8 from the layers through all glue that can take it."""
+    made: set[str] = set()
+    glue: dict[int, Glue] = {}
+    for place, node in enumerate(index.nodes):
+        if place in layers.int8:
+            output = profile.layers[node.op_type].output
+            if output in ("int8", "int8 if read so") or (
+                output == "int8 before a clip" and _one_clip_reads(index, node.output[0])
+            ):
+                made.update(node.output)
+            continue
+        form = _form(index, layers, profile, place, known)
+        if form is None:
+            continue
+        taken = [name in made for name in operands(index, place, form)]
+        if place in layers.asked or (taken and (all(taken) if form.needs == "all" else any(taken))):
+            glue[place] = form
+            made.update(node.output)
+    return made, glue
+
+
+def _form(index: Index, layers: Layers, profile: Profile, place: int, known: Callable[[str], bool]) -> Glue | None:
+    """Return a node's row of the table, None where it has none or cannot be int8."""
+    node = index.nodes[place]
+    form = profile.glue.get(node.op_type) if own(node) else None
+    plan = layers.plans.get(place)
+    if form is None or (plan is not None and plan.precision != "int8"):
+        return None
+    reads, makes = list(operands(index, place, form)), [name for name in node.output if name]
+    if not all(name in index.floats for name in (*reads, *makes)):
+        return None
+    if not form.constants and form.operands == "all" and any(index.constant(name) for name in node.input):
+        return None
+    if form.pairs == "output" and not folds(index, node):
+        form = Glue()  # a clip that starts elsewhere: Q on both sides, in float between them
+    carries = makes if form.pairs in ("output", "inputs and output") else []
+    carries = carries if form.pairs == "none" or _folded(index, place, form) else [*carries, *reads]
+    if not all(known(name) for name in carries):
+        return None
+    return form if all(_written(node, key) == value for key, value in form.attributes.items()) else None
+
+
+def _written(node: onnx.NodeProto, name: str) -> str | int | None:
+    for item in node.attribute:
+        if item.name == name:
+            value = helper.get_attribute_value(item)
+            return value.decode() if isinstance(value, bytes) else int(value)
+    return _DEFAULTS.get(name)
+
+
+def _folded(index: Index, place: int, form: Glue) -> bool:
+    """Whether a clip's input carries no Q/DQ: nothing else sees the values that the clip cuts."""
+    tensor = index.nodes[place].input[0]
+    alone = index.readers[tensor] == [place] and tensor not in index.outputs | index.inner
+    return form.pairs == "output" and alone and tensor in index.makers
+
+
+def _one_clip_reads(index: Index, tensor: str) -> bool:
+    readers = index.readers[tensor]
+    alone = len(readers) == 1 and tensor not in index.outputs and tensor not in index.inner
+    return alone and own(index.nodes[readers[0]]) and folds(index, index.nodes[readers[0]])
+
+
+def _prune(index: Index, layers: Layers, glue: dict[int, Glue]) -> None:
+    """Drop glue that no int8 node reads in the end, in place: at a network's float ends int8 only costs.
+
+    What is folded into an int8 layer stays, and so does what a rule asks for.
+    """
+    for place in sorted(glue, reverse=True):
+        form = glue[place]
+        node = index.nodes[place]
+        reader = any(item in layers.int8 or item in glue for name in node.output for item in index.readers[name])
+        folded = form.pairs == "output" and index.makers.get(node.input[0]) in layers.int8
+        if not reader and not folded and place not in layers.asked:
+            del glue[place]
+
+
+def _add_pairs(index: Index, layers: Layers, place: int, form: Glue, chosen: set[str], folded: set[str]) -> None:
+    """Add the tensors that carry Q/DQ on a glue node's account, and those that need none because of it."""
+    node = index.nodes[place]
+    reads = list(operands(index, place, form))
+    if form.pairs in ("inputs", "inputs and output"):
+        chosen.update(reads)
+    if form.pairs in ("output", "inputs and output"):
+        chosen.update(name for name in node.output if name)
+    if form.pairs == "output":
+        (folded if _folded(index, place, form) else chosen).update(reads)
+    if form.pairs == "residual":
+        own_sums = [
+            name
+            for name in reads
+            if index.makers.get(name) in layers.int8 and index.readers[name] == [place] and name not in index.outputs
+        ]
+        chosen.update(name for name in reads if name not in own_sums[:1])
+
+
+def _demands(choice: Choice) -> dict[str, tuple[tuple[InputQuantizer, ...], tuple[str, ...]]]:
+    """Find whose calibrators govern each chosen tensor, from the outputs backwards.
+
+    An int8 layer that reads it asks for its rule's; glue asks for what its outputs' readers do; a float reader that
+    sees the rounded values asks for all that calibration saw. A tensor that nothing asks about has its maker's rule.
+    """
+    index, chosen = choice.index, set(choice.tensors)
+    asks: dict[str, dict[InputQuantizer, list[str]]] = {}
+    names = [name for node in index.nodes for name in node.output if name]
+    for tensor in (*reversed(names), *index.inputs):
+        found: dict[InputQuantizer, list[str]] = {}
+        for place in index.readers[tensor]:
+            plan = choice.layers.plans.get(place)
+            if tensor not in choice.int8_reads(place):
+                if tensor in choice.made:
+                    found.setdefault(_MAX, [])
+            elif plan is not None:
+                found.setdefault(plan.int8_rule.input, []).append(plan.name)
+            else:
+                for name in index.nodes[place].output:
+                    for spec, layers in asks.get(name, {}).items():
+                        found.setdefault(spec, []).extend(layers)
+        if tensor in choice.made and (tensor in index.outputs or tensor in index.inner):
+            found.setdefault(_MAX, [])
+        asks[tensor] = found
+    return {tensor: _widest(choice, tensor, asks[tensor]) for tensor in choice.tensors if tensor in chosen}
+
+
+def _widest(
+    choice: Choice, tensor: str, found: dict[InputQuantizer, list[str]]
+) -> tuple[tuple[InputQuantizer, ...], tuple[str, ...]]:
+    if not found:
+        plan = choice.layers.plans.get(choice.index.makers.get(tensor, -1))
+        found = {plan.int8_rule.input: [plan.name]} if plan is not None and plan.precision == "int8" else {_MAX: []}
+    if any(spec.calibrator == "max" for spec in found):
+        found = {spec: layers for spec, layers in found.items() if spec.calibrator == "max"}
+    layers = tuple(dict.fromkeys(name for names in found.values() for name in names))
+    return tuple(sorted(found, key=lambda spec: (spec.calibrator, spec.percentile or 0))), layers

@@ -1,0 +1,155 @@
+"""Who makes and reads each tensor of a graph, and what its constants hold: the look-ups of placement."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from repo_builder.tensors import Array
+
+ONNX_DOMAINS = ("", "ai.onnx")
+_SMALL_BYTES = 4096  # initializers that shape inference may want to read: shapes, axes, splits
+# Never evaluated ahead: they draw numbers, or depend on more than their inputs.
+_UNFOLDABLE = frozenset({"If", "Loop", "Scan", "RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", "Dropout"})
+
+
+class Index:
+    """A model's main graph, looked up by tensor name. Nodes are known by their place in the graph.
+
+    Attributes:
+        nodes: The main graph's nodes.
+        makers: Tensor → place of the node that makes it.
+        readers: Tensor → places of the nodes that read it, each once; subgraphs' reads are not among them.
+        inner: Tensors that a subgraph of some node reads or returns from outside itself.
+        inputs: Graph inputs that are no initializers.
+        outputs: Graph outputs.
+        floats: float32 tensors that are not constant.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.nodes = list(model.graph.node)
+        self.makers = {name: place for place, node in enumerate(self.nodes) for name in node.output if name}
+        self.readers: dict[str, list[int]] = defaultdict(list)
+        self.inner: set[str] = set()
+        for place, node in enumerate(self.nodes):
+            for name in dict.fromkeys(node.input):
+                if name:
+                    self.readers[name].append(place)
+            for graph in subgraphs(node):
+                self.inner.update(reads(graph))
+        given = {item.name for item in model.graph.input}
+        self.initializers = {item.name: item for item in model.graph.initializer}
+        self.inputs = [item.name for item in model.graph.input if item.name not in self.initializers]
+        self.outputs = {item.name for item in model.graph.output}
+        # An initializer that is an input, too, is a default that a caller may replace.
+        self._stored = {name: item for name, item in self.initializers.items() if name not in given}
+        self._folded: dict[str, Array | None] = {}
+        self._constants = {*self._stored, ""}  # an input that is left out is an empty name
+        for node in self.nodes:
+            if _foldable(node) and all(name in self._constants for name in node.input):
+                self._constants.update(node.output)
+        self.floats = _float_tensors(model) - set(self.initializers) - self._constants
+
+    def constant(self, name: str) -> bool:
+        """Whether a tensor is an initializer or computed of initializers alone."""
+        return name in self._constants
+
+    def value(self, name: str) -> Array | None:
+        """Return a constant tensor's value, computed where it has to be; None for a tensor that is not constant."""
+        if name in self._stored:
+            return numpy_helper.to_array(self._stored[name])
+        if name not in self._folded:
+            self._folded[name] = self._fold(name) if name and self.constant(name) else None
+        return self._folded[name]
+
+    def _fold(self, name: str) -> Array | None:
+        node = self.nodes[self.makers[name]]
+        feeds = {item: self.value(item) for item in node.input if item}
+        if any(value is None for value in feeds.values()):
+            return None
+        inputs = [helper.make_value_info(item, onnx.TypeProto()) for item in feeds]
+        graph = helper.make_graph([node], "one", inputs, [helper.make_value_info(name, onnx.TypeProto())])
+        single = helper.make_model(graph, opset_imports=self.model.opset_import)
+        try:
+            return np.asarray(ReferenceEvaluator(single).run([name], feeds)[0])  # type: ignore[index]
+        except Exception:  # an operator that the reference does not know: the tensor then counts as computed
+            return None
+
+    def names(self) -> set[str]:
+        """Return every name that tensors and nodes of the graph and its subgraphs bear."""
+        found = {item.name for item in (*self.model.graph.input, *self.model.graph.output)} | set(self.initializers)
+        pending = [self.model.graph]
+        while pending:
+            graph = pending.pop()
+            found.update(item.name for item in (*graph.initializer, *graph.input, *graph.output))
+            for node in graph.node:
+                found.update((node.name, *node.input, *node.output))
+                pending.extend(subgraphs(node))
+        return found
+
+
+def own(node: onnx.NodeProto) -> bool:
+    """Whether a node's operator is ONNX's own, not another domain's or a function of the model."""
+    return node.domain in ONNX_DOMAINS
+
+
+def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    """Return a node's number of that name."""
+    for item in node.attribute:
+        if item.name == name:
+            return float(helper.get_attribute_value(item))
+    return default
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the bodies of a node."""
+    for item in node.attribute:
+        if item.type == AttributeProto.GRAPH:
+            yield item.g
+        yield from item.graphs
+
+
+def reads(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield all that a graph and its bodies read or return; names of their own are among them."""
+    yield from (item.name for item in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for inner in subgraphs(node):
+            yield from reads(inner)
+
+
+def _foldable(node: onnx.NodeProto) -> bool:
+    return own(node) and node.op_type not in _UNFOLDABLE and not any(subgraphs(node)) and bool(node.output)
+
+
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Return the names of all float32 tensors, as far as ONNX can infer types.
+
+    Weights travel as inputs without values, so that a model of any size can be inferred.
+    """
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    light.graph.name = model.graph.name or "graph"
+    for field in ("node", "input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    given = {item.name for item in model.graph.input}
+    for item in model.graph.initializer:
+        if numpy_size(item) <= _SMALL_BYTES and item.data_location != TensorProto.EXTERNAL:
+            light.graph.initializer.append(item)
+        elif item.name not in given:
+            light.graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)))
+    with contextlib.suppress(Exception):  # then what the file itself says of its types has to do
+        light = onnx.shape_inference.infer_shapes(light)
+    found = (*light.graph.value_info, *light.graph.input, *light.graph.output)
+    return {item.name for item in found if item.type.tensor_type.elem_type == TensorProto.FLOAT}
+
+
+def numpy_size(item: onnx.TensorProto) -> int:
+    """Return about how many bytes a stored tensor has."""
+    return int(np.prod(item.dims, dtype=np.int64)) * 8

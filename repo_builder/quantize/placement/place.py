@@ -1,0 +1,131 @@
+"""Placement in its order: match layers, choose tensors, find their codes, write the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import version_converter
+
+from repo_builder.errors import QuantizeError, first_line
+from repo_builder.graphs import opset
+from repo_builder.quantize.placement.choose import Choice, choose
+from repo_builder.quantize.placement.index import Index
+from repo_builder.quantize.placement.layers import Layers, find
+from repo_builder.quantize.placement.placed import LayerOutcome, Placed, PlacedTensor, Wanted
+from repo_builder.quantize.placement.scales import Codes, tensor_codes
+from repo_builder.quantize.placement.table import Profile
+from repo_builder.quantize.placement.write import write
+from repo_builder.quantize.ranges import Ranges
+from repo_builder.quantize.rules import LayerPlan
+from repo_builder.recipe import InputQuantizer
+
+_OPSET = 13  # the first with per-channel QuantizeLinear
+
+
+def wanted(model: onnx.ModelProto, plans: Sequence[LayerPlan], profiles: Sequence[Profile]) -> dict[str, Wanted]:
+    """Return which tensors need a range, and by which calibrators, for all targets together.
+
+    The rules of the int8 layers that read a tensor govern it, directly or through glue; where none does, its maker's
+    rule. A float reader that will see rounded values wants ``max``: nothing that calibration saw is clipped for it.
+
+    Args:
+        model: The fp32 graph, as for ``place``.
+        plans: What each layer is to become.
+        profiles: The targets.
+
+    Returns:
+        Tensor → its calibrators, in graph order.
+    """
+    index = Index(_current(model))
+    found: dict[str, tuple[set[InputQuantizer], dict[str, None]]] = {}
+    for profile in profiles:
+        layers = find(index, plans, profile, lambda _: True)
+        choice = choose(index, layers, profile, lambda _: True)
+        for tensor, (calibrators, names) in choice.demands.items():
+            specs, asking = found.setdefault(tensor, (set(), {}))
+            specs.update(calibrators)
+            asking.update(dict.fromkeys(names))
+    ordered = (*index.inputs, *(name for node in index.nodes for name in node.output))
+    return {name: _wanted(*found[name]) for name in dict.fromkeys(ordered) if name in found}
+
+
+def _wanted(specs: set[InputQuantizer], layers: Mapping[str, None]) -> Wanted:
+    widest = {spec for spec in specs if spec.calibrator == "max"} or specs
+    return Wanted(
+        calibrators=tuple(sorted(widest, key=lambda spec: (spec.calibrator, spec.percentile or 0))),
+        layers=tuple(layers),
+    )
+
+
+def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, profile: Profile) -> Placed:
+    """Return the graph with Q/DQ for a target; deterministic, and ``model`` is not changed.
+
+    Args:
+        model: The fp32 graph as ``onnx_prepare.prepare`` leaves it. Its inputs, outputs and node names stay; a graph
+            before opset 13 is converted to 13.
+        plans: What each layer is to become. Layers that are to be int8 get Q/DQ; others stay as they are, fp32 ones
+            also where the target would make them int8 on its own.
+        ranges: The range of every tensor that ``wanted`` names, and of each int8 layer's weight. A tensor without one
+            was never reached, and carries no Q/DQ.
+        profile: The target.
+
+    Raises:
+        QuantizeError: A range is not finite, zero at a layer's input or too small for a scale; a layer has no weight
+            range; or the graph is too old and cannot be converted. The layer is named.
+    """
+    model = _current(model)
+    index = Index(model)
+    known = ranges.tensors.__contains__
+    layers = find(index, plans, profile, known)
+    choice = choose(index, layers, profile, known)
+    codes = tensor_codes(choice, ranges.tensors, profile.activations)
+    return Placed(
+        model=write(model, choice, codes, ranges.weights, profile),
+        profile=profile.name,
+        tensors={tensor: _placed(choice, tensor, codes[tensor]) for tensor in choice.tensors},
+        layers=tuple(_outcome(item, layers, choice) for item in plans),
+    )
+
+
+def _current(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model of an opset that has per-channel Q/DQ."""
+    if opset(model) >= _OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, _OPSET)
+    except Exception as error:  # onnx's errors share no base class
+        raise QuantizeError(
+            f"the model has opset {opset(model)}, and converting it to {_OPSET} fails: {first_line(error)}",
+            hint=f"export the model again with opset {_OPSET} or later",
+        ) from error
+
+
+def _placed(choice: Choice, tensor: str, codes: Codes) -> PlacedTensor:
+    index = choice.index
+    readers = index.readers[tensor]
+    through = [place for place in readers if tensor in choice.int8_reads(place)]
+    floats = [index.nodes[place].name or index.nodes[place].output[0] for place in readers if place not in through]
+    floats += ["(output)"] * (tensor in index.outputs) + ["(subgraph)"] * (tensor in index.inner)
+    return PlacedTensor(
+        name=tensor,
+        scale=float(codes.scale),
+        zero_point=codes.zero_point,
+        dtype=codes.dtype,
+        low=codes.low,
+        high=codes.high,
+        int8_readers=tuple(index.nodes[place].name or index.nodes[place].output[0] for place in through),
+        float_readers=tuple(floats),
+        floats_read="rounded" if tensor in choice.made else "original",
+    )
+
+
+def _outcome(plan: LayerPlan, layers: Layers, choice: Choice) -> LayerOutcome:
+    """Return a layer's row."""
+    reason, precision = layers.reasons.get(plan.name, ""), plan.precision
+    if precision == "int8" and not reason:
+        places = [place for place, item in layers.plans.items() if item.name == plan.name]
+        if not all(place in layers.int8 or place in choice.glue for place in places):
+            reason = "its inputs or outputs have no range, or its settings have no int8 form"
+    placed = "fp32" if reason else precision
+    return LayerOutcome(name=plan.name, type=plan.type, asked=plan.precision, placed=placed, reason=reason)

@@ -1,0 +1,303 @@
+"""The placed graph: Q/DQ pairs, layers with quantized constants, and readers pointed at the right side of a pair."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from repo_builder.errors import QuantizeError
+from repo_builder.graphs import DQ, Q
+from repo_builder.quantize.placement.choose import CLIPS, Choice
+from repo_builder.quantize.placement.index import Index, own, reads, subgraphs
+from repo_builder.quantize.placement.scales import Codes, codes_for
+from repo_builder.quantize.placement.table import Profile
+from repo_builder.quantize.placement.weights import Weights, weights_of
+from repo_builder.quantize.ranges import WeightRange
+from repo_builder.tensors import Array
+
+_GUARDED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+_LOWEST = np.float32(np.finfo(np.float32).min)
+
+
+class _Writer:
+    """Collects the nodes and initializers of a placed graph under names that nobody bears."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._stored: dict[tuple[str, str, bytes], str] = {}
+
+    def name(self, stem: str) -> str:
+        """Return a name that is free, and take it."""
+        found, count = stem, 1
+        while found in self.taken:
+            count += 1
+            found = f"{stem}_{count}"
+        self.taken.add(found)
+        return found
+
+    def constant(self, stem: str, value: Array) -> str:
+        """Store a constant; equal ones are stored once."""
+        value = np.ascontiguousarray(value).reshape(value.shape)
+        key = (str(value.dtype), str(value.shape), hashlib.sha256(value.tobytes()).digest())
+        if key not in self._stored:
+            self._stored[key] = self.name(stem)
+            self.initializers.append(numpy_helper.from_array(value, self._stored[key]))
+        return self._stored[key]
+
+    def node(self, kind: str, inputs: list[str], output: str, stem: str, **settings: int | list[int]) -> str:
+        """Append a node and return its output."""
+        made = helper.make_node(kind, inputs, [output], self.name(stem))
+        made.attribute.extend(helper.make_attribute(key, value) for key, value in settings.items())
+        self.nodes.append(made)
+        return output
+
+    def pair(self, tensor: str, output: str, codes: Codes, stem: str) -> None:
+        """Append QuantizeLinear and DequantizeLinear from ``tensor`` to ``output``."""
+        settings = [self.constant(f"{stem}/scale", np.asarray(codes.scale)), self.constant(f"{stem}/zero", codes.zero)]
+        middle = self.node(Q, [tensor, *settings], self.name(f"{stem}/codes"), f"{stem}/{Q}")
+        self.node(DQ, [middle, *settings], output, f"{stem}/{DQ}")
+
+    def dequantized(self, stem: str, codes: Array, scale: Array, axis: int | None) -> str:
+        """Append the DequantizeLinear of stored codes and return its output."""
+        names = [
+            self.constant(f"{stem}/codes", codes),
+            self.constant(f"{stem}/scale", scale),
+            self.constant(f"{stem}/zero", np.zeros(scale.shape, codes.dtype)),
+        ]
+        more: dict[str, int | list[int]] = {} if axis is None else {"axis": axis}
+        return self.node(DQ, names, self.name(f"{stem}/dequantized"), f"{stem}/{DQ}", **more)
+
+
+def write(
+    model: onnx.ModelProto,
+    choice: Choice,
+    codes: Mapping[str, Codes],
+    weights: Mapping[str, WeightRange],
+    profile: Profile,
+) -> onnx.ModelProto:
+    """Return the graph with Q/DQ.
+
+    Args:
+        model: The fp32 graph; it is not changed.
+        choice: Where Q/DQ stands.
+        codes: Chosen tensor → its codes.
+        weights: Layer → the range of its weight.
+        profile: The target's table.
+
+    Raises:
+        QuantizeError: A layer has no weight range, or one that does not fit.
+    """
+    index = choice.index
+    out = _Writer(index.names())
+    raw, read = _names(out, choice)
+    for tensor in index.inputs:
+        if tensor in codes:
+            out.pair(tensor, read[tensor], codes[tensor], tensor)
+    for place, node in enumerate(index.nodes):
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        through = set(choice.int8_reads(place))
+        for position, tensor in enumerate(node.input):
+            if tensor in codes and (tensor in choice.made or tensor in through):
+                copy.input[position] = read[tensor]
+        if place in choice.layers.int8:
+            _layer(out, choice, place, copy, codes, weights, profile)
+        else:
+            if place in choice.glue and choice.glue[place].constants:
+                _operand_codes(out, index, place, copy, choice)
+            out.nodes.append(copy)
+        for position, tensor in enumerate(node.output):
+            copy.output[position] = raw.get(tensor, tensor)
+        _guard(out, choice, place, copy, codes, profile)
+        for tensor in node.output:
+            if tensor in codes:
+                out.pair(raw.get(tensor, tensor), read[tensor], codes[tensor], tensor)
+    return _assembled(model, out)
+
+
+def _names(out: _Writer, choice: Choice) -> tuple[dict[str, str], dict[str, str]]:
+    """Return how the values before Q are called where they cannot keep their name, and those behind DQ.
+
+    The values behind DQ take a tensor's own name where the graph's output or a subgraph reads it by that name.
+    """
+    index, raw, read = choice.index, {}, {}
+    for tensor in choice.tensors:
+        kept = tensor in index.outputs or tensor in index.inner
+        if kept and tensor in choice.made:
+            raw[tensor], read[tensor] = out.name(f"{tensor}/original"), tensor
+        else:
+            read[tensor] = out.name(f"{tensor}/dequantized")
+    return raw, read
+
+
+def _layer(
+    out: _Writer,
+    choice: Choice,
+    place: int,
+    node: onnx.NodeProto,
+    codes: Mapping[str, Codes],
+    ranges: Mapping[str, WeightRange],
+    profile: Profile,
+) -> None:
+    """Append an int8 layer with its weight and bias as the target wants them; ``node`` is its copy, reads in place."""
+    index, layer = choice.index, choice.layers.plans[place].name
+    if layer not in ranges:
+        raise QuantizeError("there is no range of its weight", where=layer)
+    step = float(codes[index.nodes[place].input[0]].scale) if profile.stored_codes else None
+    found = weights_of(
+        index, index.nodes[place], ranges[layer].amax, steps=profile.weight_steps, step=step, layer=layer
+    )
+    stem = node.name or layer
+    if node.op_type == "Gemm":
+        kept = [item for item in node.attribute if item.name not in ("alpha", "beta")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    if profile.stored_codes:
+        node.input[1] = out.dequantized(f"{stem}/weight", found.codes(profile.weight_steps), found.scale, found.axis)
+    else:
+        node.input[1] = _float_weight(out, node, found, stem)
+    _bias(out, node, found, stem, step)
+    out.nodes.append(node)
+    if found.rest is not None:
+        _add_rest(out, index, node, found.rest, stem)
+
+
+def _float_weight(out: _Writer, node: onnx.NodeProto, found: Weights, stem: str) -> str:
+    """Append Q/DQ behind a float weight; a linear layer's is stored (outputs, inputs), so that its axis is 0."""
+    weight, axis, turned = found.weight, found.axis, node.op_type == "MatMul"
+    if node.op_type == "Gemm":
+        straight = any(item.name == "transB" and item.i for item in node.attribute)
+        kept = [item for item in node.attribute if item.name != "transB"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("transB", 1)])
+        weight = weight if straight else weight.T
+    if turned:
+        weight = weight.T
+    if node.op_type in ("MatMul", "Gemm") and axis is not None:
+        axis = 0
+    settings = [
+        out.constant(f"{stem}/weight/scale", found.scale),
+        out.constant(f"{stem}/weight/zero", np.zeros(found.scale.shape, np.int8)),
+    ]
+    more: dict[str, int | list[int]] = {} if axis is None else {"axis": axis}
+    tensor = out.constant(f"{stem}/weight", weight)
+    for kind in (Q, DQ):
+        tensor = out.node(kind, [tensor, *settings], out.name(f"{stem}/weight/{kind}"), f"{stem}/weight/{kind}", **more)
+    if turned:
+        tensor = out.node(
+            "Transpose", [tensor], out.name(f"{stem}/weight/turned"), f"{stem}/weight/Transpose", perm=[1, 0]
+        )
+    return tensor
+
+
+def _bias(out: _Writer, node: onnx.NodeProto, found: Weights, stem: str, step: float | None) -> None:
+    """Give a layer its bias: int32 codes where ``step`` is the input's scale, float32 otherwise, or none."""
+    if node.op_type == "MatMul":
+        return
+    del node.input[2:]
+    if found.bias is None:
+        return
+    if step is None:
+        node.input.append(out.constant(f"{stem}/bias", found.bias.astype(np.float32)))
+        return
+    scale = np.asarray(np.float32(step) * found.scale, np.float32)
+    steps = np.rint(found.bias / scale.astype(np.float64))
+    axis = None if found.axis is None else 0
+    node.input.append(out.dequantized(f"{stem}/bias", steps.astype(np.int32), scale, axis))
+
+
+def _add_rest(out: _Writer, index: Index, node: onnx.NodeProto, rest: tuple[str, float], stem: str) -> None:
+    """Add a Gemm's bias of an odd shape behind it."""
+    name, factor = rest
+    value = index.value(name)
+    if value is not None:
+        name = out.constant(f"{stem}/bias", (value * np.float32(factor)).astype(np.float32))
+    elif factor != 1:
+        weight = out.constant(f"{stem}/beta", np.asarray(factor, np.float32))
+        name = out.node("Mul", [name, weight], out.name(f"{stem}/bias/scaled"), f"{stem}/bias/Mul")
+    final = node.output[0]
+    node.output[0] = out.name(f"{final}/product")
+    out.node("Add", [node.output[0], name], final, f"{stem}/bias/Add")
+
+
+def _operand_codes(out: _Writer, index: Index, place: int, node: onnx.NodeProto, choice: Choice) -> None:
+    """Store a glue node's constant operands as codes over all that they hold."""
+    for position, name in enumerate(index.nodes[place].input):
+        value = index.value(name) if name else None
+        if choice.glue[place].operands != "all" or value is None or value.dtype != np.float32 or value.size == 0:
+            continue
+        low, high = float(value.min()), float(value.max())
+        codes = codes_for(low, high, max(abs(low), abs(high)), "uint8")
+        stem = f"{node.name or node.output[0]}/{position}"
+        scale = np.asarray(codes.scale)
+        names = [
+            out.constant(f"{stem}/codes", codes.of(value)),
+            out.constant(f"{stem}/scale", scale),
+            out.constant(f"{stem}/zero", codes.zero),
+        ]
+        node.input[position] = out.node(DQ, names, out.name(f"{stem}/dequantized"), f"{stem}/{DQ}")
+
+
+def _guard(
+    out: _Writer, choice: Choice, place: int, node: onnx.NodeProto, codes: Mapping[str, Codes], profile: Profile
+) -> None:
+    """Put a node that changes nothing between a float layer and the Q behind it.
+
+    ONNX Runtime's WeightBiasQuantization makes a float Conv, ConvTranspose or Gemm between DQ and Q int8, per tensor.
+    """
+    index = choice.index
+    original = index.nodes[place]
+    if not profile.guard_float or place in choice.layers.int8 or original.op_type not in _GUARDED or not own(original):
+        return
+    plan = choice.layers.plans.get(place)
+    if (plan is not None and plan.precision == "fp16") or node.input[0] == original.input[0]:
+        return  # a Cast will stand in front of it, or no DQ does
+    reached, pending = False, [original.output[0]]
+    while pending:
+        tensor = pending.pop()
+        reached = reached or tensor in codes
+        pending.extend(
+            index.nodes[item].output[0] for item in index.readers[tensor] if index.nodes[item].op_type in CLIPS
+        )
+    if reached:
+        final, node.output[0] = node.output[0], out.name(f"{node.output[0]}/unguarded")
+        lowest = out.constant("lowest_float", np.asarray(_LOWEST))
+        out.node("Max", [node.output[0], lowest], final, f"{original.name or original.output[0]}/Max")
+
+
+def _assembled(model: onnx.ModelProto, out: _Writer) -> onnx.ModelProto:
+    """Return a model like another with a writer's nodes; initializers that nothing reads any more are left out."""
+    result = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            getattr(result, field.name).MergeFrom(value) if field.message_type else setattr(result, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name in ("node", "initializer", "value_info"):
+            continue
+        if field.message_type:
+            getattr(result.graph, field.name).MergeFrom(value)
+        else:
+            setattr(result.graph, field.name, value)
+    result.graph.node.extend(_needed(out.nodes, {item.name for item in model.graph.output}))
+    used = {*reads(result.graph), *(item.name for item in model.graph.input)}
+    stored = (*model.graph.initializer, *out.initializers)
+    result.graph.initializer.extend(item for item in stored if item.name in used)
+    return result
+
+
+def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that the outputs depend on: what computed a weight may no longer be one."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if any(name in needed for name in node.output):
+            kept.append(node)
+            needed.update(node.input)
+            for graph in subgraphs(node):
+                needed.update(reads(graph))
+    return kept[::-1]
