@@ -106,19 +106,19 @@ def write(
         for position, tensor in enumerate(node.input):
             if tensor in codes and (tensor in choice.made or tensor in through):
                 copy.input[position] = read[tensor]
+        for position, tensor in enumerate(node.output):
+            copy.output[position] = raw.get(tensor, tensor)
         if place in choice.layers.int8:
             _layer(out, choice, place, copy, codes, weights, profile)
         else:
             if place in choice.glue and choice.glue[place].constants:
                 _operand_codes(out, index, place, copy, choice)
             out.nodes.append(copy)
-        for position, tensor in enumerate(node.output):
-            copy.output[position] = raw.get(tensor, tensor)
         _guard(out, choice, place, copy, codes, profile)
         for tensor in node.output:
             if tensor in codes:
                 out.pair(raw.get(tensor, tensor), read[tensor], codes[tensor], tensor)
-    return _assembled(model, out)
+    return _assembled(model, index, out)
 
 
 def _names(out: _Writer, choice: Choice) -> tuple[dict[str, str], dict[str, str]]:
@@ -271,7 +271,7 @@ def _guard(
         out.node("Max", [node.output[0], lowest], final, f"{original.name or original.output[0]}/Max")
 
 
-def _assembled(model: onnx.ModelProto, out: _Writer) -> onnx.ModelProto:
+def _assembled(model: onnx.ModelProto, index: Index, out: _Writer) -> onnx.ModelProto:
     """Return a model like another with a writer's nodes; initializers that nothing reads any more are left out."""
     result = onnx.ModelProto()
     for field, value in model.ListFields():
@@ -284,18 +284,18 @@ def _assembled(model: onnx.ModelProto, out: _Writer) -> onnx.ModelProto:
             getattr(result.graph, field.name).MergeFrom(value)
         else:
             setattr(result.graph, field.name, value)
-    result.graph.node.extend(_needed(out.nodes, {item.name for item in model.graph.output}))
+    result.graph.node.extend(_needed(out.nodes, index))
     used = {*reads(result.graph), *(item.name for item in model.graph.input)}
     stored = (*model.graph.initializer, *out.initializers)
     result.graph.initializer.extend(item for item in stored if item.name in used)
     return result
 
 
-def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Return the nodes that the outputs depend on: what computed a weight may no longer be one."""
-    needed, kept = set(outputs), []
+def _needed(nodes: list[onnx.NodeProto], index: Index) -> list[onnx.NodeProto]:
+    """Return the nodes but for those that computed constants, as a float weight, that nothing reads any more."""
+    needed, kept = set(index.outputs), []
     for node in reversed(nodes):
-        if any(name in needed for name in node.output):
+        if any(name in needed or not index.constant(name) for name in node.output):
             kept.append(node)
             needed.update(node.input)
             for graph in subgraphs(node):
