@@ -40,7 +40,7 @@ from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.weights import channel_axis
 from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
 from repo_builder.quantize.rules import LayerPlan, plan
-from repo_builder.recipe import LayerRule, QuantizeSpec
+from repo_builder.core.recipe import LayerRule, QuantizeSpec
 
 Feeds = Mapping[str, np.ndarray]
 _FLOAT_LAYERS = frozenset(

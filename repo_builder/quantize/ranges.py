@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from repo_builder.tensors import Array
+from repo_builder.core.tensors import Array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from repo_builder.core.recipe import InputQuantizer
 from repo_builder.quantize.placement.index import Index, attribute, own
 from repo_builder.quantize.placement.layers import Layers
 from repo_builder.quantize.placement.table import Glue, Profile
-from repo_builder.recipe import InputQuantizer
 
 CLIPS = frozenset({"Relu", "Clip"})
 # ONNX's defaults of attributes that a profile's ``Glue.attributes`` may name.

@@ -11,7 +11,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from repo_builder.tensors import Array
+from repo_builder.core.tensors import Array
 
 ONNX_DOMAINS = ("", "ai.onnx")
 _SMALL_BYTES = 4096  # initializers that shape inference may want to read: shapes, axes, splits

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import version_converter
 
-from repo_builder.errors import QuantizeError, first_line
-from repo_builder.graphs import opset
+from repo_builder.core.errors import QuantizeError, first_line
+from repo_builder.core.graphs import opset
+from repo_builder.core.recipe import InputQuantizer
 from repo_builder.quantize.placement.choose import Choice, choose
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import Layers, find
@@ -18,7 +19,6 @@ from repo_builder.quantize.placement.table import Profile
 from repo_builder.quantize.placement.write import write
 from repo_builder.quantize.ranges import Ranges
 from repo_builder.quantize.rules import LayerPlan
-from repo_builder.recipe import InputQuantizer
 
 _OPSET = 13  # the first with per-channel QuantizeLinear
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import onnx
 
-from repo_builder.recipe import InputQuantizer
+from repo_builder.core.recipe import InputQuantizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from repo_builder.errors import QuantizeError
+from repo_builder.core.errors import QuantizeError
+from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.choose import Choice
 from repo_builder.quantize.ranges import TensorRange
-from repo_builder.tensors import Array
 
 # Below, a scale would be no normal float32, with which ONNX Runtime and TensorRT still divide exactly enough.
 LEAST_SCALE = 2.0**-120

@@ -9,15 +9,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from repo_builder.errors import QuantizeError
-from repo_builder.graphs import DQ, Q
+from repo_builder.core.errors import QuantizeError
+from repo_builder.core.graphs import DQ, Q
+from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.choose import CLIPS, Choice
 from repo_builder.quantize.placement.index import Index, own, reads, subgraphs
 from repo_builder.quantize.placement.scales import Codes, codes_for
 from repo_builder.quantize.placement.table import Profile
 from repo_builder.quantize.placement.weights import Weights, weights_of
 from repo_builder.quantize.ranges import WeightRange
-from repo_builder.tensors import Array
 
 _GUARDED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _LOWEST = np.float32(np.finfo(np.float32).min)
@@ -256,7 +256,7 @@ def _guard(
     if not profile.guard_float or place in choice.layers.int8 or original.op_type not in _GUARDED or not own(original):
         return
     plan = choice.layers.plans.get(place)
-    if (plan is not None and plan.precision == "fp16") or node.input[0] == original.input[0]:
+    if (plan is not None and plan.precision == "fp16") or original.input[0] not in choice.made & set(codes):
         return  # a Cast will stand in front of it, or no DQ does
     reached, pending = False, [original.output[0]]
     while pending:

@@ -21,7 +21,7 @@ from repo_builder.quantize.placement.index import Index  # noqa: E402
 from repo_builder.quantize.placement.weights import channel_axis  # noqa: E402
 from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange  # noqa: E402
 from repo_builder.quantize.rules import plan  # noqa: E402
-from repo_builder.recipe import LayerRule, QuantizeSpec  # noqa: E402
+from repo_builder.core.recipe import LayerRule, QuantizeSpec  # noqa: E402
 
 INT8 = LayerRule(precision="int8")
 
@@ -74,9 +74,7 @@ def plans_of(proto: onnx.ModelProto, *rules: LayerRule) -> tuple[Any, ...]:
     return plan(list(find_layers(proto)), QuantizeSpec(layers=rules or (INT8,)))
 
 
-def ranges_of(
-    proto: onnx.ModelProto, plans: Sequence[Any], needed: Sequence[str], feeds: Mapping[str, Any]
-) -> Ranges:
+def ranges_of(proto: onnx.ModelProto, plans: Sequence[Any], needed: Sequence[str], feeds: Mapping[str, Any]) -> Ranges:
     """Return ranges by the calibrator ``max``."""
     inputs = {item.name for item in proto.graph.input}
     names = [name for name in needed if name not in inputs]

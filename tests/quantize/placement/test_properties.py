@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from repo_builder.recipe import LayerRule
+from repo_builder.core.recipe import LayerRule
 
 N = helper.make_node
 _UNARY = (
@@ -54,7 +54,9 @@ class Builder:
         groups = self.draw(st.sampled_from((1, 1, 2, channels)))
         groups = groups if channels % groups == 0 else 1
         outputs = self.draw(st.sampled_from((1, 2))) * channels if channels < 16 else channels
-        weight = self.rng.standard_normal((outputs, channels // groups, 3, 3)).astype("f4") / np.sqrt(9 * channels / groups)
+        weight = self.rng.standard_normal((outputs, channels // groups, 3, 3)).astype("f4") / np.sqrt(
+            9 * channels / groups
+        )
         if self.draw(st.booleans()):
             weight[0] = 0  # a dead channel
         bias = [self.store(self.rng.standard_normal(outputs).astype("f4"))] if self.draw(st.booleans()) else []
@@ -96,7 +98,12 @@ class Builder:
             out, channels = halves[1], channels // 2
         elif kind == "If":
             branches = [
-                helper.make_graph([N(op, [name], [f"{op}{self.count}"])], op, [], [helper.make_tensor_value_info(f"{op}{self.count}", 1, None)])
+                helper.make_graph(
+                    [N(op, [name], [f"{op}{self.count}"])],
+                    op,
+                    [],
+                    [helper.make_tensor_value_info(f"{op}{self.count}", 1, None)],
+                )
                 for op in ("Abs", "Neg")
             ]
             out = self.add("If", [self.store(np.bool_(True))], then_branch=branches[0], else_branch=branches[1])
@@ -156,11 +163,17 @@ class Drawn:
 def networks(draw: Any) -> Drawn:
     """Draw nodes, constants, outputs, and which layers are to be int8."""
     build = Builder(draw)
-    steps = draw(st.lists(st.sampled_from(("conv", "conv", "conv", "unary", "unary", "binary", "deconv")), min_size=2, max_size=9))
+    steps = draw(
+        st.lists(
+            st.sampled_from(("conv", "conv", "conv", "unary", "unary", "binary", "deconv")), min_size=2, max_size=9
+        )
+    )
     for step in steps:
         getattr(build, step)()
     outputs = [build.head()]
-    outputs += draw(st.lists(st.sampled_from([item[0] for item in build.tensors[1:]] or outputs), max_size=2, unique=True))
+    outputs += draw(
+        st.lists(st.sampled_from([item[0] for item in build.tensors[1:]] or outputs), max_size=2, unique=True)
+    )
     layers = [node.name for node in build.nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     left = draw(st.lists(st.sampled_from(layers), max_size=3, unique=True)) if layers else []
     return Drawn(build, list(dict.fromkeys(outputs)), left)
@@ -197,7 +210,9 @@ def test_a_placed_graph_is_valid_and_computes_the_network(kit, target: str, draw
         assert kit.decibels(a, b) > 12 or np.abs(a - b).max() < 0.15 * max(1.0, float(np.abs(a).max())), name
     untouched = _untouched(model, placed)
     if untouched:
-        for name, a, b in zip(untouched, kit.run(model, feeds, *untouched), kit.run(placed.model, feeds, *untouched), strict=True):
+        for name, a, b in zip(
+            untouched, kit.run(model, feeds, *untouched), kit.run(placed.model, feeds, *untouched), strict=True
+        ):
             np.testing.assert_array_equal(a, b, err_msg=name)
     if target == "onnxruntime-cpu":
         with tempfile.TemporaryDirectory() as folder:
@@ -212,7 +227,12 @@ def _untouched(model: onnx.ModelProto, placed: Any) -> list[str]:
         reads = {*node.input, *(name for item in node.attribute for inner in item.g.node for name in inner.input)}
         if node.op_type == "DequantizeLinear" or reads & rounded:
             rounded.update(node.output)
-    return [name for node in model.graph.node for name in node.output if name not in rounded and name in {o for n in placed.model.graph.node for o in n.output}]
+    return [
+        name
+        for node in model.graph.node
+        for name in node.output
+        if name not in rounded and name in {o for n in placed.model.graph.node for o in n.output}
+    ]
 
 
 def _runtime_agrees(kit: Any, placed: Any, kernels: list[str], plain: Any, fused: Any, exact: Any) -> None:

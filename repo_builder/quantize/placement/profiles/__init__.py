@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repo_builder.errors import QuantizeError, did_you_mean
+from repo_builder.core.errors import QuantizeError, did_you_mean
 from repo_builder.quantize.placement.profiles.onnxruntime_cpu import ONNXRUNTIME_CPU
 from repo_builder.quantize.placement.profiles.tensorrt import TENSORRT
 from repo_builder.quantize.placement.table import Profile
