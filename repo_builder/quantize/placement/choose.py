@@ -57,27 +57,25 @@ def choose(index: Index, layers: Layers, profile: Profile, known: Callable[[str]
         profile: The target's table.
         known: Whether a tensor has a range; only such a one can carry Q/DQ.
     """
-    made, glue = _spread(index, layers, profile, known)
-    _prune(index, layers, glue)
+    glue = _spread(index, layers, profile, known)
+    _prune(index, layers, glue, _layer_outputs(index, layers, profile))
     chosen = {index.nodes[place].input[0] for place in layers.int8}
-    for place in layers.int8:
-        if profile.layers[index.nodes[place].op_type].output == "int8":
-            chosen.add(index.nodes[place].output[0])
+    chosen.update(_layer_outputs(index, layers, profile))
     folded: set[str] = set()
     for place, form in glue.items():
         _add_pairs(index, layers, place, form, chosen, folded)
     chosen = {name for name in chosen - folded if known(name)}
     ordered = [name for name in (*index.inputs, *(name for node in index.nodes for name in node.output))]
     tensors = tuple(dict.fromkeys(name for name in ordered if name in chosen))
-    made -= {
-        name for place, node in enumerate(index.nodes) if place not in glue | _keys(layers) for name in node.output
-    }
+    # Glue that was dropped again makes nothing int8; a layer whose output carries Q/DQ, for whatever reader, does.
+    made = {name for place in glue for name in index.nodes[place].output}
+    made |= _layer_outputs(index, layers, profile)
+    for place in layers.int8:
+        output = index.nodes[place].output[0]
+        if output in chosen | folded or profile.layers[index.nodes[place].op_type].output == "int8 if read so":
+            made.add(output)
     choice = Choice(index=index, layers=layers, glue=glue, tensors=tensors, made=frozenset(made), demands={})
     return Choice(**{**choice.__dict__, "demands": _demands(choice)})
-
-
-def _keys(layers: Layers) -> dict[int, None]:
-    return dict.fromkeys(layers.int8)
 
 
 def operands(index: Index, place: int, form: Glue) -> Iterator[str]:
@@ -97,19 +95,17 @@ def folds(index: Index, node: onnx.NodeProto) -> bool:
     return low is not None and bool(np.all(low == 0))
 
 
-def _spread(
-    index: Index, layers: Layers, profile: Profile, known: Callable[[str], bool]
-) -> tuple[set[str], dict[int, Glue]]:
+def _spread(index: Index, layers: Layers, profile: Profile, known: Callable[[str], bool]) -> dict[int, Glue]:
     """Follow int8 from the layers through all glue that can take it."""
-    made: set[str] = set()
+    made = _layer_outputs(index, layers, profile)
+    made.update(
+        index.nodes[place].output[0]
+        for place in layers.int8
+        if profile.layers[index.nodes[place].op_type].output == "int8 if read so"
+    )
     glue: dict[int, Glue] = {}
     for place, node in enumerate(index.nodes):
         if place in layers.int8:
-            output = profile.layers[node.op_type].output
-            if output in ("int8", "int8 if read so") or (
-                output == "int8 before a clip" and _one_clip_reads(index, node.output[0])
-            ):
-                made.update(node.output)
             continue
         form = _form(index, layers, profile, place, known)
         if form is None:
@@ -118,7 +114,7 @@ def _spread(
         if place in layers.asked or (taken and (all(taken) if form.needs == "all" else any(taken))):
             glue[place] = form
             made.update(node.output)
-    return made, glue
+    return glue
 
 
 def _form(index: Index, layers: Layers, profile: Profile, place: int, known: Callable[[str], bool]) -> Glue | None:
@@ -157,13 +153,46 @@ def _folded(index: Index, place: int, form: Glue) -> bool:
     return form.pairs == "output" and alone and tensor in index.makers
 
 
+def _layer_outputs(index: Index, layers: Layers, profile: Profile) -> set[str]:
+    """Return the outputs that int8 layers make as int8 whoever reads them."""
+    found = set()
+    for place in layers.int8:
+        form, output = profile.layers[index.nodes[place].op_type], index.nodes[place].output[0]
+        added = bias_add(index, place) if profile.fuses_bias else None
+        if added is not None:
+            output = index.nodes[added].output[0]
+        if form.output == "int8" or (form.output == "int8 before a clip" and _one_clip_reads(index, output)):
+            found.add(output)
+    return found
+
+
 def _one_clip_reads(index: Index, tensor: str) -> bool:
     readers = index.readers[tensor]
     alone = len(readers) == 1 and tensor not in index.outputs and tensor not in index.inner
-    return alone and own(index.nodes[readers[0]]) and folds(index, index.nodes[readers[0]])
+    return alone and own(index.nodes[readers[0]]) and index.nodes[readers[0]].op_type in CLIPS
 
 
-def _prune(index: Index, layers: Layers, glue: dict[int, Glue]) -> None:
+def bias_add(index: Index, place: int) -> int | None:
+    """Return the place of the Add that ONNX Runtime makes one Gemm with a MatMul, None where it does not.
+
+    It does where nothing else reads the product, the added constant is one number a channel, and the shape of the
+    MatMul's input is known: as a matrix, or else in every dimension.
+    """
+    node = index.nodes[place]
+    readers = index.readers[node.output[0]]
+    if node.op_type != "MatMul" or len(readers) != 1 or node.output[0] in index.outputs | index.inner:
+        return None
+    shape, added = index.shapes.get(node.input[0]), index.nodes[readers[0]]
+    value = next((index.value(name) for name in added.input if index.constant(name)), None)
+    weight = index.value(node.input[1])
+    if added.op_type != "Add" or not own(added) or shape is None or value is None or weight is None:
+        return None
+    matrix = len(shape) == 2
+    vector = value.shape == weight.shape[1:] or (matrix and value.shape == (1, weight.shape[1]))
+    return readers[0] if vector and (matrix or None not in shape) else None
+
+
+def _prune(index: Index, layers: Layers, glue: dict[int, Glue], made: set[str]) -> None:
     """Drop glue that no int8 node reads in the end, in place: at a network's float ends int8 only costs.
 
     What is folded into an int8 layer stays, and so does what a rule asks for.
@@ -172,7 +201,7 @@ def _prune(index: Index, layers: Layers, glue: dict[int, Glue]) -> None:
         form = glue[place]
         node = index.nodes[place]
         reader = any(item in layers.int8 or item in glue for name in node.output for item in index.readers[name])
-        folded = form.pairs == "output" and index.makers.get(node.input[0]) in layers.int8
+        folded = form.pairs == "output" and node.input[0] in made
         if not reader and not folded and place not in layers.asked:
             del glue[place]
 

@@ -30,6 +30,7 @@ class Index:
         inputs: Graph inputs that are no initializers.
         outputs: Graph outputs.
         floats: float32 tensors that are not constant.
+        shapes: Tensor → its dimensions as far as ONNX can infer them, None for one that varies.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -55,7 +56,14 @@ class Index:
         for node in self.nodes:
             if _foldable(node) and all(name in self._constants for name in node.input):
                 self._constants.update(node.output)
-        self.floats = _float_tensors(model) - set(self.initializers) - self._constants
+        types = _tensor_types(model)
+        floats = {name for name, kind in types.items() if kind.elem_type == TensorProto.FLOAT}
+        self.floats = floats - set(self.initializers) - self._constants
+        self.shapes = {
+            name: tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+            for name, kind in types.items()
+            if kind.HasField("shape")
+        }
 
     def constant(self, name: str) -> bool:
         """Whether a tensor is an initializer or computed of initializers alone."""
@@ -129,8 +137,8 @@ def _foldable(node: onnx.NodeProto) -> bool:
     return own(node) and node.op_type not in _UNFOLDABLE and not any(subgraphs(node)) and bool(node.output)
 
 
-def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Return the names of all float32 tensors, as far as ONNX can infer types.
+def _tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Return the types of all tensors but initializers, as far as ONNX can infer them.
 
     Weights travel as inputs without values, so that a model of any size can be inferred.
     """
@@ -147,7 +155,7 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
     with contextlib.suppress(Exception):  # then what the file itself says of its types has to do
         light = onnx.shape_inference.infer_shapes(light)
     found = (*light.graph.value_info, *light.graph.input, *light.graph.output)
-    return {item.name for item in found if item.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return {item.name: item.type.tensor_type for item in found}
 
 
 def numpy_size(item: onnx.TensorProto) -> int:

@@ -64,6 +64,7 @@ class Profile:
         stored_codes: Weights are stored as int8 codes before DequantizeLinear and biases as int32 ones, a channel's
             weight scale widened where its bias would overflow. Otherwise weights stay float32 before QuantizeLinear,
             those of linear layers as (outputs, inputs), and biases float32.
+        fuses_bias: MatMul and the Add of a constant behind it become one Gemm, whose bias has to be int32, too.
         guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own.
     """
 
@@ -73,4 +74,5 @@ class Profile:
     activations: Literal["uint8", "int8"]
     weight_steps: int = 127
     stored_codes: bool = True
+    fuses_bias: bool = False
     guard_float: bool = False

@@ -49,7 +49,14 @@ def channel_axis(node: onnx.NodeProto) -> int:
 
 
 def weights_of(
-    index: Index, node: onnx.NodeProto, amax: Array, *, steps: int, step: float | None, layer: str
+    index: Index,
+    node: onnx.NodeProto,
+    amax: Array,
+    *,
+    steps: int,
+    step: float | None,
+    layer: str,
+    added: Array | None = None,
 ) -> Weights:
     """Return a layer's constants.
 
@@ -61,6 +68,7 @@ def weights_of(
         step: The scale of the layer's input where biases are int32, with channels' scales widened to hold them; None
             where biases stay float.
         layer: The layer's name, for messages.
+        added: A constant, one number a channel, that the node behind a MatMul adds as its bias.
 
     Raises:
         QuantizeError: The range does not fit the weight, or is not finite.
@@ -73,7 +81,7 @@ def weights_of(
         raise QuantizeError(f"its weight has {channels} channels and {kept.size} ranges", where=layer)
     if not np.isfinite(kept).all() or not np.isfinite(weight).all():
         raise QuantizeError("its weight is not finite", where=layer, hint="leave the layer in fp32")
-    bias, rest = _bias(index, node, channels)
+    bias, rest = _bias(index, node, channels) if added is None else (added.astype(np.float64).ravel(), None)
     scale = kept / steps
     if step is not None and bias is not None:
         steepest = np.abs(bias) if kept.ndim else np.abs(bias).max(initial=0)

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from repo_builder.core.errors import QuantizeError
 from repo_builder.core.graphs import DQ, Q
 from repo_builder.core.tensors import Array
-from repo_builder.quantize.placement.choose import CLIPS, Choice
+from repo_builder.quantize.placement.choose import CLIPS, Choice, bias_add
 from repo_builder.quantize.placement.index import Index, own, reads, subgraphs
 from repo_builder.quantize.placement.scales import Codes, codes_for
 from repo_builder.quantize.placement.table import Profile
@@ -30,6 +30,7 @@ class _Writer:
         self.taken = taken
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.biases: dict[int, str] = {}  # place of an Add → the bias of the MatMul before it, dequantized
         self._stored: dict[tuple[str, str, bytes], str] = {}
 
     def name(self, stem: str) -> str:
@@ -111,7 +112,10 @@ def write(
         if place in choice.layers.int8:
             _layer(out, choice, place, copy, codes, weights, profile)
         else:
-            if place in choice.glue and choice.glue[place].constants:
+            if place in out.biases:
+                constant = next(at for at, name in enumerate(node.input) if index.constant(name))
+                copy.input[constant] = out.biases[place]
+            elif place in choice.glue and choice.glue[place].constants:
                 _operand_codes(out, index, place, copy, choice)
             out.nodes.append(copy)
         _guard(out, choice, place, copy, codes, profile)
@@ -147,11 +151,19 @@ def _layer(
 ) -> None:
     """Append an int8 layer with its weight and bias as the target wants them; ``node`` is its copy, reads in place."""
     index, layer = choice.index, choice.layers.plans[place].name
+    behind = bias_add(index, place) if profile.fuses_bias else None
+    added = _constant_of(index, behind) if behind is not None else None
     if layer not in ranges:
         raise QuantizeError("there is no range of its weight", where=layer)
     step = float(codes[index.nodes[place].input[0]].scale) if profile.stored_codes else None
     found = weights_of(
-        index, index.nodes[place], ranges[layer].amax, steps=profile.weight_steps, step=step, layer=layer
+        index,
+        index.nodes[place],
+        ranges[layer].amax,
+        steps=profile.weight_steps,
+        step=step,
+        layer=layer,
+        added=added,
     )
     stem = node.name or layer
     if node.op_type == "Gemm":
@@ -162,7 +174,12 @@ def _layer(
         node.input[1] = out.dequantized(f"{stem}/weight", found.codes(profile.weight_steps), found.scale, found.axis)
     else:
         node.input[1] = _float_weight(out, node, found, stem)
-    _bias(out, node, found, stem, step)
+    bias = _bias(out, found, stem, step)
+    if behind is not None:
+        out.biases[behind] = bias
+    elif node.op_type != "MatMul":
+        del node.input[2:]
+        node.input.extend([bias] if bias else [])
     out.nodes.append(node)
     if found.rest is not None:
         _add_rest(out, index, node, found.rest, stem)
@@ -196,20 +213,19 @@ def _float_weight(out: _Writer, node: onnx.NodeProto, found: Weights, stem: str)
     return tensor
 
 
-def _bias(out: _Writer, node: onnx.NodeProto, found: Weights, stem: str, step: float | None) -> None:
-    """Give a layer its bias: int32 codes where ``step`` is the input's scale, float32 otherwise, or none."""
-    if node.op_type == "MatMul":
-        return
-    del node.input[2:]
+def _bias(out: _Writer, found: Weights, stem: str, step: float | None) -> str:
+    """Append a layer's bias: int32 codes where ``step`` is the input's scale, float32 otherwise, or none."""
     if found.bias is None:
-        return
+        return ""
     if step is None:
-        node.input.append(out.constant(f"{stem}/bias", found.bias.astype(np.float32)))
-        return
+        return out.constant(f"{stem}/bias", found.bias.astype(np.float32))
     scale = np.asarray(np.float32(step) * found.scale, np.float32)
     steps = np.rint(found.bias / scale.astype(np.float64))
-    axis = None if found.axis is None else 0
-    node.input.append(out.dequantized(f"{stem}/bias", steps.astype(np.int32), scale, axis))
+    return out.dequantized(f"{stem}/bias", steps.astype(np.int32), scale, None if found.axis is None else 0)
+
+
+def _constant_of(index: Index, place: int) -> Array | None:
+    return next((index.value(name) for name in index.nodes[place].input if index.constant(name)), None)
 
 
 def _add_rest(out: _Writer, index: Index, node: onnx.NodeProto, rest: tuple[str, float], stem: str) -> None:

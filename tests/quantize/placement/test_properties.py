@@ -183,7 +183,7 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @pytest.mark.parametrize("target", ["onnxruntime-cpu", "tensorrt"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(drawn=networks())
 def test_a_placed_graph_is_valid_and_computes_the_network(kit, target: str, drawn: Drawn) -> None:
     nodes, stored, outputs, left = drawn.nodes, drawn.stored, drawn.outputs, drawn.left

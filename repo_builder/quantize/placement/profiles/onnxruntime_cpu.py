@@ -1,8 +1,8 @@
 """ONNX Runtime's CPU kernels (1.32; what runs in int8 was read from its optimized graphs, operator by operator).
 
 It forms an int8 operator wherever DQ → operator → Q stands. Activations are uint8, because int8 ones run at fp32's
-speed. MatMul and Gemm keep float outputs, which are faster and 1 to 5 dB better, but for a Gemm in front of a Relu,
-which would become a float FusedGemm.
+speed. MatMul and Gemm keep float outputs, which are faster and 1 to 5 dB better, but in front of a Relu or Clip: ONNX
+Runtime takes the clip for a part of the layer, and a layer without Q behind that for a float one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ONNXRUNTIME_CPU = Profile(
     layers={
         "Conv": LayerForm(output="int8"),
         "Gemm": LayerForm(output="int8 before a clip"),
-        "MatMul": LayerForm(output="float"),
+        "MatMul": LayerForm(output="int8 before a clip"),
         "ConvTranspose": LayerForm(why_not="ONNX Runtime has no int8 ConvTranspose on the CPU"),
     },
     glue={
@@ -53,6 +53,7 @@ ONNXRUNTIME_CPU = Profile(
         "Transpose": _MOVE,
         "Unsqueeze": _MOVE,
     },
+    fuses_bias=True,
     guard_float=True,
 )
 
