@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -57,25 +57,34 @@ def choose(index: Index, layers: Layers, profile: Profile, known: Callable[[str]
         profile: The target's table.
         known: Whether a tensor has a range; only such a one can carry Q/DQ.
     """
-    glue = _spread(index, layers, profile, known)
-    _prune(index, layers, glue, _layer_outputs(index, layers, profile))
-    chosen = {index.nodes[place].input[0] for place in layers.int8}
-    chosen.update(_layer_outputs(index, layers, profile))
+    blocked: set[str] = set()
+    while True:
+        choice = _attempt(index, layers, profile, blocked)
+        missing = {tensor for tensor in choice.tensors if not known(tensor)}
+        if not missing:
+            return replace(choice, demands=_demands(choice))
+        blocked |= missing
+
+
+def _attempt(index: Index, layers: Layers, profile: Profile, blocked: set[str]) -> Choice:
+    """Decide which tensors carry Q/DQ where some cannot."""
+    made = _layer_outputs(index, layers, profile)
+    glue = _spread(index, layers, profile, blocked)
+    _prune(index, layers, glue, made)
+    chosen = {index.nodes[place].input[0] for place in layers.int8} | made
     folded: set[str] = set()
     for place, form in glue.items():
         _add_pairs(index, layers, place, form, chosen, folded)
-    chosen = {name for name in chosen - folded if known(name)}
-    ordered = [name for name in (*index.inputs, *(name for node in index.nodes for name in node.output))]
-    tensors = tuple(dict.fromkeys(name for name in ordered if name in chosen))
+    chosen -= folded | blocked
     # Glue that was dropped again makes nothing int8; a layer whose output carries Q/DQ, for whatever reader, does.
-    made = {name for place in glue for name in index.nodes[place].output}
-    made |= _layer_outputs(index, layers, profile)
+    made.update(name for place in glue for name in index.nodes[place].output)
     for place in layers.int8:
-        output = index.nodes[place].output[0]
-        if output in chosen | folded or profile.layers[index.nodes[place].op_type].output == "int8 if read so":
+        output = _output(index, place, profile)
+        if output in chosen or profile.layers[index.nodes[place].op_type].output == "int8 if read so":
             made.add(output)
-    choice = Choice(index=index, layers=layers, glue=glue, tensors=tensors, made=frozenset(made), demands={})
-    return Choice(**{**choice.__dict__, "demands": _demands(choice)})
+    names = dict.fromkeys((*index.inputs, *(name for node in index.nodes for name in node.output)))
+    tensors = tuple(name for name in names if name in chosen)
+    return Choice(index=index, layers=layers, glue=glue, tensors=tensors, made=frozenset(made), demands={})
 
 
 def operands(index: Index, place: int, form: Glue) -> Iterator[str]:
@@ -95,7 +104,7 @@ def folds(index: Index, node: onnx.NodeProto) -> bool:
     return low is not None and bool(np.all(low == 0))
 
 
-def _spread(index: Index, layers: Layers, profile: Profile, known: Callable[[str], bool]) -> dict[int, Glue]:
+def _spread(index: Index, layers: Layers, profile: Profile, blocked: set[str]) -> dict[int, Glue]:
     """Follow int8 from the layers through all glue that can take it."""
     made = _layer_outputs(index, layers, profile)
     made.update(
@@ -107,7 +116,7 @@ def _spread(index: Index, layers: Layers, profile: Profile, known: Callable[[str
     for place, node in enumerate(index.nodes):
         if place in layers.int8:
             continue
-        form = _form(index, layers, profile, place, known)
+        form = _form(index, layers, profile, place, blocked)
         if form is None:
             continue
         taken = [name in made for name in operands(index, place, form)]
@@ -117,24 +126,20 @@ def _spread(index: Index, layers: Layers, profile: Profile, known: Callable[[str
     return glue
 
 
-def _form(index: Index, layers: Layers, profile: Profile, place: int, known: Callable[[str], bool]) -> Glue | None:
+def _form(index: Index, layers: Layers, profile: Profile, place: int, blocked: set[str]) -> Glue | None:
     """Return a node's row of the table, None where it has none or cannot be int8."""
     node = index.nodes[place]
     form = profile.glue.get(node.op_type) if own(node) else None
     plan = layers.plans.get(place)
     if form is None or (plan is not None and plan.precision != "int8"):
         return None
-    reads, makes = list(operands(index, place, form)), [name for name in node.output if name]
-    if not all(name in index.floats for name in (*reads, *makes)):
+    tensors = [*operands(index, place, form), *(name for name in node.output if name)]
+    if not all(name in index.floats and name not in blocked for name in tensors):
         return None
     if not form.constants and form.operands == "all" and any(index.constant(name) for name in node.input):
         return None
     if form.pairs == "output" and not folds(index, node):
         form = Glue()  # a clip that starts elsewhere: Q on both sides, in float between them
-    carries = makes if form.pairs in ("output", "inputs and output") else []
-    carries = carries if form.pairs == "none" or _folded(index, place, form) else [*carries, *reads]
-    if not all(known(name) for name in carries):
-        return None
     return form if all(_written(node, key) == value for key, value in form.attributes.items()) else None
 
 
@@ -157,13 +162,17 @@ def _layer_outputs(index: Index, layers: Layers, profile: Profile) -> set[str]:
     """Return the outputs that int8 layers make as int8 whoever reads them."""
     found = set()
     for place in layers.int8:
-        form, output = profile.layers[index.nodes[place].op_type], index.nodes[place].output[0]
-        added = bias_add(index, place) if profile.fuses_bias else None
-        if added is not None:
-            output = index.nodes[added].output[0]
+        form, output = profile.layers[index.nodes[place].op_type], _output(index, place, profile)
         if form.output == "int8" or (form.output == "int8 before a clip" and _one_clip_reads(index, output)):
             found.add(output)
     return found
+
+
+def _output(index: Index, place: int, profile: Profile) -> str:
+    """Return what a layer makes: the sum with its bias where the target makes one operator of both."""
+    added = bias_add(index, place) if profile.fuses_bias else None
+    output: str = index.nodes[place if added is None else added].output[0]
+    return output
 
 
 def _one_clip_reads(index: Index, tensor: str) -> bool:
