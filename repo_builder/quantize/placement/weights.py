@@ -24,7 +24,7 @@ class Weights:
         weight: float32, as the node takes it; ``alpha`` worked in.
         axis: The axis that counts channels, None for one scale.
         scale: float32 (channels,) or ().
-        bias: float64 (channels,), ``beta`` worked in; None where there is none, or none of that shape.
+        bias: float64 (output channels,), ``beta`` worked in; None where there is none, or none of that shape.
         rest: A bias that is not one number a channel, to be added behind the layer: its name and its factor.
     """
 
@@ -81,10 +81,11 @@ def weights_of(
         raise QuantizeError(f"its weight has {channels} channels and {kept.size} ranges", where=layer)
     if not np.isfinite(kept).all() or not np.isfinite(weight).all():
         raise QuantizeError("its weight is not finite", where=layer, hint="leave the layer in fp32")
-    bias, rest = _bias(index, node, channels) if added is None else (added.astype(np.float64).ravel(), None)
+    groups = int(attribute(node, "group", 1)) if node.op_type == "ConvTranspose" else 1
+    bias, rest = _bias(index, node, channels * groups) if added is None else (added.astype(np.float64).ravel(), None)
     scale = kept / steps
     if step is not None and bias is not None:
-        steepest = np.abs(bias) if kept.ndim else np.abs(bias).max(initial=0)
+        steepest = np.abs(bias).reshape(groups, channels).max(axis=0) if kept.ndim else np.abs(bias).max(initial=0)
         scale = np.maximum(scale, steepest / (step * _BIAS_STEPS))
     least = LEAST_SCALE if step is None else max(LEAST_SCALE, 2.0**-125 / step)
     if 0 < scale.max() < least:

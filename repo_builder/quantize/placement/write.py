@@ -220,6 +220,8 @@ def _bias(out: _Writer, found: Weights, stem: str, step: float | None) -> str:
     if step is None:
         return out.constant(f"{stem}/bias", found.bias.astype(np.float32))
     scale = np.asarray(np.float32(step) * found.scale, np.float32)
+    if scale.ndim:  # a transposed convolution in groups has one weight scale for a channel of every group
+        scale = np.tile(scale, found.bias.size // scale.size)
     steps = np.rint(found.bias / scale.astype(np.float64))
     return out.dequantized(f"{stem}/bias", steps.astype(np.int32), scale, None if found.axis is None else 0)
 

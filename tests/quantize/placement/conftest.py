@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
+from repo_builder.core.recipe import LayerRule, QuantizeSpec  # noqa: E402
 from repo_builder.quantize.onnx_graph import find_layers  # noqa: E402
 from repo_builder.quantize.onnx_prepare import prepare  # noqa: E402
 from repo_builder.quantize.placement import Placed, place, profile, wanted  # noqa: E402
@@ -21,7 +22,6 @@ from repo_builder.quantize.placement.index import Index  # noqa: E402
 from repo_builder.quantize.placement.weights import channel_axis  # noqa: E402
 from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange  # noqa: E402
 from repo_builder.quantize.rules import plan  # noqa: E402
-from repo_builder.core.recipe import LayerRule, QuantizeSpec  # noqa: E402
 
 INT8 = LayerRule(precision="int8")
 
@@ -40,7 +40,7 @@ def model(
         list(nodes),
         "g",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes.get(name)) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()],
     )
     domains = {node.domain for node in nodes if node.domain}
