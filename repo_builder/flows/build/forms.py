@@ -12,11 +12,12 @@ from pathlib import Path
 import onnx
 
 from repo_builder import models, quantize
-from repo_builder.core import files, loading, progress
+from repo_builder.core import loading, progress
+from repo_builder.core.artifacts import LayerRecord
 from repo_builder.core.errors import ModelError
-from repo_builder.core.recipe import Precision, Recipe
-from repo_builder.core.records import LayerRecord
+from repo_builder.core.recipe import Recipe
 from repo_builder.core.tensors import Array
+from repo_builder.flows.build import keys
 
 Outputs = dict[str, Array]
 
@@ -28,7 +29,7 @@ class Source:
     Attributes:
         path: The checkpoint, or the .onnx file.
         is_onnx: Whether ``path`` is the whole model.
-        fingerprint: sha256 of the file.
+        fingerprint: sha256 of the file, with the files beside it that hold weights.
         description: The file as the user knows it.
     """
 
@@ -50,7 +51,7 @@ class Exported:
 
     outputs: Outputs
     layers: tuple[LayerRecord, ...]
-    layer_precisions: dict[str, Precision]
+    layer_precisions: dict[str, str]
 
 
 def source(recipe: Recipe, checkpoint: Path | None) -> Source:
@@ -70,7 +71,7 @@ def source(recipe: Recipe, checkpoint: Path | None) -> Source:
     return Source(
         path=path,
         is_onnx=recipe.model.source.endswith(".onnx"),
-        fingerprint=files.sha256_of(path),
+        fingerprint=keys.weights(path),
         description=str(checkpoint or recipe.model.checkpoint or path),
     )
 
@@ -96,7 +97,7 @@ def export(
     way = _export_onnx if origin.is_onnx else _export_torch
     outputs, layers, fp16_layers = way(recipe, origin, calibration, held_out, folder)
     check: Callable[..., None] = loading.load("repo_builder.export.qdq:check", extra="build")
-    precisions: Callable[[onnx.ModelProto], dict[str, Precision]] = loading.load(
+    precisions: Callable[[onnx.ModelProto], dict[str, str]] = loading.load(
         "repo_builder.export.qdq:layer_precisions", extra="build"
     )
     model_file = folder / "model.onnx"

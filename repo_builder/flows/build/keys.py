@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 from pathlib import Path
 
 from repo_builder.core import environment, files
+from repo_builder.core.errors import ModelError, first_line
 from repo_builder.core.recipe import Recipe
+from repo_builder.flows.build.user_code import fingerprints
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -25,32 +26,43 @@ def code_version(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def user_code(recipe: Recipe) -> dict[str, str]:
-    """Return the sha256 of the files behind the recipe's ``module:function`` values."""
-    found: dict[str, str] = {}
-    for value in (recipe.model.source, recipe.data.source):
-        module = value.rpartition(":")[0]
-        if module.endswith(".py"):
-            origin: Path | None = Path(module)
-        elif module and all(part.isidentifier() for part in module.split(".")):
-            origin = _origin(module)
-        else:
-            continue
-        if origin is not None and origin.is_file():
-            found[value] = files.sha256_of(origin)
-    return found
+def user_code(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Return the sha256 of the code behind the recipe's ``module:function`` values, by value and module.
+
+    A metric of the user's is none of it: it is called anew whenever it is shown.
+    """
+    found = {value: fingerprints(value) for value in (recipe.model.source, recipe.data.source)}
+    return {value: hashes for value, hashes in found.items() if hashes}
 
 
-def _origin(module: str) -> Path | None:
-    """Return the file of a module, in the current folder or among the installed packages."""
-    near = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
-    if near.is_file():
-        return near
+def weights(path: Path) -> str:
+    """Return the sha256 of a checkpoint; of an .onnx file together with the files beside it that hold its weights.
+
+    Raises:
+        ModelError: The .onnx file is damaged, or such a file is missing.
+    """
+    digest = files.sha256_of(path)
+    beside = _external(path) if path.suffix == ".onnx" else []
+    if not beside:
+        return digest
     try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin else None
+        return files.sha256_of_json([digest, *((name, files.sha256_of(path.parent / name)) for name in beside)])
+    except OSError as error:
+        message = f"the file '{error.filename}' that holds its weights cannot be read ({error.strerror})"
+        raise ModelError(message, where=str(path), hint="copy it beside the .onnx file") from None
+
+
+def _external(path: Path) -> list[str]:
+    """Return the files that hold weights of an .onnx file, relative to its folder."""
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's and onnx's errors share no base class
+        hint = "export or copy it again"
+        raise ModelError(f"is not an ONNX model ({first_line(error)})", where=str(path), hint=hint) from error
+    return sorted({ExternalDataInfo(item).location for item in _get_all_tensors(model) if uses_external_data(item)})
 
 
 def versions(*libraries: str) -> dict[str, str | None]:
