@@ -33,8 +33,8 @@ from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from zoo_networks import NETWORKS, seeded
 
-from repo_builder.quantize.onnx_graph import find_layers
-from repo_builder.quantize.onnx_prepare import prepare
+from repo_builder.quantize.layers import find_layers
+from repo_builder.quantize.prepare import prepare
 from repo_builder.quantize.placement import PROFILES, Placed, Profile, Wanted, place, wanted
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.weights import channel_axis

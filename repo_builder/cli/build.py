@@ -128,7 +128,7 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     console.print(_accuracy_table(result.engine.accuracy))
     details = result.engine.details
     if isinstance(details, OnnxRuntimeDetails) and details.speed:
-        lowered = sorted(set(result.exported.details.layer_precisions.values()) - {"fp32"}, reverse=True)
+        lowered = sorted({item.asked for item in result.engine.layers} - {"fp32"}, reverse=True)
         console.print(speed.in_words(details.speed, "/".join(lowered)), markup=False, soft_wrap=True)
     console.print(f"model repository: {result.model_folder}", markup=False, soft_wrap=True)
 
@@ -154,14 +154,14 @@ def _layer_table(layers: tuple[LayerRecord, ...]) -> Any:  # noqa: ANN401 - rich
     from rich.table import Table
 
     table = Table(title="Layers", title_justify="left", box=None, pad_edge=False)
-    for heading in ("layer", "type", "precision", "rule", "calibrator"):
+    for heading in ("layer", "type", "asked", "got", "rule", "calibrator"):
         table.add_column(heading, overflow="fold")
     for heading in ("input amax", "weight amax", "SQNR dB"):
         table.add_column(heading, justify="right")
     for item in layers:
         numbers = [_number(item.input_amax, ".4g"), _number(item.weight_amax, ".4g"), _number(item.sqnr_db, ".1f")]
         rule = item.rule or "none: stays fp32"
-        table.add_row(item.name, item.type, item.precision, rule, item.calibration, *numbers)
+        table.add_row(item.name, item.type, item.asked, item.precision, rule, item.calibration, *numbers)
     return table
 
 

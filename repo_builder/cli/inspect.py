@@ -42,6 +42,8 @@ def command(path: Path, as_json: bool) -> None:
 
 def _show_onnx(model: Path, *, as_json: bool) -> None:
     """Print the precision that an ONNX graph gives each layer."""
+    from repo_builder.core import loading
+    from repo_builder.core.errors import MissingDependency
     from repo_builder.core.graphs import layer_of
     from repo_builder.export import qdq
 
@@ -55,10 +57,22 @@ def _show_onnx(model: Path, *, as_json: bool) -> None:
     precisions = qdq.layer_precisions(graph)
     operators = {layer_of(node): node.op_type for node in graph.graph.node}
     rows = [{"layer": name, "operator": operators[name], "precision": kind} for name, kind in precisions.items()]
+    source = "graph"
+    try:
+        became = loading.load("repo_builder.compile.onnxruntime.became:became")
+    except MissingDependency:
+        pass  # the graph alone tells what was asked
+    else:
+        source = "graph, onnxruntime"
+        told = {item.name: item for item in became(model, list(precisions))}
+        for row in rows:
+            item = told[row["layer"]]
+            row.update(got=item.got, runs_as=item.operator, reason=item.reason)
     if as_json:
-        click.echo(json.dumps({"model": str(model), "source": "graph", "layers": rows}, indent=2))
+        click.echo(json.dumps({"model": str(model), "source": source, "layers": rows}, indent=2))
         return
-    _print(f"{model}", ("layer", "operator", "precision"), (tuple(row.values()) for row in rows))
+    headings = ("layer", "operator", "precision", "runs in", "as", "reason")[: len(rows[0]) if rows else None]
+    _print(f"{model}", headings, (tuple(row.values()) for row in rows))
 
 
 def _remark(item: Verdict) -> str:

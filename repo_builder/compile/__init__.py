@@ -30,12 +30,14 @@ class CompileOptions:
 
     Attributes:
         recipe: The recipe, with ``--set`` applied.
-        layer_precisions: Layer name → ``int8``, ``fp16`` or ``fp32``, as derived from the graph.
+        graph: The graph to compile: the artifact's, with Q/DQ and fp16 regions for this target.
+        layer_precisions: Layer name → ``int8``, ``fp16`` or ``fp32``, as derived from ``graph``.
         cache_folder: A folder that outlives the build, for timing caches.
         allow_precision_mismatch: Whether a layer may end in another precision than asked.
     """
 
     recipe: Recipe
+    graph: Path
     layer_precisions: dict[str, str]
     cache_folder: Path
     allow_precision_mismatch: bool = False
@@ -72,8 +74,12 @@ class CompileTarget(Protocol):
         """Return what of this machine the result depends on: library versions, GPU, choices made from CPU flags."""
         ...
 
+    def placement(self, recipe: Recipe) -> tuple[str, str]:
+        """Return the name of the placement profile, and what of this machine changes it; empty where nothing does."""
+        ...
+
     def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> EngineDetails:
-        """Write the model file into the empty ``folder`` and return what is known of it.
+        """Write the model file into ``folder`` and return what is known of it.
 
         Raises:
             CompileError: The graph was refused.

@@ -59,20 +59,20 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxArtifact(Artifact):
-    """``model.onnx`` (Q/DQ and fp16 regions), ``model.fp32.onnx`` (unquantized) and their manifest."""
+    """``model.fp32.onnx``, ``ranges.npz`` and their manifest: what is to be placed and compiled for a target."""
 
     kind: ClassVar[str] = "onnx"
     details: OnnxDetails
 
     @property
     def model(self) -> Path:
-        """The portable ONNX with the precisions of the recipe."""
-        return self.path / "model.onnx"
+        """The network in fp32, or as it came where no rule asks for anything."""
+        return self.path / "model.fp32.onnx"
 
     @property
-    def reference(self) -> Path:
-        """The same network in fp32."""
-        return self.path / "model.fp32.onnx"
+    def ranges(self) -> Path:
+        """What calibration found; not there where no rule asks for anything."""
+        return self.path / "ranges.npz"
 
     def require_whole(self) -> None:
         """Refuse files that are not those of the manifest: part of a copy, or from elsewhere.
@@ -102,6 +102,11 @@ class EngineArtifact(Artifact):
     def target(self) -> str:
         """``onnxruntime`` or ``tensorrt``."""
         return self.details.target
+
+    @property
+    def placed(self) -> Path:
+        """The graph that the target compiled: Q/DQ and fp16 regions in it. For ONNX Runtime it is the model itself."""
+        return self.path / ("placed.onnx" if self.target == "tensorrt" else "model.onnx")
 
     @property
     def model(self) -> Path:

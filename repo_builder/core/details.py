@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from repo_builder.core.profiles import Profile, check_profiles
-from repo_builder.core.recipe import Precision
 from repo_builder.core.records import Verdict
 
 
@@ -19,7 +18,7 @@ class OnnxDetails:
     """What is known of an exported model.
 
     Attributes:
-        layer_precisions: Layer name → precision, as derived from the graph.
+        as_it_came: Whether no rule asks for anything, so that the graph is compiled as it is.
         calibration_samples: Number of samples that calibrated it; None where that is not known.
         weights: The weights' file, as the user knows it.
         weights_sha256: Its sha256; None where that is not known.
@@ -27,7 +26,7 @@ class OnnxDetails:
         data_sha256: Hash of the held-out data; None where that is not known.
     """
 
-    layer_precisions: dict[str, Precision]
+    as_it_came: bool = False
     calibration_samples: int | None = None
     weights: str = ""
     weights_sha256: str | None = None
@@ -44,7 +43,7 @@ class _Compiled:
         notes: Sentences for the user.
         calibration_samples: As of the exported model.
         weights_sha256: As of the exported model.
-        onnx_sha256: sha256 of the exported model.onnx; None until the build has said so, as the next two.
+        onnx_sha256: sha256 of the exported model.fp32.onnx; None until the build has said so, as the next two.
         recipe_sha256: Hash of the recipe.
         data_sha256: Hash of the held-out data that scored it; None where none did.
     """
@@ -88,6 +87,7 @@ class OnnxRuntimeDetails(_Compiled):
         accelerator: As in the recipe.
         onnxruntime_version: The version that wrote and loaded it.
         speed: One entry a batch size; empty where nothing was asked below fp32.
+        precisions: One entry a layer, asked against what ONNX Runtime's own graph has; empty for an accelerator.
     """
 
     target: Literal["onnxruntime"] = "onnxruntime"
@@ -95,6 +95,7 @@ class OnnxRuntimeDetails(_Compiled):
     accelerator: Literal["none", "cuda", "tensorrt"] = "none"
     onnxruntime_version: str = ""
     speed: tuple[SpeedRecord, ...] = ()
+    precisions: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

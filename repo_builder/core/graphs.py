@@ -2,14 +2,15 @@
 
 How layers are named. In every graph that this project exports, the node that computes a layer bears the layer's own
 qualified name, as in ``feature_layers.0`` for the Conv of that module; where a module runs more than once, later nodes
-are ``feature_layers.0#2`` and so on. TensorRT's inspector shows node names, so nothing else has to survive. In a graph
-from elsewhere a layer's name is its node's name.
+are ``feature_layers.0#2`` and so on. Its type in torch stands in the node's metadata. TensorRT's inspector shows node
+names, so nothing else has to survive. In a graph from elsewhere a layer's name is its node's name.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 from onnx import numpy_helper
@@ -20,6 +21,7 @@ Q, DQ = "QuantizeLinear", "DequantizeLinear"
 LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 WEIGHTLESS_OPS = frozenset({"Add", "AveragePool", "GlobalAveragePool", "MaxPool"})
 MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+TYPE = "repo_builder.type"  # key of a node's metadata: the layer's type in torch, as in Conv2d
 _RUN = re.compile(r"#\d+$")
 
 
@@ -28,7 +30,7 @@ class Graph:
 
     Attributes:
         producers: Tensor → node that makes it.
-        consumers: Tensor → nodes that read it.
+        consumers: Tensor → nodes that read it; where a body of If, Loop or Scan does, the node that has the body.
         constants: Tensor → TensorProto of every initializer and Constant node.
     """
 
@@ -39,7 +41,7 @@ class Graph:
         for node in model.graph.node:
             for name in node.output:
                 self.producers[name] = node
-            for name in node.input:
+            for name in (*node.input, *outer_reads(node)):
                 self.consumers[name].append(node)
             if node.op_type == "Constant":
                 for attribute in node.attribute:
@@ -78,9 +80,44 @@ def opset(model: onnx.ModelProto) -> int:
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
 
 
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs that a node runs: the branches of If, the body of Loop or Scan."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def outer_reads(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Return the tensors from outside that a node's bodies read or return, each once."""
+    return tuple(dict.fromkeys(name for graph in bodies(node) for name in _free(graph)))
+
+
+def _free(graph: onnx.GraphProto) -> Iterator[str]:
+    own = {item.name for item in (*graph.input, *graph.initializer)} | {n for node in graph.node for n in node.output}
+    reads = (name for node in graph.node for name in (*node.input, *outer_reads(node)))
+    yield from (name for name in (*reads, *(item.name for item in graph.output)) if name and name not in own)
+
+
+def rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    """Rename tensors wherever nodes and their bodies read, make or return them, in place.
+
+    ONNX lets no body reuse a name from outside, so a name means one tensor everywhere.
+    """
+    for node in nodes:
+        for tensors in (node.input, node.output):
+            for place, name in enumerate(tensors):
+                tensors[place] = names.get(name, name)
+        for graph in bodies(node):
+            rename(graph.node, names)
+            for item in graph.output:
+                item.name = names.get(item.name, item.name)
+
+
 def drop_unused(model: onnx.ModelProto) -> None:
-    """Remove initializers that no node of the main graph reads, in place."""
-    used = {name for node in model.graph.node for name in node.input} | {item.name for item in model.graph.output}
+    """Remove initializers that neither the main graph nor a body in it reads, in place."""
+    used = {name for node in model.graph.node for name in (*node.input, *outer_reads(node))}
+    used |= {item.name for item in model.graph.output}
     kept = [item for item in model.graph.initializer if item.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

@@ -27,7 +27,8 @@ class LayerRecord:
         percentile: Percent of absolute inputs kept; None for the other calibrators.
         input_amax: Largest absolute input that the int8 range keeps; None unless int8.
         weight_amax: Largest absolute weight kept, over all channels; None unless int8 with a weight.
-        sqnr_db: Signal to quantization noise of the layer's output on calibration data, dB; None unless int8.
+        sqnr_db: Signal to noise of the layer's output on its own, on calibration data, dB; None for fp32, and where it
+            was not measured.
     """
 
     name: str
@@ -81,7 +82,7 @@ class AccuracyRecord:
     """One form of the model on the held-out samples, compared with the form that it derives from.
 
     Attributes:
-        form: ``fp32``, ``fake-quantized``, ``onnx``, ``onnxruntime``, ``tensorrt``, ``engine`` or ``served``.
+        form: ``fp32``, ``exported``, ``placed``, ``onnxruntime``, ``tensorrt``, ``engine`` or ``served``.
         samples: Number of samples scored.
         top1: Fraction of them classified right; None where outputs are not classes.
         low: Lower end of the 95 % Wilson interval of top1.

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 import onnx
 
-from repo_builder.core.graphs import DQ, LAYER_OPS, MOVES, WEIGHTLESS_OPS, Graph, Q
-
-_QUANTIZER = re.compile(
-    r"^(?P<layer>.+)\.(?:input_quantizers\.(?P<input>\d+)|parametrizations\.weight\.\d+)\.(?P<what>\w+)$"
-)
-_ORIGINAL = ".parametrizations.weight.original"
+from repo_builder.core.graphs import LAYER_OPS, MOVES, TYPE, WEIGHTLESS_OPS, Graph, rename
 
 
 def tidy(model: onnx.ModelProto, *, marker_domain: str) -> onnx.ModelProto:
-    """Name layers and their quantizers, take out markers and Identity nodes, drop what differs from run to run.
+    """Name layers, take out markers and Identity nodes, drop what differs from run to run.
 
     Args:
-        model: The exported graph, changed in place. Nodes of ``marker_domain`` have an attribute ``name``: the layer
-            whose output they pass on.
+        model: The exported graph, changed in place. Nodes of ``marker_domain`` have the attributes ``name`` and
+            ``type``: those of the layer whose output they pass on. A layer's node is given both.
         marker_domain: Domain of the markers.
 
     Returns:
         The graph with the shapes that ONNX infers.
     """
     graph = Graph(model)
-    layers: dict[str, str] = {}  # first output of a node → the layer that it computes
+    layers: dict[str, tuple[str, str]] = {}  # first output of a node → name and type of the layer that it computes
     for node in model.graph.node:
         if node.domain == marker_domain:
             made = _made_by(graph, node.input[0])
             if made is not None:
-                layers.setdefault(made.output[0], node.attribute[0].s.decode())
+                said = {item.name: item.s.decode() for item in node.attribute}
+                layers.setdefault(made.output[0], (said["name"], said["type"]))
     _name_layers(model, layers)
     _bypass(model, [node for node in model.graph.node if node.domain == marker_domain])
-    _own_constants(model)
     _bypass(model, [node for node in model.graph.node if node.op_type == "Identity"])
-    _name_quantizers(model)
     for node in model.graph.node:
         node.doc_string = ""
     model.graph.name = "repo_builder"
@@ -58,13 +51,15 @@ def _made_by(graph: Graph, tensor: str) -> onnx.NodeProto | None:
     return node if node is not None and node.op_type in LAYER_OPS | WEIGHTLESS_OPS else None
 
 
-def _name_layers(model: onnx.ModelProto, layers: dict[str, str]) -> None:
+def _name_layers(model: onnx.ModelProto, layers: dict[str, tuple[str, str]]) -> None:
     runs: Counter[str] = Counter()
     for node in model.graph.node:
-        layer = layers.get(node.output[0])
-        if layer is not None:
-            runs[layer] += 1
-            node.name = layer if runs[layer] == 1 else f"{layer}#{runs[layer]}"
+        if node.output[0] not in layers:
+            continue
+        layer, kind = layers[node.output[0]]
+        runs[layer] += 1
+        node.name = layer if runs[layer] == 1 else f"{layer}#{runs[layer]}"
+        node.metadata_props.add(key=TYPE, value=kind)
 
 
 def _bypass(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
@@ -86,44 +81,4 @@ def _bypass(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
             node.CopyFrom(onnx.helper.make_node("Identity", [source], [target], name=node.name))
             continue
         model.graph.node.remove(node)
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            for place, name in enumerate(names):
-                names[place] = renamed.get(name, name)
-
-
-def _own_constants(model: onnx.ModelProto) -> None:
-    """Give each quantizer a scale and a zero point of its own: the exporter shares equal ones by Identity nodes."""
-    values = {item.name: item for item in model.graph.initializer}
-    for node in list(model.graph.node):
-        if node.op_type == "Identity" and node.input[0] in values and _QUANTIZER.match(node.output[0]):
-            own = model.graph.initializer.add()
-            own.CopyFrom(values[node.input[0]])
-            own.name = node.output[0]
-            model.graph.node.remove(node)
-
-
-def _name_quantizers(model: onnx.ModelProto) -> None:
-    """Name Q and DQ nodes, scales and weights by their layer."""
-    renamed = {item.name: _plain_name(item.name) for item in model.graph.initializer}
-    for item in model.graph.initializer:
-        item.name = renamed[item.name]
-    runs: Counter[str] = Counter()
-    for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = renamed.get(name, name)
-        if node.op_type in (Q, DQ) and node.input[1].endswith("_scale"):
-            name = f"{node.input[1].removesuffix('_scale')}/{node.op_type}"
-            runs[name] += 1
-            node.name = name if runs[name] == 1 else f"{name}#{runs[name]}"
-
-
-def _plain_name(name: str) -> str:
-    """Return ``layer.input_scale`` for ``layer.input_quantizers.0.scale``, and so on."""
-    if name.endswith(_ORIGINAL):
-        return f"{name.removesuffix(_ORIGINAL)}.weight"
-    found = _QUANTIZER.match(name)
-    if found is None:
-        return name
-    tensor = "weight" if found["input"] is None else "input" if found["input"] == "0" else f"input{found['input']}"
-    return f"{found['layer']}.{tensor}_{found['what']}"
+    rename(model.graph.node, renamed)

@@ -2,21 +2,23 @@
 
 A region is a chosen layer and the nodes behind it that are fed by nothing else and are known to be safe in fp16, as
 Relu or pooling. Its weights become fp16 initializers. One Cast stands where a tensor enters or leaves a region; inputs,
-outputs, quantizers and their scales stay fp32, so nothing comes between a DequantizeLinear and an int8 layer.
+outputs, quantizers and their scales stay fp32, so nothing comes between a DequantizeLinear and an int8 layer. A node
+whose constant fp16 cannot hold (a mask of -1e9, a floor of 1e-12) stays fp32, and so do bodies of If, Loop and Scan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder.core.errors import ExportError, first_line
-from repo_builder.core.graphs import LAYER_OPS, MOVES, Graph, drop_unused, layer_of
+from repo_builder.core.graphs import LAYER_OPS, MOVES, Graph, drop_unused, layer_of, outer_reads
 
 _LARGEST = float(np.finfo(np.float16).max)
+_SMALLEST = float(np.finfo(np.float16).tiny)  # below, fp16 loses digits one by one until nothing is left
 # What may follow its input into fp16: it moves, compares or scales values, or squashes them, and sums no long rows.
 _FOLLOWERS = MOVES | {
     "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Dropout", "Elu", "Gather", "GlobalMaxPool",
@@ -26,22 +28,25 @@ _FOLLOWERS = MOVES | {
 _BLIND = frozenset({"Shape", "Size"})  # read no values
 
 
-def to_fp16_regions(model: onnx.ModelProto, fp16_layers: frozenset[str]) -> onnx.ModelProto:
+def to_fp16_regions(
+    model: onnx.ModelProto, fp16_layers: frozenset[str], say: Callable[[str], None] = lambda _: None
+) -> onnx.ModelProto:
     """Return a copy of a model in which the chosen layers, and what only they feed, compute in fp16.
 
     Args:
         model: An fp32 model, with or without Q/DQ.
         fp16_layers: Layer names, as ``qdq.layer_of`` gives them.
+        say: Takes a sentence for each node behind such a layer that stays fp32 because of a constant.
 
     Raises:
-        ExportError: A layer is not in the graph or is int8, a weight does not fit fp16, or the graph has control flow.
+        ExportError: A layer is not in the graph or is int8, or a weight does not fit fp16.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     _lift_constants(result)
     graph = Graph(result)
     floats = _float_tensors(result)
-    half = _half_nodes(result, graph, floats, fp16_layers)
+    half = _half_nodes(result, graph, floats, fp16_layers, say)
     halved = {name for node in result.graph.node if _key(node) in half for name in node.output if name in floats}
     nodes = _Rewriter(result, graph, floats, half, halved).run()
     del result.graph.node[:], result.graph.value_info[:]
@@ -62,7 +67,9 @@ class _Rewriter:
         self, model: onnx.ModelProto, graph: Graph, floats: set[str], half: set[str], halved: set[str]
     ) -> None:
         self.model, self.graph, self.floats, self.half, self.halved = model, graph, floats, half, halved
+        # What is read by its name from elsewhere stays fp32 under it: outputs, and what bodies of If and Loop read.
         self.outputs = {item.name for item in model.graph.output}
+        self.outputs |= {name for node in model.graph.node for name in outer_reads(node)}
         self.nodes: list[onnx.NodeProto] = []
         self.made: set[str] = set()
 
@@ -115,9 +122,12 @@ class _Rewriter:
 
     def _store_half(self, name: str, target: str, reader: onnx.NodeProto) -> None:
         value = numpy_helper.to_array(self.graph.constants[name])
-        if value.size and float(np.abs(value).max()) > _LARGEST:
+        finite = np.abs(value[np.isfinite(value)])
+        most = float(finite.max()) if finite.size else 0.0
+        if most > _LARGEST or 0 < most < _SMALLEST:
             raise ExportError(
-                f"'{name}' holds {np.abs(value).max():.3g}, more than fp16 can ({_LARGEST:.0f})",
+                f"'{name}' holds {most:.3g}, {'more' if most > 1 else 'less'} than fp16 can "
+                f"({_SMALLEST:.1e} to {_LARGEST:.0f})",
                 where=layer_of(reader) or reader.name,
                 hint="keep the layer in fp32",
             )
@@ -130,7 +140,9 @@ def _key(node: onnx.NodeProto) -> str:
     return node.output[0] if node.output else ""
 
 
-def _half_nodes(model: onnx.ModelProto, graph: Graph, floats: set[str], layers: frozenset[str]) -> set[str]:
+def _half_nodes(
+    model: onnx.ModelProto, graph: Graph, floats: set[str], layers: frozenset[str], say: Callable[[str], None]
+) -> set[str]:
     """Return the keys of the nodes that compute in fp16."""
     half: set[str] = set()
     found = set()
@@ -145,7 +157,11 @@ def _half_nodes(model: onnx.ModelProto, graph: Graph, floats: set[str], layers: 
         elif node.op_type in _FOLLOWERS and data and graph.weight(node) is None:
             makers = [graph.producers.get(name) for name in data]
             if all(maker is not None and _key(maker) in half for maker in makers):
-                half.add(_key(node))
+                why = _unfit(graph, node)
+                if why:
+                    say(f"{node.name or node.output[0]} ({node.op_type}) stays fp32: {why}")
+                else:
+                    half.add(_key(node))
     if layers - found:
         raise ExportError(f"the graph has no layer '{min(layers - found)}' to make fp16")
     for node in reversed(model.graph.node):  # what prepares a weight, as a Transpose of it
@@ -154,6 +170,19 @@ def _half_nodes(model: onnx.ModelProto, graph: Graph, floats: set[str], layers: 
         if fixed and readers and all(_key(reader) in half for reader in readers):
             half.add(_key(node))
     return half
+
+
+def _unfit(graph: Graph, node: onnx.NodeProto) -> str:
+    """Return why a node's constants do not fit fp16, an empty text where they do; infinity fits."""
+    for name in node.input:
+        value = graph.value(name)
+        if value is None or value.dtype != np.float32:
+            continue
+        sizes = np.abs(value[np.isfinite(value) & (value != 0)])
+        if sizes.size and (sizes.max() > _LARGEST or sizes.min() < _SMALLEST):
+            odd = sizes.max() if sizes.max() > _LARGEST else sizes.min()
+            return f"its constant '{name}' holds {odd:.3g}, which fp16 cannot"
+    return ""
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
@@ -165,11 +194,9 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
 
 
 def _lift_constants(model: onnx.ModelProto) -> None:
-    """Turn fp32 Constant nodes into initializers, and refuse graphs whose bodies this module does not look into."""
+    """Turn fp32 Constant nodes into initializers."""
     for node in list(model.graph.node):
         for attribute in node.attribute:
-            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-                raise ExportError("fp16 layers are not supported in a graph with control flow", where=node.name)
             if node.op_type == "Constant" and attribute.t.data_type == TensorProto.FLOAT:
                 stored = model.graph.initializer.add()
                 stored.CopyFrom(attribute.t)

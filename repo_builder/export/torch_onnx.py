@@ -1,30 +1,36 @@
-"""A torch module to ONNX: named inputs and outputs, dynamic batch, layers named as in torch, the same bytes each time.
+"""A torch module to fp32 ONNX: named inputs and outputs, dynamic batch, layers named as in torch, always equal bytes.
 
-``torch.onnx.export(dynamo=False)`` is used because it gives exactly the opset that is asked for and takes the
-quantizers' own ONNX form. It names nodes by its own rules, which lose parts of qualified names; so each layer's output
-passes through a marker node while it exports, which says whose output it is and is taken out again.
+``torch.onnx.export(dynamo=False)`` names nodes by its own rules, which lose parts of qualified names; so each layer's
+output passes through a marker node while it exports, which says whose output it is and is taken out again. BatchNorm is
+left as it is: what is done to the graph afterwards folds it (``quantize.prepare``).
 """
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
 
-from repo_builder.core import files
+from repo_builder.core import onnx_files, progress
+from repo_builder.core.calling import outputs_of
 from repo_builder.core.errors import ExportError, first_line
-from repo_builder.core.tensors import DType, TensorSpec
+from repo_builder.core.portable import make_portable
+from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.export.naming import tidy
+from repo_builder.export.plain import exportable, fold_parametrizations
 
 _DOMAIN = "repo_builder"
-_DYNAMIC_SAMPLE = 8  # what a dimension of -1 is while tracing
+_BATCH = 2  # while tracing: a batch of one is taken for a size that never changes
+_SHOWN = 3
+_LAYERS = ("Conv", "MaxPool", "AvgPool", "AdaptiveAvgPool")
 _TORCH_DTYPES = {item: getattr(torch, item.numpy.name) for item in DType if hasattr(torch, item.numpy.name)}
 
 
@@ -32,12 +38,12 @@ class _Mark(torch.autograd.Function):
     """Identity that exports as a node which names the layer whose output it passes on."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, name: str) -> torch.Tensor:  # noqa: ANN401 - torch's context
+    def forward(ctx: Any, x: torch.Tensor, name: str, kind: str) -> torch.Tensor:  # noqa: ANN401 - torch's context
         return x.view_as(x)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, name: str) -> Any:  # noqa: ANN401 - torch's graph
-        return g.op(f"{_DOMAIN}::Layer", x, name_s=name).setType(x.type())
+    def symbolic(g: Any, x: Any, name: str, kind: str) -> Any:  # noqa: ANN401 - torch's graph
+        return g.op(f"{_DOMAIN}::Layer", x, name_s=name, type_s=kind).setType(x.type())
 
 
 def export(
@@ -47,58 +53,82 @@ def export(
     outputs: tuple[TensorSpec, ...],
     opset: int,
     path: Path,
-) -> None:
-    """Write a module as ONNX.
+    samples: Mapping[str, Array],
+) -> onnx.ModelProto:
+    """Return a module as ONNX; weights that are computed of others become plain ones in it, in place.
 
-    The batch is dynamic, and so is each dimension that a spec gives as -1 (traced at size 8). Inputs are passed in the
-    order of ``inputs``; several outputs may be a tuple, a list or a dict.
+    The batch is dynamic, and so is each dimension that a spec gives as -1. What tracing froze, as a branch on the data,
+    is said on stderr.
 
     Args:
         module: The network, in eval mode.
-        inputs: Named inputs, batch left out.
-        outputs: Named outputs, batch left out.
+        inputs: Named inputs in the order of its forward, batch left out.
+        outputs: Named outputs, batch left out; several may be a tuple, a list, a dict or a dataclass.
         opset: Version of the default operator set.
-        path: The file, replaced atomically.
+        path: The file that errors name.
+        samples: Real values by input name, batch first, whose sizes are traced.
 
     Raises:
         ExportError: The module does not run on such inputs, gives other outputs, or cannot be expressed at this opset.
-        OutputError: The file cannot be written.
     """
-    samples = tuple(_sample(spec) for spec in inputs)
-    _check_outputs(module, samples, outputs)
-    specs = (*inputs, *outputs)
-    with tempfile.TemporaryDirectory() as folder, _marked(module), warnings.catch_warnings(), torch.no_grad():
+    given = tuple(_sample(spec, samples[spec.name]) for spec in inputs)
+    names = [spec.name for spec in outputs]
+    fold_parametrizations(module)
+    _check_outputs(module, given, outputs)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        exportable(module, names),
+        _marked(module),
+        warnings.catch_warnings(record=True) as said,
+        torch.no_grad(),
+    ):
         raw = Path(folder) / "raw.onnx"
-        warnings.simplefilter("ignore")  # it says on every call that a newer exporter exists
+        warnings.simplefilter("always")
         try:
             torch.onnx.export(
                 module,
-                samples,
+                given,
                 raw,
                 dynamo=False,
                 opset_version=opset,
+                training=torch.onnx.TrainingMode.PRESERVE,  # it would else fold BatchNorm in fp32
                 input_names=[spec.name for spec in inputs],
-                output_names=[spec.name for spec in outputs],
-                dynamic_axes={spec.name: _dynamic(spec) for spec in specs},
+                output_names=names,
+                dynamic_axes={spec.name: _dynamic(spec) for spec in (*inputs, *outputs)},
             )
         except Exception as error:  # the exporter raises what it likes
             raise ExportError(
                 f"torch cannot export the network to ONNX opset {opset}: {first_line(error)}", where=str(path)
             ) from error
-        model = onnx.load(raw)
+        model = onnx_files.load(raw)
+    _say_frozen(said)
     try:
         model = tidy(model, marker_domain=_DOMAIN)
-        onnx.checker.check_model(model, full_check=True)
+        make_portable(model, outputs)
+        return model
     except Exception as error:  # onnx raises errors of two kinds that share no base class
         raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}", where=str(path)) from error
-    files.write_bytes(path, model.SerializeToString(deterministic=True))
 
 
-def _sample(spec: TensorSpec) -> torch.Tensor:
-    shape = [2, *(_DYNAMIC_SAMPLE if size == -1 else size for size in spec.shape)]
+def _say_frozen(said: list[warnings.WarningMessage]) -> None:
+    """Say in one line each what torch warned of while it traced: values that became constants of the graph."""
+    lines = [
+        f"{Path(item.filename).name}:{item.lineno}: {str(item.message).splitlines()[0].partition('. ')[0]}"
+        for item in said
+        if item.category.__name__ == "TracerWarning" and "/torch/" not in item.filename
+    ]
+    distinct = list(dict.fromkeys(lines))
+    for line in distinct[:_SHOWN]:
+        progress.warn(f"traced once: a branch or value that may depend on the data is frozen in the graph: {line}")
+    if len(distinct) > _SHOWN:
+        progress.warn(f"{len(distinct) - _SHOWN} more values are frozen in it")
+
+
+def _sample(spec: TensorSpec, values: Array) -> torch.Tensor:
     if spec.dtype not in _TORCH_DTYPES:
         raise ExportError(f"torch has no type for {spec}", where=f"model.inputs '{spec.name}'")
-    return torch.zeros(shape, dtype=_TORCH_DTYPES[spec.dtype])
+    some = values[:_BATCH]
+    return torch.from_numpy(np.concatenate([some] * _BATCH)[:_BATCH])
 
 
 def _dynamic(spec: TensorSpec) -> dict[int, str]:
@@ -117,15 +147,15 @@ def _check_outputs(module: nn.Module, samples: tuple[torch.Tensor, ...], outputs
             where="model.inputs",
             hint="check the shapes in [[model.inputs]]; the first dimension here is the batch",
         ) from error
-    several = result.values() if isinstance(result, dict) else result
-    values = [result] if isinstance(result, torch.Tensor) else list(several)
+    values = outputs_of(result, [spec.name for spec in outputs])
     if len(values) != len(outputs):
         raise ExportError(
             f"the network gives {len(values)} outputs, the recipe names {len(outputs)}", where="model.outputs"
         )
     for spec, value in zip(outputs, values, strict=True):
         dtype = str(value.dtype).removeprefix("torch.")
-        if dtype != spec.dtype.numpy.name or not spec.fits(tuple(value.shape[1:])) or len(value) != len(samples[0]):
+        shape = tuple(value.shape)
+        if dtype != spec.dtype.numpy.name or not spec.fits(shape[1:]) or shape[:1] != (len(samples[0]),):
             raise ExportError(
                 f"the network gives {dtype} of shape {list(value.shape[1:])} (batch left out), the recipe says {spec}",
                 where="model.outputs",
@@ -137,8 +167,10 @@ def _marked(module: nn.Module) -> Iterator[None]:
     """Let every module that gives one tensor mark it with its name."""
 
     def marker(name: str) -> Callable[..., Any]:
-        def hook(_: nn.Module, __: Any, output: Any) -> Any:  # noqa: ANN401 - torch's hook
-            return _Mark.apply(output, name) if isinstance(output, torch.Tensor) else output  # type: ignore[no-untyped-call]
+        def hook(item: nn.Module, __: Any, output: Any) -> Any:  # noqa: ANN401 - torch's hook
+            if not isinstance(output, torch.Tensor):
+                return output
+            return _Mark.apply(output, name, layer_type(item))  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -148,3 +180,9 @@ def _marked(module: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def layer_type(module: nn.Module) -> str:
+    """Return the type that rules know a module by: ``Conv2d`` also for a subclass of it, else its class's name."""
+    kinds = [item.__name__ for item in type(module).__mro__ if item.__module__.startswith("torch.nn.modules.")]
+    return next((name for name in kinds if name == "Linear" or name.startswith(_LAYERS)), type(module).__name__)

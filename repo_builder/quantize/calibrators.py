@@ -4,6 +4,9 @@
 depend on the number of samples. A histogram's range is always a power of two and grows by merging neighbouring bins,
 which is exact, so its counts depend on the values alone: not on their order and not on how they were batched.
 
+A percentile that outliers push into the first bins of their wide range is read from a second histogram, whose bins grow
+with the values.
+
 Zero is exact at every scale. Zeros are counted apart: only the percentile, a statement about all values, sees them.
 (In the histogram the many zeros after a ReLU would let entropy clip nearly everything else.)
 """
@@ -18,6 +21,9 @@ from repo_builder.core.errors import QuantizeError
 from repo_builder.core.tensors import Array
 
 BINS = 2048
+_COARSE = 128  # below this edge a linear bin is more than 1/128 of the percentile: outliers have stretched the range
+# Bits of a float32's pattern that a fine bin ignores: 128 bins an octave for a tensor, 8 where there are many channels.
+_FINE_BITS, _MANY_BITS = 16, 20
 _LEVELS = 128  # magnitudes 0..127 that symmetric int8 tells apart
 LARGEST = 127
 _LOWEST_EXPONENT = -149  # of a channel that saw zeros alone: below that of the smallest subnormal, 2**-149
@@ -92,6 +98,8 @@ class Calibrator:
         self.where = where
         self._largest = np.zeros(channels, np.float32)
         self._histogram = None if name == "max" else Histogram(channels)
+        self._bits = _FINE_BITS if channels == 1 else _MANY_BITS
+        self._fine = np.zeros((channels, 1 << (31 - self._bits)), np.int64) if name == "percentile" else None
         self._seen = False
 
     def observe(self, values: Array) -> None:
@@ -110,6 +118,8 @@ class Calibrator:
         self._largest = np.maximum(self._largest, largest)
         if self._histogram is not None:
             self._histogram.add(rows)
+        if self._fine is not None:
+            self._fine += _fine_counts(rows, self._bits)
 
     def amax(self) -> Array:
         """Return the ranges, float32 (channels,); 0 where a channel saw nothing but zeros.
@@ -128,7 +138,7 @@ class Calibrator:
             edges = percentile_edges(histogram, self.percentile)
         else:
             edges = {"mse": mse_edges, "entropy": entropy_edges}[self.name](histogram.counts)
-        found = np.minimum(edges * histogram.widths, self._largest).astype(np.float32)
+        found = np.minimum(self._refined(edges, edges * histogram.widths), self._largest).astype(np.float32)
         if (found[self._largest > 0] == 0).any():
             raise QuantizeError(
                 f"at percentile {self.percentile} the range is 0",
@@ -136,6 +146,25 @@ class Calibrator:
                 hint="most values are 0; take a larger percentile",
             )
         return found
+
+    def _refined(self, edges: Array, values: Array) -> Array:
+        """Replace percentiles that fall into the first bins by those of a histogram with bins of equal ratio."""
+        if self._fine is None or self.percentile is None:
+            return values
+        values = np.array(values, np.float64)
+        for channel in np.flatnonzero((edges > 0) & (edges < _COARSE)):
+            kept = np.cumsum(self._fine[channel])
+            place = int(np.argmax(kept >= self.percentile / 100 * kept[-1] * (1 - 1e-12)))
+            above = np.array([(place + 1) << self._bits], np.uint32).view(np.float32)[0]
+            values[channel] = min(values[channel], float(above))
+        return values
+
+
+def _fine_counts(magnitudes: Array, ignored_bits: int) -> Array:
+    """Count absolute values, float32 (channels, n), by the upper bits of their patterns, which are in their order."""
+    places = np.ascontiguousarray(magnitudes, np.float32).view(np.uint32) >> np.uint32(ignored_bits)
+    size = 1 << (31 - ignored_bits)
+    return np.stack([np.bincount(row, minlength=size) for row in places.astype(np.int32)])
 
 
 def percentile_edges(histogram: Histogram, percentile: float) -> Array:

@@ -1,60 +1,65 @@
-"""What counts as a layer in a torch module, and ``Add``."""
+"""What the layers of a graph are called in rules: one list for a module from torch and for a file from elsewhere.
+
+A layer's name is its node's, which in a graph from torch is the module's. Its type is the name that torch has for it
+(``Conv2d`` by the rank, ``Linear`` for Gemm and MatMul with a constant weight); rules may say the operator (``Conv``,
+``Gemm``) and the module's class, too. A MatMul of two activations, as in attention, is a ``MatMul``; a sum of two is an
+``Add``, whether a module or ``x + y`` makes it.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterator
 
-from repo_builder.quantize.rules import WEIGHTED, WEIGHTLESS
+import onnx
+
+from repo_builder.core.graphs import LAYER_OPS, TYPE, layer_of
+from repo_builder.quantize.placement.index import Index, own
+from repo_builder.quantize.rules import WEIGHTED, WEIGHTLESS, Layer
+
+_POOLS = {"MaxPool": "MaxPool", "AveragePool": "AvgPool", "GlobalAveragePool": "AdaptiveAvgPool"}
+ADD_OF_CONSTANT = "Add of a constant"
 
 
-class Add(nn.Module):
-    """The sum of two tensors, as a layer: use it for a residual sum whose inputs may become int8.
+def find_layers(model: onnx.ModelProto) -> Iterator[Layer]:
+    """Yield each node's layer: its name, its type, and other names that select it. A layer that runs twice comes once.
 
-    ``x + y`` in a ``forward`` is invisible to layer rules; ``self.add = Add()`` and ``self.add(x, y)`` is a layer of
-    type ``Add`` with a name.
+    Args:
+        model: What ``prepare`` returns.
     """
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return x + y, broadcast as torch does."""
-        return x + y
-
-
-_CLASSES: dict[str, type[nn.Module]] = {
-    name: Add if name == "Add" else getattr(nn, name) for name in sorted(WEIGHTED | WEIGHTLESS)
-}
-
-
-def layer_type(module: nn.Module) -> str:
-    """Return the layer type that rules know a module by: ``Conv2d`` also for a subclass of it, else its class name."""
-    known = [name for name, kind in _CLASSES.items() if isinstance(module, kind)]
-    return known[0] if known else type(module).__name__
+    index = Index(model)
+    seen: set[str] = set()
+    for node in index.nodes:
+        name = (layer_of(node) if own(node) else None) or node.name or node.output[0]
+        if name in seen:
+            continue
+        seen.add(name)
+        said = next((item.value for item in node.metadata_props if item.key == TYPE), "")
+        derived = _derived(index, node)
+        known = said in WEIGHTED | WEIGHTLESS and (said in WEIGHTED) == (derived in WEIGHTED)
+        kind = said if known and derived != ADD_OF_CONSTANT else derived
+        yield (name, *dict.fromkeys(item for item in (kind, derived, node.op_type, said) if item))
 
 
-def find_layers(module: nn.Module) -> list[tuple[str, str]]:
-    """Return (qualified name, type) of every layer and of every other module without children, in definition order.
-
-    A module that is registered under several names appears under the first.
-    """
-    found = []
-    inside: set[str] = set()
-    for name, item in module.named_modules():
-        if not name:
-            continue  # a network that is one bare layer has no name to select it by
-        kind = layer_type(item)
-        if kind in _CLASSES:
-            inside.update(f"{name}.{child}" for child, _ in item.named_modules() if child)
-            found.append((name, kind))
-        elif name not in inside and next(item.children(), None) is None:
-            found.append((name, kind))
-    return found
+def _derived(index: Index, node: onnx.NodeProto) -> str:
+    """Return a node's type as torch calls it."""
+    kind = node.op_type
+    if not own(node):
+        return f"{node.domain}.{kind}"
+    if kind in LAYER_OPS and len(node.input) > 1:
+        weight = index.value(node.input[1])
+        if kind in ("Conv", "ConvTranspose"):
+            return f"{kind}{(weight.ndim if weight is not None else _rank(index.model, node.input[0])) - 2}d"
+        return "Linear" if weight is not None and weight.ndim == 2 else "MatMul"
+    if kind in _POOLS:
+        return f"{_POOLS[kind]}{_rank(index.model, node.input[0]) - 2}d"
+    if kind == "Add" and any(index.constant(name) for name in node.input):
+        return ADD_OF_CONSTANT
+    return kind
 
 
-def channel_axis(kind: str) -> int:
-    """Return the axis of a weight that counts output channels: 1 for transposed convolutions, else 0."""
-    return 1 if kind.startswith("ConvTranspose") else 0
-
-
-def input_count(kind: str) -> int:
-    """Return how many of a layer's inputs are activations to quantize."""
-    return 2 if kind == "Add" else 1
+def _rank(model: onnx.ModelProto, tensor: str) -> int:
+    """Return the rank of a tensor as shapes were inferred, 4 where they were not."""
+    for item in (*model.graph.value_info, *model.graph.input):
+        if item.name == tensor and item.type.tensor_type.HasField("shape"):
+            return len(item.type.tensor_type.shape.dim)
+    return 4

@@ -1,18 +1,14 @@
-"""What both back ends share: the calibrator that plugs into them, how a batch is run, how their ranges are read."""
+"""What both libraries' back ends share: our calibrator behind their interface, and a finder that feeds a quantizer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from repo_builder.core.errors import QuantizeError, RepoBuilderError, first_line
 from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
 from repo_builder.core.tensors import Array
-from repo_builder.quantize import LayerPlan, Ranges
 from repo_builder.quantize.calibrators import Calibrator
 
 
@@ -21,75 +17,56 @@ class PluggedCalibrator:
 
     Args:
         spec: How the range is found.
-        axis: Axis of the channels; None for one range.
+        channels: Number of ranges, on the first axis; 1 for a per-tensor range.
         where: The layer that errors name.
-        once: Whether only the first tensor counts: a weight is shown again with every batch.
     """
 
-    def __init__(self, spec: InputQuantizer | WeightQuantizer, *, axis: int | None, where: str, once: bool) -> None:
-        self._num_bits, self._axis, self._unsigned = 8, axis, False  # ModelOpt reads them under these names
-        self._spec, self._where, self._once = spec, where, once
-        self._calibrator: Calibrator | None = None
-        self._amax: torch.Tensor | None = None
+    def __init__(self, spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str) -> None:
+        # ModelOpt reads them under these names
+        self._num_bits, self._axis, self._unsigned = 8, None if channels == 1 else 0, False
+        self._channels, self._spec, self._where = channels, spec, where
+        self.reset()
 
     def collect(self, x: torch.Tensor) -> None:
         """Take a tensor."""
-        if self._calibrator is not None and self._once:
-            return
-        values = x.detach().float().cpu()
-        if self._axis is not None:
-            values = values.movedim(self._axis, 0)
-        if self._calibrator is None:
-            channels = 1 if self._axis is None else len(values)
-            name, percentile = self._spec.calibrator, self._spec.percentile
-            self._calibrator = Calibrator(name, percentile, channels=channels, where=self._where)
-            self._shape = [len(values) if place == self._axis else 1 for place in range(x.dim())]
-        self._calibrator.observe(values.numpy())
+        self._seen, self._dims = True, x.dim()
+        self._calibrator.observe(x.detach().float().cpu().numpy())
 
     def reset(self) -> None:
         """Forget what was collected."""
-        self._calibrator = self._amax = None
+        self._calibrator = Calibrator(
+            self._spec.calibrator, self._spec.percentile, channels=self._channels, where=self._where
+        )
+        self._seen, self._dims = False, 1
 
     def compute_amax(self, *_: Any, **__: Any) -> torch.Tensor | None:  # noqa: ANN401 - the libraries' signature
         """Return the range, shaped to broadcast along the axis; None where nothing was collected."""
-        if self._calibrator is not None and self._amax is None:
-            amax = torch.from_numpy(self._calibrator.amax())
-            self._amax = amax.squeeze(0) if self._axis is None else amax.reshape(self._shape)
-        return self._amax
+        if not self._seen:
+            return None
+        amax = torch.from_numpy(self._calibrator.amax())
+        return amax.squeeze(0) if self._channels == 1 else amax.reshape(-1, *[1] * (self._dims - 1))
 
 
-def run(module: nn.Module, batch: Mapping[str, Array]) -> Any:  # noqa: ANN401 - whatever the module returns
-    """Run a module on one batch; values are passed in the batch's order.
+class QuantizerFinder:
+    """A library's TensorQuantizer as a finder (``finders.Finder``).
 
-    Raises:
-        QuantizeError: It does not run.
+    Args:
+        quantizer: It collects what it is called with and takes no part in arithmetic.
+        channels: Number of ranges.
     """
-    tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in batch.values()]
-    try:
-        return module(*tensors)
-    except RepoBuilderError:
-        raise
-    except Exception as error:  # whatever a user's forward raises
-        shapes = ", ".join(str(list(item.shape)) for item in tensors)
-        raise QuantizeError(
-            f"the network does not run on calibration data of shape {shapes}: {first_line(error)}",
-            hint="check [model.inputs] and the data; the first dimension here is the batch",
-        ) from error
 
+    def __init__(self, quantizer: Any, *, channels: int) -> None:  # noqa: ANN401 - either library's
+        self._quantizer, self._channels = quantizer, channels
 
-def ranges_of(planned: LayerPlan, inputs: Sequence[torch.Tensor | None], weight: torch.Tensor | None) -> Ranges:
-    """Read a layer's ranges from its quantizers' amax.
+    def observe(self, values: Array) -> None:
+        """Show the quantizer values."""
+        with torch.no_grad():
+            self._quantizer(torch.from_numpy(np.array(values, np.float32)))
 
-    Raises:
-        QuantizeError: A quantizer saw nothing, so the layer was not run.
-    """
-    found = []
-    for amax in (*inputs, *([weight] if planned.weighted else [])):
-        if amax is None:
-            raise QuantizeError(
-                "the layer was not run on the calibration data",
-                where=planned.name,
-                hint="leave it out of the int8 rules: its module is never called, or calls go around it",
-            )
-        found.append(amax.detach().cpu().numpy().astype(np.float32).reshape([n for n in amax.shape if n > 1]))
-    return Ranges(inputs=tuple(found[: len(inputs)]), weight=found[-1] if planned.weighted else None)
+    def amax(self) -> Array:
+        """Return what the quantizer found, float32 (channels,)."""
+        if self._quantizer._calibrator.compute_amax() is None:
+            return Calibrator("max", channels=self._channels).amax()  # which says that nothing was seen
+        self._quantizer.load_calib_amax()
+        found: Array = self._quantizer.amax.detach().cpu().numpy().astype(np.float32).reshape(self._channels)
+        return found

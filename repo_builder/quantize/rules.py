@@ -3,10 +3,10 @@
 Rules are read top to bottom and the last that selects a layer wins. A rule selects by ``type`` and by ``name``, both
 fnmatch patterns, so by-type, by-name and mixed use are one mechanism; a layer that no rule selects stays fp32.
 
-Layers with a weight are selected by any rule that fits. Pooling and Add have no weight; they take int8 or fp16 only
-where they are asked for: by a rule with a ``type``, or by a ``name`` without wildcards. (Q/DQ in front of every pooling
-that a ``*`` happens to match would cost accuracy and gain nothing.) Everything else, as ReLU or BatchNorm, takes the
-precision of what feeds it and cannot be asked for.
+Layers with a weight are selected by any rule that fits. Pooling, Add and the MatMul of attention have no weight; they
+take int8 or fp16 only where they are asked for: by a rule with a ``type``, or by a ``name`` without wildcards. (Q/DQ in
+front of every pooling that a ``*`` happens to match would cost accuracy and gain nothing.) Everything else, as ReLU or
+BatchNorm, takes the precision of what feeds it and cannot be asked for.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ WEIGHTLESS = frozenset({
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "MatMul",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
@@ -139,7 +140,7 @@ def _check(index: int, rule: LayerRule, layers: Sequence[Layer]) -> None:
     raise RecipeError(
         f"the rule '{rule}' matches only layers that cannot be given a precision, as {name} ({kind})",
         where=where,
-        hint=f"{kind} takes the precision of what feeds it; rules are for linear, convolution, pooling and Add",
+        hint=f"{kind} takes the precision of what feeds it; rules are for linear, convolution, pooling, Add and MatMul",
     )
 
 

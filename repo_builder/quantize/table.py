@@ -1,72 +1,96 @@
-"""The per-layer table, and what both ways to it share. numpy only."""
+"""The per-layer table: what each layer was asked to be, what it is, and what calibration found."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping, Sequence
 
-from repo_builder.core.errors import QuantizeError, did_you_mean
-from repo_builder.core.records import LayerRecord
-from repo_builder.core.tensors import Array
-from repo_builder.quantize import LayerPlan, Ranges
+import onnx
 
-MAX_SQNR_DB = 200.0  # what a layer without any quantization noise is given
+from repo_builder.core.graphs import layer_of
+from repo_builder.core.records import FUSED, UNKNOWN, LayerRecord, Verdict
+from repo_builder.quantize.placement import LayerOutcome
+from repo_builder.quantize.ranges import Ranges
+from repo_builder.quantize.rules import LayerPlan
+
+LEAST_SQNR_DB = 10.0  # below, a layer's noise is a third of its signal
 
 
-def split(calibration: Mapping[str, Array], names: Sequence[str], size: int) -> list[dict[str, Array]]:
-    """Return calibration data as batches of at most ``size`` samples, inputs in the order of ``names``.
+def records(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges) -> tuple[LayerRecord, ...]:
+    """Return the rows before a target is known.
 
-    Raises:
-        QuantizeError: An input is missing, or there is no sample.
+    Args:
+        model: The fp32 graph.
+        plans: What each layer is to become.
+        ranges: What calibration found.
     """
-    missing = [name for name in names if name not in calibration]
-    if missing:
-        hint = did_you_mean(missing[0], calibration)
-        raise QuantizeError(f"the calibration data has no input '{missing[0]}'", hint=hint)
-    count = min(len(calibration[name]) for name in names)
-    if count == 0:
-        raise QuantizeError("there is no calibration sample", hint="set data.calibration to at least 1")
-    return [{name: calibration[name][start : start + size] for name in names} for start in range(0, count, size)]
+    inputs: dict[str, tuple[str, ...]] = {}
+    for node in model.graph.node:
+        inputs.setdefault(layer_of(node) or "", tuple(node.input[:2]))
+    return tuple(_record(item, inputs.get(item.name, ()), ranges) for item in plans)
 
 
-def check_inputs(ranges: Mapping[str, Ranges]) -> None:
-    """Refuse a layer whose input was never anything but zero.
+def _record(plan: LayerPlan, inputs: Sequence[str], ranges: Ranges) -> LayerRecord:
+    rule = plan.rule.selector if plan.rule else ""
+    row = LayerRecord(name=plan.name, type=plan.type, rule=rule, asked=plan.precision)
+    if plan.precision != "int8":
+        return row
+    weight = ranges.weights.get(plan.name)
+    read = inputs[:1] if weight is not None else inputs
+    found = [ranges.tensors[name].amax for name in read if name in ranges.tensors]
+    return dataclasses.replace(
+        row,
+        calibrator=plan.int8_rule.input.calibrator,
+        percentile=plan.int8_rule.input.percentile,
+        input_amax=max(found, default=None),
+        weight_amax=None if weight is None else float(weight.amax.max()),
+    )
 
-    Raises:
-        QuantizeError: There is one.
+
+def placed(
+    rows: Sequence[LayerRecord], outcomes: Sequence[LayerOutcome], sqnr_db: Mapping[str, float]
+) -> tuple[LayerRecord, ...]:
+    """Return the rows for a target: what each layer has got is the precision that it has in the placed graph.
+
+    Args:
+        rows: From ``records``.
+        outcomes: What placement made of each layer.
+        sqnr_db: Layer → its signal to noise, where it was measured.
     """
-    for name, found in ranges.items():
-        if any(float(amax) == 0 for amax in found.inputs):
-            raise QuantizeError(
-                "its input is zero in every calibration sample, which leaves no range for int8",
-                where=name,
-                hint="leave the layer in fp32, or calibrate on more samples",
-            )
+    found = {item.name: item for item in outcomes}
+    made = []
+    for row in rows:
+        outcome = found.get(row.name)
+        ratio = sqnr_db.get(row.name)
+        got, reason = (outcome.placed, outcome.reason) if outcome else (row.asked, "")
+        ratio = None if ratio is None or got == "fp32" else round(ratio, 3)
+        made.append(dataclasses.replace(row, got=got, reason=reason, sqnr_db=ratio))
+    return tuple(made)
 
 
-def decibels(signal: float, noise: float) -> float:
-    """Return 10·log10(signal / noise), limited to ±200 dB so that it is a number in JSON."""
-    if noise == 0:
-        return MAX_SQNR_DB
-    if signal == 0:
-        return -MAX_SQNR_DB
-    return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, 10 * math.log10(signal / noise)))
+def became(rows: Sequence[LayerRecord], verdicts: Sequence[Verdict]) -> tuple[LayerRecord, ...]:
+    """Return the rows with what the runtime made of each layer, where it tells.
+
+    Args:
+        rows: From ``placed``.
+        verdicts: What the runtime told.
+    """
+    told = {item.layer: item for item in verdicts if item.got not in (FUSED, UNKNOWN)}
+    made = []
+    for row in rows:
+        item = told.get(row.name)
+        if item is not None and item.got != row.got:
+            reason = row.reason or f"the runtime runs it in {item.got}{f' ({item.kind})' if item.kind else ''}"
+            row = dataclasses.replace(row, got=item.got, reason=reason if item.got != row.asked else "")
+        made.append(row)
+    return tuple(made)
 
 
-def record(planned: LayerPlan, ranges: Ranges | None, sqnr_db: float | None) -> LayerRecord:
-    """Return a layer's row; an Add is given the larger of its two ranges."""
-    rule = planned.rule.selector if planned.rule else ""
-    if ranges is None:
-        return LayerRecord(name=planned.name, type=planned.type, rule=rule, asked=planned.precision)
-    spec = planned.int8_rule.input
-    return LayerRecord(
-        name=planned.name,
-        type=planned.type,
-        rule=rule,
-        asked=planned.precision,
-        calibrator=spec.calibrator,
-        percentile=spec.percentile,
-        input_amax=max(float(amax) for amax in ranges.inputs),
-        weight_amax=None if ranges.weight is None else float(ranges.weight.max()),
-        sqnr_db=None if sqnr_db is None else round(sqnr_db, 3),
+def hard_layers(rows: Sequence[LayerRecord]) -> tuple[str, ...]:
+    """Return a sentence for each lowered layer whose own noise is a third of its signal or more."""
+    return tuple(
+        f"{row.name} loses much in {row.precision}: {row.sqnr_db:.1f} dB of signal to noise on its own; give it fp32, "
+        "or another calibrator"
+        for row in rows
+        if row.sqnr_db is not None and row.sqnr_db < LEAST_SQNR_DB
     )

@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ from repo_builder.repository import config, validate
 from repo_builder.repository.spec import versions
 
 PATIENCE_S = 30.0
+_KEPT_BEHIND = ("*.npz", "placed.onnx*")  # recorded outputs, and the graph that a plan was made of
 _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -153,8 +155,12 @@ def _write_version(engine: EngineArtifact, folder: Path) -> None:
     if not engine.model.is_file():
         raise RepositoryError("is missing", where=str(engine.model), hint="build again with --force")
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(engine.path, folder, ignore=shutil.ignore_patterns(MANIFEST, "*.npz"))
-    placed = {name: digest for name, digest in engine.files.items() if not name.endswith(".npz")}
+    shutil.copytree(engine.path, folder, ignore=shutil.ignore_patterns(MANIFEST, *_KEPT_BEHIND))
+    placed = {
+        name: digest
+        for name, digest in engine.files.items()
+        if not any(fnmatchcase(name, kind) for kind in _KEPT_BEHIND)
+    }
     artifacts.write_manifest(dataclasses.replace(engine, path=folder, files=placed))
 
 

@@ -1,25 +1,25 @@
-"""The ONNX Runtime target: the graph in its CPU layout, or as it is for an accelerator on the GPU."""
+"""The ONNX Runtime target: the placed graph as it is, loaded and timed once, its layers read back."""
 
 from __future__ import annotations
 
 import platform
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
 from repo_builder.compile import CompileOptions
 from repo_builder.compile.onnxruntime import speed
-from repo_builder.compile.onnxruntime.layout import quantized_layers, to_cpu_layout
+from repo_builder.compile.onnxruntime.became import became
 from repo_builder.core import environment
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, SpeedRecord
 from repo_builder.core.errors import CompileError, first_line
-from repo_builder.core.portable import make_portable
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.records import FUSED, Verdict
 from repo_builder.core.tensors import Array
 
 _BATCH = 64
@@ -37,40 +37,39 @@ class OnnxRuntimeTarget:
 
     def versions(self, recipe: Recipe) -> dict[str, str]:
         """Return the library's version and what the CPU's flags decide."""
-        signed, _ = signed_inputs(recipe.compile.onnxruntime.first_layer)
-        return {"onnxruntime": ort.__version__, "signed_inputs": str(signed)}
+        return {"onnxruntime": ort.__version__, "saturation": saturation(recipe.compile.onnxruntime.first_layer)[0]}
+
+    def placement(self, recipe: Recipe) -> tuple[str, str]:
+        """Return the placement profile: the CPU's, or TensorRT's for a provider on the GPU."""
+        spec = recipe.compile.onnxruntime
+        return ("onnxruntime-cpu", saturation(spec.first_layer)[0]) if spec.accelerator == "none" else ("tensorrt", "")
 
     def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> OnnxRuntimeDetails:
-        """Write ``model.onnx`` and load it once, so that what is placed is known to load."""
+        """Take the placed graph as ``model.onnx`` and load it once, so that what is placed is known to load."""
         spec = options.recipe.compile.onnxruntime
-        model = onnx.load(artifact.model)
-        notes: list[str] = []
-        if spec.accelerator == "none" and quantized_layers(model):
-            signed, why = signed_inputs(spec.first_layer)
-            model, restored = to_cpu_layout(model, signed_inputs=signed)
-            notes.append(f"layers that read signed inputs {'stay int8' if signed else 'run in fp32'}: {why}")
-            notes.extend(f"{name} put back to fp32 for the CPU" for name in restored)
-        make_portable(model, artifact.outputs)
         path = folder / "model.onnx"
-        onnx.save(model, path)
+        if options.graph != path:
+            shutil.copyfile(options.graph, path)
+        kind, why = saturation(spec.first_layer)
+        matters = kind != "none" and spec.accelerator == "none" and "int8" in options.layer_precisions.values()
         details = OnnxRuntimeDetails(
             max_batch_size=options.recipe.repository.max_batch_size,
             accelerator=spec.accelerator,
             onnxruntime_version=ort.__version__,
-            notes=tuple(notes),
+            notes=(f"weights of int8 layers: {kind} ({why})",) if matters else (),
         )
         if spec.accelerator != "none":
             return details
         with self.runner(path, details):
             pass
-        return replace(details, speed=self._time(artifact, path, options))
+        return replace(details, speed=self._time(artifact, path, options), precisions=_verdicts(path, options))
 
     def _time(self, artifact: OnnxArtifact, path: Path, options: CompileOptions) -> tuple[SpeedRecord, ...]:
         """Tell whether the precisions asked for pay on this CPU; nothing where all is fp32."""
         if set(options.layer_precisions.values()) <= {"fp32"}:
             return ()
         batches = sorted({1, max(1, min(32, options.recipe.repository.max_batch_size))})
-        return speed.compare(artifact.reference, path, artifact.inputs, batch_sizes=batches)
+        return speed.compare(artifact.model, path, artifact.inputs, batch_sizes=batches)
 
     def runner(self, model_file: Path, details: EngineDetails) -> OnnxRuntimeRunner:
         """Return a runner on the provider that the artifact is meant for."""
@@ -78,27 +77,44 @@ class OnnxRuntimeTarget:
         return OnnxRuntimeRunner(model_file, provider=_PROVIDERS[accelerator])
 
 
-def signed_inputs(first_layer: str) -> tuple[bool, str]:
-    """Decide whether layers that read signed activations may stay int8 on this CPU.
+def _verdicts(path: Path, options: CompileOptions) -> tuple[Verdict, ...]:
+    """Tell what ONNX Runtime's own graph has of each layer; what it folded away is part of another operator."""
+    asked = options.layer_precisions
+    return tuple(
+        Verdict(
+            layer=row.name,
+            node=row.name,
+            asked=asked[row.name],
+            got=FUSED if row.got == "gone" else row.got,
+            kind=row.operator,
+            engine_layer=row.name if row.operator else "",
+        )
+        for row in became(path, list(asked))
+    )
 
-    AVX2 without VNNI adds pairs of 8-bit products in saturating 16 bits (VPMADDUBSW), which large signed activations
-    overflow.
+
+def saturation(first_layer: str) -> tuple[str, str]:
+    """Decide what is done about sums of 8-bit products that saturate on this CPU.
+
+    AVX2 without VNNI adds pairs of 8-bit products in saturating 16 bits (VPMADDUBSW).
 
     Args:
         first_layer: ``auto``, ``int8`` or ``fp32``, from the recipe.
 
     Returns:
-        The decision and its reason.
+        ``none``, ``7 bits`` or ``float`` (as ``placement.profiles.onnxruntime_cpu.for_cpu`` takes it), and the reason.
     """
-    if first_layer != "auto":
-        return first_layer == "int8", "the recipe says so"
+    if first_layer == "int8":
+        return "none", "the recipe says so"
     machine, flags = platform.machine().lower(), environment.cpu_flags()
     if machine not in ("x86_64", "amd64"):
-        return True, f"{machine} has no saturating 16-bit sums"
+        return "none", f"{machine} has no saturating 16-bit sums"
     found = sorted(flags & {"avx512_vnni", "avx_vnni"})
     if found:
-        return True, f"the CPU has {found[0]}"
-    return False, "the CPU has no VNNI, its 16-bit sums would saturate"
+        return "none", f"the CPU has {found[0]}"
+    if first_layer == "fp32":
+        return "float", "the CPU has no VNNI, and the recipe leaves such layers in floating point"
+    return "7 bits", "the CPU has no VNNI, its 16-bit sums of 8-bit products would saturate"
 
 
 class OnnxRuntimeRunner:

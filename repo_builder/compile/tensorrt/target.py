@@ -52,6 +52,10 @@ class TensorRTTarget:
         gpu = environment.gpus()[0]
         return {"tensorrt": trt.__version__, "gpu": gpu.name, "compute_capability": gpu.compute_capability}
 
+    def placement(self, recipe: Recipe) -> tuple[str, str]:
+        """Return the placement profile."""
+        return "tensorrt", ""
+
     def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> TensorRTDetails:
         """Build the plan, ask the engine's inspector what each layer became, and refuse what was not asked.
 
@@ -63,8 +67,8 @@ class TensorRTTarget:
         covered = profiles.from_recipe(recipe)
         cache = options.cache_folder / f"tensorrt-{_machine()}.timing" if spec.timing_cache else None
         request = BuildRequest(
-            model=artifact.model,
-            precisions=graph.read(onnx.load(str(artifact.model)), options.layer_precisions),
+            model=options.graph,
+            precisions=graph.read(onnx.load(str(options.graph)), options.layer_precisions),
             profiles=covered,
             workspace_bytes=spec.workspace_mib << 20,
             optimization_level=spec.optimization_level,

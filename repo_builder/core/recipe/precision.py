@@ -93,12 +93,13 @@ class QuantizeSpec:
     """``[quantize]``: the back end and the layer rules. Layers that no rule selects stay fp32.
 
     Attributes:
-        backend: ``modelopt`` or ``pytorch-quantization``.
+        backend: Who finds ranges: ``onnxruntime`` (this package's own calibrators), ``modelopt`` or
+            ``pytorch-quantization``; all are shown the same tensors.
         batch_size: Samples a calibration step.
         layers: The rules, from top to bottom.
     """
 
-    backend: Text = "modelopt"
+    backend: Text = "onnxruntime"
     batch_size: Count = 64
     layers: tuple[LayerRule, ...] = ()
 

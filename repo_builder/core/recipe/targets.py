@@ -18,8 +18,8 @@ class OnnxRuntimeSpec:
     """``[compile.onnxruntime]``: the graph for ONNX Runtime, and its provider on a GPU.
 
     Attributes:
-        first_layer: int8 layers that read a signed input: ``auto`` decides from the CPU's flags, ``int8`` keeps them,
-            ``fp32`` leaves them in floating point.
+        first_layer: int8 on a CPU whose sums of 8-bit products saturate (AVX2 without VNNI): ``auto`` gives weights 7
+            bits there, ``int8`` keeps 8, ``fp32`` leaves the layers in floating point.
         accelerator: ``none``, or the execution accelerator written to config.pbtxt: ``cuda`` or ``tensorrt``.
         accelerator_precision: Precision mode of the TensorRT accelerator.
         engine_cache: Whether the TensorRT accelerator keeps its engines, in a folder of the server's working directory.

@@ -1,4 +1,4 @@
-"""The second stage: OnnxArtifact → compile target → EngineArtifact, scored on the same held-out samples."""
+"""The second stage: OnnxArtifact → placed graph → compile target → EngineArtifact, scored on the held-out samples."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 
 from repo_builder import compile
 from repo_builder.compile import CompileOptions, CompileTarget
-from repo_builder.core import artifacts, environment, files, progress
+from repo_builder.core import artifacts, environment, files, loading, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails
-from repo_builder.core.recipe import Recipe
-from repo_builder.core.records import AccuracyRecord
+from repo_builder.core.errors import MissingDependency
+from repo_builder.core.records import AccuracyRecord, LayerRecord
+from repo_builder.core.tensors import Array
 from repo_builder.datasets import Dataset
-from repo_builder.flows.build import keys
+from repo_builder.flows.build import forms, keys, lowering
 from repo_builder.flows.build import scores as scoring
 from repo_builder.flows.build.options import BuildOptions, current
 
@@ -55,10 +56,11 @@ def run(
         "exported": exported.files,
         "provenance": provenance,
         "compile": recipe.to_dict()["compile"],
+        "placement": target.placement(recipe),
         "max_batch_size": recipe.repository.max_batch_size,
         "target": target.name,
         "versions": target.versions(recipe),
-        "code": keys.code_version("compile"),
+        "code": keys.code_version("compile", "quantize", "export", "flows/build"),
         "mismatch": options.allow_precision_mismatch,
         "data": dataset.fingerprint if dataset else None,
     })  # fmt: skip
@@ -68,8 +70,7 @@ def run(
         progress.skipped("compile", f"up to date  {folder}")
         return found
     with files.replacing_folder(folder) as fresh:
-        details = _compile_into(fresh, target, exported, options, shown=folder)
-        scored = _score_engine(fresh, target, details, exported, dataset, recipe)
+        details, layers = _compile_into(fresh, target, exported, options, dataset, shown=folder)
         details = dataclasses.replace(
             details,
             # repeated, so that a placed model tells alone what it was made of
@@ -77,7 +78,6 @@ def run(
             weights_sha256=made_of.weights_sha256,
             onnx_sha256=files.sha256_of(exported.model),
             recipe_sha256=files.sha256_of_json(recipe.to_dict()),
-            data_sha256=dataset.fingerprint if scored and dataset else None,
         )
         artifact = EngineArtifact(
             path=fresh,
@@ -86,61 +86,83 @@ def run(
             inputs=exported.inputs,
             outputs=exported.outputs,
             classes=exported.classes,
-            files=artifacts.hashes(fresh),
             environment=environment.describe(),
-            layers=exported.layers,
-            accuracy=exported.accuracy + scored,
+            layers=layers,
             details=details,
+        )
+        scored = _score_engine(artifact, target, exported, dataset)
+        artifact = dataclasses.replace(
+            artifact,
+            files=artifacts.hashes(fresh),
+            accuracy=exported.accuracy + scored,
+            details=dataclasses.replace(details, data_sha256=dataset.fingerprint if scored and dataset else None),
         )
         artifacts.write_manifest(artifact)
     return dataclasses.replace(artifact, path=folder)
 
 
 def _compile_into(
-    folder: Path, target: CompileTarget, exported: OnnxArtifact, options: BuildOptions, *, shown: Path
-) -> EngineDetails:
+    folder: Path,
+    target: CompileTarget,
+    exported: OnnxArtifact,
+    options: BuildOptions,
+    dataset: Dataset | None,
+    *,
+    shown: Path,
+) -> tuple[EngineDetails, tuple[LayerRecord, ...]]:
+    graph = folder / ("placed.onnx" if target.name == "tensorrt" else "model.onnx")
+    with progress.step(f"place Q/DQ ({target.name})") as step:
+        samples = dataset.split("calibration").inputs if dataset else None
+        lowered = lowering.lower(exported, target.placement(options.recipe), graph, samples)
+        step.wrote(graph, shown=shown / graph.name)
     with progress.step(f"compile ({target.name})") as step:
         details = target.compile(
             exported,
             folder,
             options=CompileOptions(
                 recipe=options.recipe,
-                layer_precisions=dict(exported.details.layer_precisions),
+                graph=graph,
+                layer_precisions=lowered.layer_precisions,
                 cache_folder=options.work / ".cache",
                 allow_precision_mismatch=options.allow_precision_mismatch,
             ),
         )
         for item in sorted(folder.glob("model.*")):
             step.wrote(item, shown=shown / item.name)
+    layers = loading.load("repo_builder.quantize.table:became")(lowered.layers, details.precisions)
+    reasons = (f"{row.name} was to be {row.asked} and is {row.got}: {row.reason}" for row in layers if row.reason)
+    details = dataclasses.replace(details, notes=(*reasons, *lowered.notes, *details.notes))
     for note in details.notes:
         progress.stderr_console().print(f"  {note}", markup=False)
-    return details
+    return details, layers
 
 
 def _score_engine(
-    folder: Path,
-    target: CompileTarget,
-    details: EngineDetails,
-    exported: OnnxArtifact,
-    dataset: Dataset | None,
-    recipe: Recipe,
+    engine: EngineArtifact, target: CompileTarget, exported: OnnxArtifact, dataset: Dataset | None
 ) -> tuple[AccuracyRecord, ...]:
-    """Score the compiled model beside the exported one; nothing where the data or the hardware is not here."""
+    """Score the placed graph and the compiled model; nothing where the data or the hardware is not here."""
+    recipe = engine.recipe
     if dataset is None:
         return ()
-    accelerator = details.accelerator if isinstance(details, OnnxRuntimeDetails) else "none"
+    accelerator = engine.details.accelerator if isinstance(engine.details, OnnxRuntimeDetails) else "none"
     if accelerator != "none" and not environment.gpus():
         progress.skipped("score engine", f"its provider ({accelerator}) needs a GPU")
         return ()
-    samples = dataset.split("test")
-    model_file = next(item for item in folder.glob("model.*") if item.suffix in (".onnx", ".plan"))
+    samples, name = dataset.split("test"), exported.outputs[0].name
+    found: dict[str, Array] = {}
+    try:
+        with progress.step("run placed graph"):
+            found["placed"] = forms.run_onnx(engine.placed, samples.inputs, recipe)[name]
+    except MissingDependency as error:  # TensorRT is all that a machine that compiles has to have
+        progress.skipped("run placed graph", error.message)
     with progress.step("score engine") as step:
-        with target.runner(model_file, details) as run:
-            values = run(samples.inputs)[exported.outputs[0].name]
-        np.savez(folder / "outputs.npz", engine=values)
+        with target.runner(engine.model, engine.details) as run:
+            found["engine"] = run(samples.inputs)[name]
+        np.savez(engine.path / "outputs.npz", **found)
         with np.load(exported.path / "outputs.npz") as saved:
-            forms = {"onnx": saved["onnx"], target.name: values}
-        record = scoring.score_forms(forms, samples, exported.classes, recipe)[-1]
-        if record.top1 is not None:
-            step.note(f"top-1 {record.top1:.4f} on {record.samples} samples")
-    return (record,)
+            above = saved.files[-1]
+            compared = {above: saved[above]} | {{"engine": target.name}.get(key, key): found[key] for key in found}
+        records = scoring.score_forms(compared, samples, exported.classes, recipe)[1:]
+        if records[-1].top1 is not None:
+            step.note(f"top-1 {records[-1].top1:.4f} on {records[-1].samples} samples")
+    return tuple(records)

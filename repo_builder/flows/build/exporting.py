@@ -1,4 +1,4 @@
-"""The first stage: recipe → model + data → quantize + calibrate → export → OnnxArtifact."""
+"""The first stage: recipe → model + data → fp32 graph → ranges → OnnxArtifact."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
     parts = recipe.to_dict()
     parts["model"].pop("checkpoint", None)
     key = files.sha256_of_json({
-        "recipe": {name: parts[name] for name in ("model", "data", "quantize", "export", "seed", "measure")},
+        "recipe": {name: parts[name] for name in ("model", "data", "quantize", "export", "seed")},
+        "task": recipe.measure.task,  # decides how forms are scored; what else perf measures is none of it
         "weights": source.fingerprint,
         "data": dataset.fingerprint,
         "code": keys.code_version(*_CODE),
@@ -48,8 +49,18 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
     _check_data(dataset, source, recipe)
     with files.replacing_folder(folder) as fresh:
         calibration, held_out = dataset.split("calibration"), dataset.split("test")
-        made = exporting.export(recipe, source, calibration.inputs, held_out.inputs, fresh, shown=folder)
-        np.savez(fresh / "outputs.npz", **made.outputs)
+        made = exporting.export(
+            recipe,
+            source,
+            calibration.inputs,
+            held_out.inputs,
+            fresh,
+            shown=folder,
+            data=dataset.fingerprint,
+            earlier=folder / exporting.RANGES,
+        )
+        first = {form: values[recipe.model.outputs[0].name] for form, values in made.outputs.items()}
+        np.savez(fresh / "outputs.npz", **first)
         artifact = OnnxArtifact(
             path=fresh,
             key=key,
@@ -60,9 +71,9 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
             files=artifacts.hashes(fresh),
             environment=environment.describe(),
             layers=made.layers,
-            accuracy=tuple(scoring.score_forms(made.outputs, held_out, dataset.classes, recipe)),
+            accuracy=tuple(scoring.score_forms(first, held_out, dataset.classes, recipe)),
             details=OnnxDetails(
-                layer_precisions=made.layer_precisions,
+                as_it_came=made.as_it_came,
                 calibration_samples=len(calibration),
                 weights=source.description,
                 weights_sha256=source.fingerprint,
@@ -81,7 +92,7 @@ def _check_data(dataset: Dataset, source: exporting.Source, recipe: Recipe) -> N
         message = f"has {len(dataset.classes)} classes, the output is {output}"
         hint = 'make both the same, or set measure.task = "other" where outputs are not classes'
         raise DataError(message, where=dataset.name, hint=hint)
-    trained_on = {} if source.is_onnx else models.checkpoint_facts(source.path)
+    trained_on = {} if source.is_onnx or source.path is None else models.checkpoint_facts(source.path)
     if trained_on.get("held_out", dataset.held_out) != dataset.held_out:
         progress.warn(
             f"{source.description} was trained with another split of the data: samples that are held out here may have "

@@ -1,25 +1,30 @@
-"""From a model's source to ONNX files: the torch way and the ONNX way through quantize and export.
+"""From a model's source to its fp32 graph, what its layers are to be and what its tensors hold: one way for both kinds.
 
-Everything that needs torch is imported when a stage really runs, so that a build that is up to date never does.
+A torch module is exported first; an .onnx file is taken as it is. From there on there is one way. Everything that needs
+torch is imported when a stage really runs, so that a build that is up to date never does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
-
-from repo_builder import models, quantize
-from repo_builder.core import loading, progress
-from repo_builder.core.artifacts import LayerRecord
+from repo_builder import models
+from repo_builder.core import calling, files, graphs, loading, onnx_files, progress
 from repo_builder.core.errors import ModelError
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
 from repo_builder.flows.build import keys
+from repo_builder.quantize import LayerPlan, plan
+
+if TYPE_CHECKING:
+    import onnx
 
 Outputs = dict[str, Array]
+FP32_MODEL, RANGES = "model.fp32.onnx", "ranges.npz"
+_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +32,13 @@ class Source:
     """A model's weights.
 
     Attributes:
-        path: The checkpoint, or the .onnx file.
+        path: The checkpoint, or the .onnx file; None where the recipe's function returns a network with its weights.
         is_onnx: Whether ``path`` is the whole model.
-        fingerprint: sha256 of the file, with the files beside it that hold weights.
+        fingerprint: sha256 of the file, with the files beside it that hold weights; of what made them without a file.
         description: The file as the user knows it.
     """
 
-    path: Path
+    path: Path | None
     is_onnx: bool
     fingerprint: str
     description: str
@@ -44,14 +49,14 @@ class Exported:
     """What ``export`` made beside the files.
 
     Attributes:
-        outputs: Form → its first output on the held-out samples, each derived from the one before.
-        layers: The per-layer table.
-        layer_precisions: Layer → precision, read back from the exported graph.
+        outputs: Form → output name → its values on the held-out samples, each form derived from the one before.
+        layers: The per-layer table, before a target is known.
+        as_it_came: Whether nothing is asked of any layer, so that the graph is compiled as it is.
     """
 
-    outputs: Outputs
+    outputs: dict[str, Outputs]
     layers: tuple[LayerRecord, ...]
-    layer_precisions: dict[str, str]
+    as_it_came: bool
 
 
 def source(recipe: Recipe, checkpoint: Path | None) -> Source:
@@ -60,26 +65,39 @@ def source(recipe: Recipe, checkpoint: Path | None) -> Source:
     Raises:
         ModelError: They are not there.
     """
-    if recipe.model.source.endswith(".onnx"):
-        path = Path(recipe.model.source)
+    spec = recipe.model
+    if spec.source.endswith(".onnx"):
+        path = Path(spec.source)
         if checkpoint is not None:
             raise ModelError("an ONNX model brings its weights", where="--checkpoint", hint="leave --checkpoint out")
         if not path.is_file():
             raise ModelError("there is no such file", where=f"model.source = '{path}'")
-    else:
-        path = models.checkpoint_path(recipe.model, checkpoint)
-    return Source(
-        path=path,
-        is_onnx=recipe.model.source.endswith(".onnx"),
-        fingerprint=keys.weights(path),
-        description=str(checkpoint or recipe.model.checkpoint or path),
-    )
+        return Source(path=path, is_onnx=True, fingerprint=keys.weights(path), description=str(path))
+    if checkpoint is None and spec.checkpoint is None and ":" in spec.source:
+        made_by = {"source": spec.source, "arguments": spec.arguments, "seed": recipe.seed}
+        return Source(
+            path=None,
+            is_onnx=False,
+            fingerprint=files.sha256_of_json({**made_by, "code": keys.user_code(recipe)}),
+            description=f"the weights that {spec.source} gives",
+        )
+    path = models.checkpoint_path(spec, checkpoint)
+    description = str(checkpoint or spec.checkpoint or path)
+    return Source(path=path, is_onnx=False, fingerprint=keys.weights(path), description=description)
 
 
 def export(
-    recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs, folder: Path, *, shown: Path
+    recipe: Recipe,
+    origin: Source,
+    calibration: Outputs,
+    held_out: Outputs,
+    folder: Path,
+    *,
+    shown: Path,
+    data: str,
+    earlier: Path,
 ) -> Exported:
-    """Write ``model.onnx`` and ``model.fp32.onnx`` into ``folder`` and run every form on the held-out samples.
+    """Write ``model.fp32.onnx`` and ``ranges.npz`` into ``folder`` and run the source on the held-out samples.
 
     Args:
         recipe: The recipe.
@@ -88,78 +106,143 @@ def export(
         held_out: Held-out samples by input name, batch first.
         folder: Where the files go.
         shown: Where the folder will be once it is whole.
+        data: Fingerprint of the data set.
+        earlier: The ranges that the last build left, if there are any.
 
     Raises:
         ModelError: The weights do not fit.
         QuantizeError: A layer cannot take its precision.
         ExportError: The graph is not clean.
     """
-    way = _export_onnx if origin.is_onnx else _export_torch
-    outputs, layers, fp16_layers = way(recipe, origin, calibration, held_out, folder)
-    check: Callable[..., None] = loading.load("repo_builder.export.qdq:check", extra="build")
-    precisions: Callable[[onnx.ModelProto], dict[str, str]] = loading.load(
-        "repo_builder.export.qdq:layer_precisions", extra="build"
-    )
-    model_file = folder / "model.onnx"
-    if fp16_layers:
-        to_fp16 = loading.load("repo_builder.export.precision:to_fp16_regions", extra="build")
-        onnx.save(to_fp16(onnx.load(model_file), fp16_layers), model_file)
-    with progress.step("check Q/DQ") as step:
-        check(model_file, layers=layers)
-        step.wrote(model_file, shown=shown / model_file.name)
-    with progress.step("run exported ONNX"):
-        outputs["onnx"] = _run_onnx(model_file, held_out, recipe)
-    return Exported(outputs=outputs, layers=layers, layer_precisions=precisions(onnx.load(model_file)))
+    way = _from_onnx if origin.is_onnx else _from_torch
+    model, outputs = way(recipe, origin, calibration, held_out)
+    path = folder / FP32_MODEL
+    with progress.step("write fp32 graph") as step:
+        onnx_files.save(model, path)
+        step.wrote(path, shown=shown / path.name)
+    with progress.step("run fp32 graph"):
+        outputs["exported" if outputs else "fp32"] = run_onnx(path, held_out, recipe)
+    if not recipe.quantize.layers:
+        return Exported(outputs=outputs, layers=as_it_came(model), as_it_came=True)
+    ready, plans = planned(model, recipe)
+    key = _ranges_key(path, data, recipe)
+    layers = _calibrated(ready, plans, recipe, calibration, folder, key=key, earlier=earlier)
+    return Exported(outputs=outputs, layers=layers, as_it_came=False)
 
 
-def _export_torch(
-    recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs, folder: Path
-) -> tuple[Outputs, tuple[LayerRecord, ...], frozenset[str]]:
-    run = loading.load("repo_builder.models.running:run", extra="build")
-    export_module = loading.load("repo_builder.export.torch_onnx:export", extra="build")
-    names = tuple(spec.name for spec in recipe.model.inputs)
-    shape = {"inputs": recipe.model.inputs, "outputs": recipe.model.outputs, "opset": recipe.export.opset}
-    with progress.step("load model") as step:
-        module = models.create(recipe.model, seed=recipe.seed)
-        models.load_checkpoint(module, origin.path, where=origin.description)
-        step.note(f"{recipe.model.source}  {origin.description}  sha256:{origin.fingerprint[:12]}")
-    with progress.step("quantize + calibrate") as step:
-        made = quantize.quantize(module, recipe.quantize, calibration, input_names=names, seed=recipe.seed)
-        step.note(f"{recipe.quantize.backend}, {len(next(iter(calibration.values())))} samples")
-    with progress.step("run fp32"):
-        outputs = {"fp32": run(module, held_out, recipe.model)}
-    with progress.step("run fake-quantized"):
-        outputs["fake_quantized"] = run(made.module, held_out, recipe.model)
-    with progress.step("export") as step:
-        export_module(quantize.fold(module), path=folder / "model.fp32.onnx", **shape)
-        export_module(made.module, path=folder / "model.onnx", **shape)
-        step.note(f"opset {recipe.export.opset}")
-    return outputs, made.layers, made.fp16_layers
+def planned(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, tuple[LayerPlan, ...]]:
+    """Return a graph made ready for placement, and what the recipe's rules make of its layers; the same each time.
+
+    Raises:
+        QuantizeError: The graph is quantized already, or too old.
+        RecipeError: A rule selects nothing.
+    """
+    prepare = loading.load("repo_builder.quantize.prepare:prepare", extra="build")
+    find_layers = loading.load("repo_builder.quantize.layers:find_layers", extra="build")
+    ready = prepare(model)
+    return ready, plan(list(find_layers(ready)), recipe.quantize)
 
 
-def _export_onnx(
-    recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs, folder: Path
-) -> tuple[Outputs, tuple[LayerRecord, ...], frozenset[str]]:
-    quantize_onnx = loading.load("repo_builder.quantize.onnx_graph:quantize_onnx", extra="build")
-    with progress.step("load model") as step:
-        try:
-            model = onnx.load(origin.path)
-        except Exception as error:  # protobuf's and onnx's errors share no base class
-            hint = "export or copy it again"
-            raise ModelError(f"is not an ONNX model ({error})", where=str(origin.path), hint=hint) from error
-        onnx.save(model, folder / "model.fp32.onnx")
-        step.wrote(origin.path)
-    with progress.step("quantize + calibrate"):
-        made = quantize_onnx(model, recipe.quantize, calibration)
-        onnx.save(made.model, folder / "model.onnx")
-    with progress.step("run fp32"):
-        outputs = {"fp32": _run_onnx(folder / "model.fp32.onnx", held_out, recipe)}
-    return outputs, made.layers, made.fp16_layers
+def as_it_came(model: onnx.ModelProto) -> tuple[LayerRecord, ...]:
+    """Return the table of a graph of which nothing is asked: each layer's precision is the one that it has."""
+    precisions = loading.load("repo_builder.export.qdq:layer_precisions", extra="build")(model)
+    kinds = {graphs.layer_of(node): node.op_type for node in model.graph.node}
+    return tuple(LayerRecord(name=name, type=kinds[name], asked=precision) for name, precision in precisions.items())
 
 
-def _run_onnx(path: Path, inputs: Outputs, recipe: Recipe) -> Array:
-    """Run an ONNX file as it stands: Q/DQ fusion and every other optimization off."""
+def run_onnx(path: Path, inputs: Outputs, recipe: Recipe) -> Outputs:
+    """Run an ONNX file as it stands, every optimization off; return the outputs that the recipe names."""
     runner = loading.load("repo_builder.compile.onnxruntime.target:OnnxRuntimeRunner", extra="onnxruntime")
     with runner(path, optimize=False) as run:
-        values: Array = run(inputs)[recipe.model.outputs[0].name]
-    return values
+        values: Outputs = run(inputs)
+    missing = [item.name for item in recipe.model.outputs if item.name not in values]
+    if missing:
+        raise ModelError(f"has no output '{missing[0]}' (it has {', '.join(values)})", where="model.outputs")
+    return {item.name: values[item.name] for item in recipe.model.outputs}
+
+
+def _from_torch(
+    recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs
+) -> tuple[onnx.ModelProto, dict[str, Outputs]]:
+    """Run a torch module, and export it with BatchNorm folded."""
+    run = loading.load("repo_builder.models.running:run", extra="build")
+    export_module = loading.load("repo_builder.export.torch_onnx:export", extra="build")
+    prepare = loading.load("repo_builder.quantize.prepare:prepare", extra="build")
+    unfolded = loading.load("repo_builder.quantize.prepare:unfolded", extra="build")
+    with progress.step("load model") as step:
+        module = models.create(recipe.model, seed=recipe.seed)
+        if origin.path is not None:
+            models.load_checkpoint(module, origin.path, where=origin.description)
+        step.note(f"{recipe.model.source}  {origin.description}  sha256:{origin.fingerprint[:12]}")
+    inputs = {item.name: item for item in recipe.model.inputs}
+    order, differs = calling.argument_order(module, tuple(inputs))
+    if differs:
+        progress.warn(differs)
+    names = [item.name for item in recipe.model.outputs]
+    with progress.step("run fp32"):
+        outputs = {"fp32": run(module, held_out, order=order, outputs=names)}
+    with progress.step("export") as step:
+        exported = export_module(
+            module,
+            inputs=tuple(inputs[name] for name in order),
+            outputs=recipe.model.outputs,
+            opset=recipe.export.opset,
+            path=Path(FP32_MODEL),
+            samples=calibration,
+        )
+        model = prepare(exported)
+        step.note(f"opset {recipe.export.opset}")
+    left = unfolded(model)
+    if left:
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        progress.warn(f"{len(left)} BatchNorm stay in the graph: {', '.join(left[:_SHOWN])}{more}")
+    return model, outputs
+
+
+def _from_onnx(
+    recipe: Recipe, origin: Source, _calibration: Outputs, _held_out: Outputs
+) -> tuple[onnx.ModelProto, dict[str, Outputs]]:
+    """Read an .onnx file; its own outputs are those of the first form."""
+    with progress.step("load model") as step:
+        if origin.path is None:
+            raise ModelError("there is no file", where=f"model.source = '{recipe.model.source}'")
+        model = onnx_files.load(origin.path)
+        step.wrote(origin.path)
+    return model, {}
+
+
+def _ranges_key(model: Path, data: str, recipe: Recipe) -> str:
+    """Return the hash of what ranges depend on beside their calibrators."""
+    return files.sha256_of_json({
+        "graph": files.sha256_of(model),
+        "data": data,
+        "backend": recipe.quantize.backend,
+        "batch_size": recipe.quantize.batch_size,
+        "code": keys.code_version("quantize", "core/graphs.py"),
+        "libraries": keys.versions("onnxruntime", "numpy", recipe.quantize.backend),
+    })  # fmt: skip
+
+
+def _calibrated(
+    model: onnx.ModelProto,
+    plans: tuple[LayerPlan, ...],
+    recipe: Recipe,
+    samples: Outputs,
+    folder: Path,
+    *,
+    key: str,
+    earlier: Path,
+) -> tuple[LayerRecord, ...]:
+    """Find and write the ranges, and return the table."""
+    calibrate = loading.load("repo_builder.quantize.calibrate:calibrate", extra="build")
+    store = "repo_builder.quantize.store"
+    with progress.step("calibrate") as step:
+        known = loading.load(f"{store}:read_observed", extra="build")(earlier, key)
+        ranges, seen, ran = calibrate(model, plans, recipe.quantize, samples, known)
+        loading.load(f"{store}:write", extra="build")(folder / RANGES, key, seen, ranges)
+        count = len(next(iter(samples.values())))
+        how = f"{recipe.quantize.backend}, {count} samples" if ran else "nothing new to find"
+        step.note(f"{len(ranges.tensors)} tensors, {how}")
+    records = loading.load("repo_builder.quantize.table:records", extra="build")
+    rows: tuple[LayerRecord, ...] = records(model, plans, ranges)
+    return rows

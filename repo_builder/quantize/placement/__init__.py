@@ -16,7 +16,7 @@ How it is used::
     placed.tensors  # tensor → scale, zero point, dtype, who reads it and how
     placed.layers  # one row a layer: asked, placed, and the reason where an int8 request ends in float
 
-``model`` is the fp32 graph as ``quantize.onnx_prepare.prepare`` leaves it: nodes named, constants plain, BatchNorm
+``model`` is the fp32 graph as ``quantize.prepare.prepare`` leaves it: nodes named, constants plain, BatchNorm
 folded. It is never changed, and equal arguments give equal bytes.
 
 Which tensors. Inputs of int8 layers; outputs of int8 layers where the target fuses an output's Q/DQ; and what

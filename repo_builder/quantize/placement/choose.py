@@ -196,6 +196,8 @@ def bias_add(index: Index, place: int) -> int | None:
     weight = index.value(node.input[1])
     if added.op_type != "Add" or not own(added) or shape is None or value is None or weight is None:
         return None
+    if not np.isfinite(value).all():  # a mask: no code stands for infinity
+        return None
     matrix = len(shape) == 2
     vector = value.shape == weight.shape[1:] or (matrix and value.shape == (1, weight.shape[1]))
     return readers[0] if vector and (matrix or None not in shape) else None

@@ -62,7 +62,7 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     """Return the graph with Q/DQ for a target; deterministic, and ``model`` is not changed.
 
     Args:
-        model: The fp32 graph as ``onnx_prepare.prepare`` leaves it. Its inputs, outputs and node names stay; a graph
+        model: The fp32 graph as ``prepare.prepare`` leaves it. Its inputs, outputs and node names stay; a graph
             before opset 13 is converted to 13.
         plans: What each layer is to become. Layers that are to be int8 get Q/DQ; others stay as they are, fp32 ones
             also where the target would make them int8 on its own.

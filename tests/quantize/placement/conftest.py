@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from repo_builder.core.recipe import LayerRule, QuantizeSpec  # noqa: E402
-from repo_builder.quantize.onnx_graph import find_layers  # noqa: E402
-from repo_builder.quantize.onnx_prepare import prepare  # noqa: E402
+from repo_builder.quantize.layers import find_layers  # noqa: E402
 from repo_builder.quantize.placement import Placed, place, profile, wanted  # noqa: E402
 from repo_builder.quantize.placement.index import Index  # noqa: E402
 from repo_builder.quantize.placement.weights import channel_axis  # noqa: E402
+from repo_builder.quantize.prepare import prepare  # noqa: E402
 from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange  # noqa: E402
 from repo_builder.quantize.rules import plan  # noqa: E402
 

@@ -14,14 +14,15 @@ from onnx import helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
 from repo_builder.core.errors import QuantizeError, first_line
-from repo_builder.core.graphs import DQ, LAYER_OPS, MOVES, Graph, Q, drop_unused, opset
+from repo_builder.core.graphs import DQ, LAYER_OPS, MOVES, TYPE, Graph, Q, drop_unused, opset
+from repo_builder.core.onnx_files import LARGEST_BYTES
 from repo_builder.core.tensors import Array
 
 _OPSET = 13  # the first with per-channel QuantizeLinear
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that can be quantized.
+    """Return a copy that can be quantized; one that is ready already comes back equal.
 
     Opsets before 13 are converted to 13. Initializers are no inputs. Nodes without a name of their own are named
     ``Conv_3`` after operator and place. Constant nodes become initializers, and so does what moves and casts of them
@@ -32,13 +33,16 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         QuantizeError: The model is quantized already, or too old and not convertible.
     """
     if any(node.op_type in (Q, DQ) for node in model.graph.node):
-        raise QuantizeError("the model is quantized already: it has QuantizeLinear nodes", hint="bring the fp32 model")
+        hint = "bring the fp32 model, or leave out [[quantize.layers]] to take it as it is"
+        raise QuantizeError("the model is quantized already: it has QuantizeLinear nodes", hint=hint)
     result = onnx.ModelProto()
     result.CopyFrom(model if opset(model) >= _OPSET else _newer(model))
     _close_inputs(result)
     _name_nodes(result)
     _plain_constants(result)
     fold_batch_norm(result)
+    if result.ByteSize() > LARGEST_BYTES:
+        return result  # more than ONNX's inference takes; who needs shapes does without weights
     try:
         return onnx.shape_inference.infer_shapes(result, data_prop=True)
     except Exception as error:  # onnx's errors share no base class
@@ -68,6 +72,8 @@ def _name_nodes(model: onnx.ModelProto) -> None:
     """Give every node a name of its own; '#' is kept for later runs of one layer (``repo_builder.core.graphs``)."""
     counts: Counter[str] = Counter()
     for place, node in enumerate(model.graph.node):
+        if any(item.key == TYPE for item in node.metadata_props):
+            continue  # exported here: its name is the layer's
         node.name = (node.name or f"{node.op_type}_{place}").replace("#", "_")
         counts[node.name] += 1
         if counts[node.name] > 1:
@@ -109,7 +115,8 @@ def _single(node: onnx.NodeProto, version: int) -> onnx.ModelProto:
 def fold_batch_norm(model: onnx.ModelProto) -> None:
     """Fold each BatchNormalization into the layer that feeds it, in place, where the layer feeds nothing else.
 
-    As in ``folding.py``: weight g·W and bias g·(b − mean) + beta with g = gamma / sqrt(var + eps), in float64.
+    In inference BatchNorm is y = g·(x − mean) + beta with g = gamma / sqrt(var + eps) for each channel, so behind a
+    layer x = W·v + b it is the layer with weight g·W and bias g·(b − mean) + beta, which are computed in float64.
     """
     outputs = {item.name for item in model.graph.output}
     for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
@@ -126,6 +133,22 @@ def fold_batch_norm(model: onnx.ModelProto) -> None:
             layer.output[0] = norm.output[0]
             model.graph.node.remove(norm)
     drop_unused(model)
+
+
+def unfolded(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return for each BatchNormalization that is left its name and why, as in ``norm1 (behind Relu)``."""
+    graph = Graph(model)
+    found = []
+    for norm in model.graph.node:
+        if norm.op_type != "BatchNormalization":
+            continue
+        layer = graph.producers.get(norm.input[0])
+        if layer is None or layer.op_type not in LAYER_OPS - {"MatMul"}:
+            why = f"behind {layer.op_type if layer is not None else 'an input'}"
+        else:
+            why = f"{layer.name} is read or shared by others, too"
+        found.append(f"{norm.name or norm.output[0]} ({why})")
+    return tuple(found)
 
 
 def _fold_into(model: onnx.ModelProto, graph: Graph, layer: onnx.NodeProto, norm: onnx.NodeProto) -> None:

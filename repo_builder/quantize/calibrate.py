@@ -1,0 +1,229 @@
+"""From calibration samples to ``Ranges``: what every tensor holds that a target may quantize, and every weight.
+
+Ranges are found for each layer as if it were int8, under the calibrator that its rule names, so that a rule that
+changes a precision finds them in the file that the last build left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from repo_builder.core import progress
+from repo_builder.core.errors import QuantizeError
+from repo_builder.core.graphs import LAYER_OPS, layer_of
+from repo_builder.core.recipe import InputQuantizer, LayerRule, QuantizeSpec, WeightQuantizer
+from repo_builder.core.tensors import Array
+from repo_builder.quantize import finders
+from repo_builder.quantize.observe import stream
+from repo_builder.quantize.placement import PROFILES, wanted
+from repo_builder.quantize.placement.index import Index, own
+from repo_builder.quantize.placement.weights import channel_axis
+from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
+from repo_builder.quantize.rules import LayerPlan
+
+_MAX = InputQuantizer(calibrator="max")
+_FEWEST_STEPS = 4  # that an output's channel has to span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What calibration saw, before it is known which calibrator's range a tensor is to have.
+
+    Attributes:
+        low: Tensor → the least value seen.
+        high: Tensor → the largest value seen.
+        amax: (tensor, calibrator) → the absolute value that it keeps.
+    """
+
+    low: dict[str, float] = field(default_factory=dict)
+    high: dict[str, float] = field(default_factory=dict)
+    amax: dict[tuple[str, str], float] = field(default_factory=dict)
+
+
+def calibrator_name(spec: InputQuantizer | WeightQuantizer) -> str:
+    """Return a calibrator as the table shows it, as in ``percentile 99.99``."""
+    return spec.calibrator if spec.percentile is None else f"{spec.calibrator} {spec.percentile:g}"
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    plans: Sequence[LayerPlan],
+    spec: QuantizeSpec,
+    samples: Mapping[str, Array],
+    known: Observed | None = None,
+) -> tuple[Ranges, Observed, bool]:
+    """Find the ranges of a graph.
+
+    Args:
+        model: What ``prepare`` returns.
+        plans: What each layer is to become.
+        spec: Back end and batch size.
+        samples: Calibration samples by input name, batch first.
+        known: What an earlier calibration of the same graph on the same samples saw.
+
+    Returns:
+        The ranges, what they were made of, and whether the graph had to run for them.
+
+    Raises:
+        QuantizeError: The model does not run, an int8 layer's input is not finite, or a range cannot be found.
+        RecipeError: The back end is unknown.
+    """
+    needed = _needed(model, plans)
+    if not any(item.precision == "int8" for item in plans):
+        return Ranges(), known or Observed(), False
+    make = finders.backend(spec.backend)
+    fresh = known is None or not _covers(known, needed)
+    seen = _observe(model, plans, needed, spec, samples, make) if fresh or known is None else known
+    found = wanted(model, plans, list(PROFILES.values()))
+    tensors = {}
+    for name, item in found.items():
+        if name not in seen.low:
+            continue  # it never held a finite value, or is no float32 tensor
+        found_by = {key: seen.amax[name, key] for key in map(calibrator_name, item.calibrators)}
+        if any(math.isnan(value) for value in found_by.values()):
+            raise QuantizeError(
+                f"the range of '{name}' is 0 at {', '.join(found_by)}",
+                where=next(iter(item.layers), name),
+                hint="most values are 0; take a larger percentile",
+            )
+        key = max(found_by, key=lambda one: found_by[one])
+        tensors[name] = TensorRange(low=seen.low[name], high=seen.high[name], amax=found_by[key], calibrator=key)
+    return Ranges(tensors=tensors, weights=_weights(model, plans, make)), seen, fresh
+
+
+def _needed(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, tuple[InputQuantizer, ...]]:
+    """Return every tensor that some target may quantize under these rules, whatever precisions they give."""
+    profiles = list(PROFILES.values())
+    found: dict[str, set[InputQuantizer]] = {}
+    for item in (plans, [_as_int8(one) for one in plans]):
+        for name, one in wanted(model, item, profiles).items():
+            found.setdefault(name, set()).update(one.calibrators)
+    return {name: tuple(sorted(specs, key=_order)) for name, specs in found.items()}
+
+
+def _order(spec: InputQuantizer) -> tuple[str, float]:
+    return spec.calibrator, spec.percentile or 0.0
+
+
+def _as_int8(item: LayerPlan) -> LayerPlan:
+    rule = item.rule or LayerRule(precision="int8")
+    return dataclasses.replace(item, rule=dataclasses.replace(rule, precision="int8"), precision="int8")
+
+
+def _covers(known: Observed, needed: Mapping[str, Sequence[InputQuantizer]]) -> bool:
+    return all((name, calibrator_name(spec)) in known.amax for name, specs in needed.items() for spec in specs)
+
+
+def _observe(
+    model: onnx.ModelProto,
+    plans: Sequence[LayerPlan],
+    needed: Mapping[str, Sequence[InputQuantizer]],
+    spec: QuantizeSpec,
+    samples: Mapping[str, Array],
+    make: finders.FinderMaker,
+) -> Observed:
+    index, readers = Index(model), _readers(model, plans)
+    tensors = [name for name in needed if name in index.floats]
+    own_max = make is finders.own  # which is what low and high say already
+    makers = {
+        (name, one): make(one, channels=1, where=readers.get(name, name))
+        for name in tensors
+        for one in needed[name]
+        if not (own_max and one == _MAX)
+    }
+    seen, lost = Observed(), set()
+    channels: dict[str, Array] = {}
+    outputs = {item.name for item in model.graph.output}
+    for part in stream(model, tensors, samples, batch_size=spec.batch_size, title="calibrating"):
+        for name, values in part.items():
+            if values.size == 0 or name in lost:
+                continue
+            low, high = float(values.min()), float(values.max())
+            if not np.isfinite([low, high]).all():
+                if name in readers:
+                    raise QuantizeError(
+                        "its input holds NaN or infinity on the calibration data",
+                        where=readers[name],
+                        hint="leave the layer in fp32, or look for what makes them",
+                    )
+                lost.add(name)
+                continue
+            seen.low[name] = min(low, seen.low.get(name, low))
+            seen.high[name] = max(high, seen.high.get(name, high))
+            if name in outputs and values.ndim > 1:
+                sizes = np.abs(values).max(axis=(0, *range(2, values.ndim)))
+                channels[name] = np.maximum(sizes, channels[name]) if name in channels else sizes
+            for one in needed[name]:
+                if (name, one) in makers:
+                    makers[name, one].observe(values)
+    lost |= set(_unequal(channels))
+    for name in lost:
+        seen.low.pop(name, None)
+        seen.high.pop(name, None)
+    for name, specs in needed.items():
+        seen.amax.update({(name, calibrator_name(one)): _amax(name, one, seen, makers) for one in specs})
+    return seen
+
+
+def _unequal(channels: Mapping[str, Array]) -> Iterator[str]:
+    """Yield outputs of the model that stay float: 8 bits over all channels would leave nothing of the smallest."""
+    for name, sizes in channels.items():
+        used = sizes[sizes > 0]
+        if used.size and used.min() < _FEWEST_STEPS * used.max() / 255:
+            ratio = used.max() / used.min()
+            progress.warn(f"the output '{name}' stays float: its channels differ in size by {ratio:.0f} times")
+            yield name
+
+
+def _amax(
+    name: str, spec: InputQuantizer, seen: Observed, makers: Mapping[tuple[str, InputQuantizer], finders.Finder]
+) -> float:
+    """Return what a calibrator keeps of a tensor, NaN where it finds no range: an error only where one is needed."""
+    if name not in seen.low:
+        return math.nan
+    if (name, spec) not in makers:
+        return max(abs(seen.low[name]), abs(seen.high[name]))
+    try:
+        return float(makers[name, spec].amax().reshape(()))
+    except QuantizeError:
+        return math.nan
+
+
+def _readers(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, str]:
+    """Return for each tensor that an int8 layer with a weight reads that layer's name."""
+    int8 = {item.name for item in plans if item.precision == "int8"}
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        if own(node) and node.op_type in LAYER_OPS and layer_of(node) in int8:
+            found.setdefault(node.input[0], layer_of(node) or "")
+    return found
+
+
+def _weights(model: onnx.ModelProto, plans: Sequence[LayerPlan], make: finders.FinderMaker) -> dict[str, WeightRange]:
+    index = Index(model)
+    int8 = {item.name: item for item in plans if item.precision == "int8"}
+    found: dict[str, WeightRange] = {}
+    for node in index.nodes:
+        layer = layer_of(node) if own(node) and node.op_type in LAYER_OPS else None
+        if layer not in int8 or layer in found or layer is None:
+            continue
+        weight = index.value(node.input[1])
+        if weight is None or weight.dtype != np.float32 or weight.size == 0 or weight.ndim < 2:
+            continue  # placement says why it stays float
+        found[layer] = WeightRange(amax=_weight_range(weight, channel_axis(node), int8[layer], make))
+    return found
+
+
+def _weight_range(weight: Array, axis: int, plan: LayerPlan, make: finders.FinderMaker) -> Array:
+    spec = plan.int8_rule.weight
+    rows = np.moveaxis(weight, axis, 0) if spec.per_channel else weight[None]
+    finder = make(spec, channels=len(rows), where=plan.name)
+    finder.observe(np.ascontiguousarray(rows.reshape(len(rows), -1)))
+    amax = finder.amax()
+    return amax if spec.per_channel else amax.reshape(())

@@ -1,0 +1,72 @@
+"""Who finds a range from the values of a tensor: our own calibrators, or a library's quantizers around them.
+
+Every back end is shown the same tensors of the same fp32 graph, so their ranges agree to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from repo_builder.core import loading
+from repo_builder.core.errors import RecipeError, did_you_mean
+from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
+from repo_builder.core.tensors import Array
+from repo_builder.quantize.calibrators import Calibrator
+
+# name → ("module:class", the extra that installs what it imports)
+BACKENDS: dict[str, tuple[str, str]] = {
+    "onnxruntime": ("repo_builder.quantize.finders:own", "build"),
+    "modelopt": ("repo_builder.quantize.modelopt:finder", "build"),
+    "pytorch-quantization": ("repo_builder.quantize.pytorch_quantization:finder", "pytorch-quantization"),
+}
+
+
+class Finder(Protocol):
+    """Finds one range for each channel from values that come in batches."""
+
+    def observe(self, values: Array) -> None:
+        """Take values, float32, the channels on the first axis; for one channel any shape will do.
+
+        Raises:
+            QuantizeError: A value is NaN or infinite.
+        """
+
+    def amax(self) -> Array:
+        """Return the ranges, float32 (channels,).
+
+        Raises:
+            QuantizeError: There were no values, or they leave no range.
+        """
+
+
+class FinderMaker(Protocol):
+    """A back end: makes finders."""
+
+    def __call__(self, spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str) -> Finder:
+        """Return a finder.
+
+        Args:
+            spec: How the range is found.
+            channels: Number of ranges, 1 for a per-tensor range.
+            where: The layer or tensor that errors name.
+        """
+
+
+def own(spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str) -> Finder:
+    """Return one of our own calibrators."""
+    return Calibrator(spec.calibrator, spec.percentile, channels=channels, where=where)
+
+
+def backend(name: str) -> FinderMaker:
+    """Return a back end by name.
+
+    Raises:
+        RecipeError: There is none of that name.
+        MissingDependency: Its library is not installed.
+    """
+    if name not in BACKENDS:
+        message = f"'{name}' is no quantization back end"
+        raise RecipeError(message, where="quantize.backend", hint=did_you_mean(name, BACKENDS))
+    target, extra = BACKENDS[name]
+    maker: FinderMaker = loading.load(target, extra=extra, what=f"the back end '{name}'")
+    return maker
