@@ -6,33 +6,41 @@ import numpy as np
 import onnx
 import pytest
 
+from repo_builder import recipes
 from repo_builder.compile.onnxruntime import target as target_module
-from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner, OnnxRuntimeTarget, signed_inputs
+from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner, OnnxRuntimeTarget, saturation
 from repo_builder.core import environment
 from repo_builder.core.details import OnnxRuntimeDetails
 from repo_builder.core.errors import CompileError
 
 
 @pytest.mark.parametrize(
-    ("machine", "flags", "expected", "reason"),
+    ("machine", "flags", "asked", "expected", "reason"),
     [
-        ("x86_64", {"avx2", "avx512_vnni"}, True, "the CPU has avx512_vnni"),
-        ("x86_64", {"avx2", "avx_vnni"}, True, "the CPU has avx_vnni"),
-        ("x86_64", {"avx2"}, False, "no VNNI"),
-        ("x86_64", set(), False, "no VNNI"),
-        ("aarch64", set(), True, "aarch64 has no saturating"),
+        ("x86_64", {"avx2", "avx512_vnni"}, "auto", "none", "the CPU has avx512_vnni"),
+        ("x86_64", {"avx2", "avx_vnni"}, "fp32", "none", "the CPU has avx_vnni"),
+        ("x86_64", {"avx2"}, "auto", "7 bits", "no VNNI"),
+        ("x86_64", {"avx2"}, "fp32", "float", "no VNNI"),
+        ("x86_64", {"avx2"}, "int8", "none", "the recipe says so"),
+        ("x86_64", set(), "auto", "7 bits", "no VNNI"),
+        ("aarch64", set(), "auto", "none", "aarch64 has no saturating"),
     ],
 )
-def test_the_cpu_decides_about_signed_inputs(
-    machine: str, flags: set[str], expected: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+def test_the_cpu_decides_about_sums_that_saturate(
+    machine: str, flags: set[str], asked: str, expected: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(target_module.platform, "machine", lambda: machine)
     monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset(flags))
-    decided, why = signed_inputs("auto")
-    assert decided is expected
+    decided, why = saturation(asked)
+    assert decided == expected
     assert reason in why
-    assert signed_inputs("int8") == (True, "the recipe says so")
-    assert signed_inputs("fp32") == (False, "the recipe says so")
+
+
+def test_the_profile_is_the_cpu_s_or_tensorrt_s() -> None:
+    recipe = recipes.load("jsc-tiny", ("compile.onnxruntime.first_layer=int8",))
+    assert OnnxRuntimeTarget().placement(recipe) == ("onnxruntime-cpu", "none")
+    recipe = recipes.load("jsc-tiny", ("compile.onnxruntime.accelerator=cuda",))
+    assert OnnxRuntimeTarget().placement(recipe) == ("tensorrt", "")
 
 
 def test_a_runner_takes_any_number_of_samples(quantized: onnx.ModelProto, tmp_path: Path) -> None:
