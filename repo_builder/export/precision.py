@@ -150,7 +150,7 @@ def _half_nodes(
         layer = layer_of(node)
         data = [name for name in node.input if name in floats and graph.constant_behind(name) is None]
         if layer in layers:
-            if node.op_type in LAYER_OPS and any(graph.dequantized(name) for name in node.input[:2]):
+            if node.op_type in LAYER_OPS and len(node.input) > 1 and graph.dequantized(node.input[1]):
                 raise ExportError("the layer is quantized and cannot be fp16 too", where=layer)
             found.add(layer)
             half.add(_key(node))

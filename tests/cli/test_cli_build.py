@@ -18,7 +18,7 @@ def test_a_build_prints_layers_accuracies_and_the_repository(here: Path, capsys:
     arguments = ["build", "jsc-tiny", "--target", "onnxruntime"]
     assert cli.run(arguments) == 0
     captured = capsys.readouterr()
-    for text in ("layers.2", "Linear", "int8", "type=Linear", "fake-quantized", "onnxruntime", "95 % interval"):
+    for text in ("layers.2", "Linear", "int8", "type=Linear", "exported", "placed", "onnxruntime", "95 % interval"):
         assert text in captured.out
     assert "model repository: model_repository/jsc-tiny" in captured.out
     assert "sha256:" in captured.err

@@ -1,4 +1,4 @@
-"""Fake-quantized torch and the portable ONNX are one network: both models, both back ends, every calibrator."""
+"""The placed graph and what ONNX Runtime makes of it are one network: both models, all back ends, every calibrator."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from repo_builder import datasets, recipes
-from repo_builder.compile.onnxruntime.layout import to_cpu_layout
 from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner
+from repo_builder.core import onnx_files
 from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
-from repo_builder.flows.build import forms as exporting
+from repo_builder.flows.build import forms
 from repo_builder.measure.judge import accuracy
-from repo_builder.quantize import BACKENDS
+from repo_builder.quantize import BACKENDS, store
+from repo_builder.quantize.placement import place, profile
 
 pytestmark = pytest.mark.slow
 
@@ -28,28 +28,40 @@ CALIBRATORS = {
 
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model", ["vgg", "jsc"])
-def test_every_form_gives_the_same_class(model: str, backend: str, calibrator: str, tmp_path: Path) -> None:
+def test_every_form_gives_the_same_class(model: str, calibrator: str, tmp_path: Path) -> None:
     recipe = recipes.load(model)
     rules = tuple(
         dataclasses.replace(rule, input=CALIBRATORS[calibrator], weight=WeightQuantizer())
         for rule in recipe.quantize.layers
     )
-    quantize = dataclasses.replace(recipe.quantize, backend=backend, layers=rules)
-    recipe = dataclasses.replace(recipe, quantize=quantize)
     data = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed)
     held_out = data.split("test").inputs
-    source = exporting.source(recipe, None)
-    made = exporting.export(recipe, source, data.split("calibration").inputs, held_out, tmp_path, shown=tmp_path)
-    assert {item.precision for item in made.layers} == {"int8"}
+    found = {}
+    for backend in BACKENDS:
+        quantize = dataclasses.replace(recipe.quantize, backend=backend, layers=rules)
+        changed = dataclasses.replace(recipe, quantize=quantize)
+        folder = tmp_path / backend
+        folder.mkdir()
+        source = forms.source(changed, None)
+        samples = data.split("calibration").inputs
+        place_of = {"shown": folder, "data": data.fingerprint, "earlier": folder / "none"}
+        made = forms.export(changed, source, samples, held_out, folder, **place_of)
+        assert {item.asked for item in made.layers} == {"int8"}
+        found[backend] = store.read_ranges(folder / forms.RANGES)
+    one, *others = found.values()
+    assert all(other.tensors == one.tensors for other in others), "back ends agree to the bit"
 
-    fake, portable = made.outputs["fake_quantized"], made.outputs["onnx"]
-    assert accuracy.compare(fake, portable).agreement >= 0.999
-
-    rewritten, _ = to_cpu_layout(onnx.load(tmp_path / "model.onnx"), signed_inputs=True)
-    onnx.save(rewritten, tmp_path / "cpu.onnx")
-    with OnnxRuntimeRunner(tmp_path / "cpu.onnx") as run:
-        served = run(held_out)[recipe.model.outputs[0].name]
-    assert accuracy.compare(portable, served).agreement >= 0.99
-    assert np.isfinite(served).all()
+    name = recipe.model.outputs[0].name
+    assert accuracy.compare(made.outputs["fp32"][name], made.outputs["exported"][name]).agreement == 1
+    for target, least in (("onnxruntime-cpu", 0.95), ("tensorrt", 0.93)):
+        ready, plans = forms.planned(onnx_files.load(folder / forms.FP32_MODEL), changed)
+        path = tmp_path / f"{target}.onnx"
+        onnx_files.save(place(ready, plans, one, profile(target)).model, path)
+        placed = forms.run_onnx(path, held_out, recipe)[name]
+        assert accuracy.compare(made.outputs["exported"][name], placed).agreement >= least
+        if target == "onnxruntime-cpu":
+            with OnnxRuntimeRunner(path) as run:
+                served = run(held_out)[name]
+            assert accuracy.compare(placed, served).agreement >= 0.99
+            assert np.isfinite(served).all()

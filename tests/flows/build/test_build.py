@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from repo_builder import recipes
 from repo_builder.core import artifacts, files
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.details import OnnxDetails
 from repo_builder.core.errors import MissingDependency, ModelError, OutputError, RecipeError
+from repo_builder.export import qdq
 from repo_builder.flows import build as building
 from repo_builder.flows.build import BuildOptions, BuildResult
 
@@ -45,14 +47,19 @@ def test_a_build_makes_every_artifact(built: tuple[Path, BuildResult]) -> None:
     exported = artifacts.read(OnnxArtifact, folder / "build/jsc-tiny/onnx")
     assert exported == result.exported
     onnx.checker.check_model(onnx.load(exported.model), full_check=True)
-    assert [item.form for item in result.engine.accuracy] == ["fp32", "fake-quantized", "onnx", "onnxruntime"]
+    assert [item.form for item in result.engine.accuracy] == ["fp32", "exported", "placed", "onnxruntime"]
     assert {item.samples for item in result.engine.accuracy} == {4000}
-    assert result.engine.accuracy[2].agreement is not None
-    assert result.engine.accuracy[2].agreement >= 0.999
-    with np.load(exported.path / "outputs.npz") as saved:
-        assert {name: saved[name].shape for name in saved} == dict.fromkeys(
-            ("fp32", "fake_quantized", "onnx"), (4000, 5)
-        )
+    assert result.engine.accuracy[1].agreement == 1
+    assert result.engine.accuracy[3].agreement is not None
+    assert result.engine.accuracy[3].agreement >= 0.999
+    for folder, forms in ((exported.path, ("fp32", "exported")), (result.engine.path, ("placed", "engine"))):
+        with np.load(folder / "outputs.npz") as saved:
+            assert {name: saved[name].shape for name in saved} == dict.fromkeys(forms, (4000, 5))
+    for layer in result.engine.layers:
+        assert layer.asked == layer.got == "int8"
+        assert layer.sqnr_db is not None
+        assert 25 < layer.sqnr_db < 70
+    assert [item.got for item in result.engine.details.precisions] == ["int8"] * len(result.engine.layers)
 
 
 def test_what_is_up_to_date_is_skipped_without_torch(built: tuple[Path, BuildResult]) -> None:
@@ -104,7 +111,7 @@ def test_damage_is_noticed_and_mended(built: tuple[Path, BuildResult], tmp_path:
 
 def test_two_builds_with_one_seed_are_the_same_bytes(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
     again = building.build(options(tmp_path))
-    for name in ("model.onnx", "model.fp32.onnx"):
+    for name in ("model.fp32.onnx",):
         assert again.exported.files[name] == built[1].exported.files[name]
     assert again.engine.files["model.onnx"] == built[1].engine.files["model.onnx"]
     assert again.exported.key == built[1].exported.key
@@ -139,7 +146,7 @@ def test_the_engine_tells_what_it_was_made_of(built: tuple[Path, BuildResult], t
     assert details.onnx_sha256 == files.sha256_of(result.exported.model)
     assert details.calibration_samples == result.exported.recipe.data.calibration
     assert details.weights_sha256 == result.exported.details.weights_sha256
-    untold = OnnxDetails(layer_precisions=result.exported.details.layer_precisions)
+    untold = OnnxDetails()
     exported = dataclasses.replace(result.exported, details=untold)
     again = building.compile_artifact(exported, options(tmp_path))
     assert (again.engine.details.calibration_samples, again.engine.details.weights_sha256) == (None, None)
@@ -206,7 +213,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     safetensors.torch.save_file(net.state_dict(), tmp_path / "mine.safetensors")
     features_in = TensorSpec(name="features", dtype=DType.FP32, shape=(6,))
     logits_out = TensorSpec(name="logits", dtype=DType.FP32, shape=(3,))
-    export(net, inputs=(features_in,), outputs=(logits_out,), opset=17, path=tmp_path / "mine.onnx")
+    samples = {"features": features[:2]}
+    made = export(net, inputs=(features_in,), outputs=(logits_out,), opset=17, path=tmp_path, samples=samples)
+    onnx.save(made, tmp_path / "mine.onnx")
     return tmp_path
 
 
@@ -223,8 +232,9 @@ def test_a_users_own_model_and_data_go_the_same_way(project: Path, kind: str) ->
     assert by_form["fp32"].top1 is not None
     assert by_form["fp32"].top1 > 0.95
     assert by_form["onnxruntime"].top1 == pytest.approx(by_form["fp32"].top1, abs=0.02)
-    assert sorted(item.precision for item in result.engine.layers) == ["fp16", "int8"]
-    assert sorted(result.exported.details.layer_precisions.values()) == ["fp16", "int8"]
+    assert sorted(item.asked for item in result.engine.layers) == ["fp16", "int8"]
+    assert sorted(qdq.layer_precisions(onnx.load(result.engine.placed)).values()) == ["fp16", "int8"]
+    assert all(item.sqnr_db is not None for item in result.engine.layers)
 
 
 def test_a_file_that_is_no_onnx_model_is_told_with_what_to_do(project: Path) -> None:
@@ -233,3 +243,80 @@ def test_a_file_that_is_no_onnx_model_is_told_with_what_to_do(project: Path) -> 
     recipe.write_text(RECIPE.format(source="mine.onnx", checkpoint="", last="*3*"))
     with pytest.raises(ModelError, match=r"mine\.onnx: is not an ONNX model .* → export or copy it again"):
         building.build(options(project, recipe=str(recipe)))
+
+
+def test_a_changed_precision_does_not_calibrate_again(
+    built: tuple[Path, BuildResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from repo_builder.quantize import calibrate
+
+    shutil.copytree(built[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(calibrate, "stream", lambda *_, **__: pytest.fail("the graph ran"))
+    result = building.build(options(tmp_path, "quantize.layers.0.precision=fp16"))
+    assert {item.asked for item in result.engine.layers} == {"fp16"}
+
+
+def test_rules_cannot_change_where_an_artifact_is_compiled(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
+    folder, _ = built
+    shutil.copytree(folder / "build/jsc-tiny/onnx", tmp_path / "build/jsc-tiny/onnx")
+    exported = building.load_exported(tmp_path / "build/jsc-tiny")
+    other = recipes.change(exported.recipe, ("quantize.layers.0.precision=fp32",))
+    with pytest.raises(RecipeError, match="the rules are not those that the artifact was calibrated for"):
+        building.compile_artifact(exported, dataclasses.replace(options(tmp_path), recipe=other))
+
+
+def test_a_model_of_which_nothing_is_asked_is_built_as_it_came(project: Path) -> None:
+    scale = [numpy_helper.from_array(np.float32(0.03), "s"), numpy_helper.from_array(np.int8(0), "z")]
+    weight = numpy_helper.from_array(np.eye(6, 3, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["features", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["logits"]),
+    ]
+    infos = [helper.make_tensor_value_info(*item) for item in (("features", 1, ["n", 6]), ("logits", 1, ["n", 3]))]
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], [*scale, weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, project / "mine.onnx")
+    recipe = project / "mine.toml"
+    text = RECIPE.format(source="mine.onnx", checkpoint="", last="*")
+    recipe.write_text(text.partition("[[quantize")[0])
+    result = building.build(options(project, recipe=str(recipe)))
+    assert result.exported.details.as_it_came
+    made = onnx.load(result.engine.model)
+    assert made.graph.node == model.graph.node
+    assert made.graph.initializer == model.graph.initializer
+
+
+def test_a_function_that_gives_its_weights_needs_no_checkpoint(project: Path) -> None:
+    recipe = project / "mine.toml"
+    recipe.write_text(RECIPE.format(source="users_net:make", checkpoint="", last="3"))
+    result = building.build(options(project, recipe=str(recipe)))
+    assert result.exported.details.weights.startswith("the weights that ")
+    again = building.build(options(project, recipe=str(recipe)))
+    assert again.skipped == ("export", "compile", "place")
+
+
+def test_inputs_go_by_the_names_of_forward(project: Path) -> None:
+    (project / "two_inputs.py").write_text(
+        textwrap.dedent("""
+        from torch import nn
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 3)
+            def forward(self, left, right):
+                return self.a(left) - 3 * self.b(right)
+        make = Net
+        """)
+    )
+    draw = np.random.default_rng(0).standard_normal((2, 60, 6)).astype(np.float32)
+    np.savez(project / "samples.npz", left=draw[0], right=draw[1])
+    text = RECIPE.format(source="two_inputs:make", checkpoint="", last="b").partition("[[quantize")[0]
+    one = '{ name = "features", dtype = "fp32", shape = [6] }'
+    two = ", ".join(one.replace("features", name) for name in ("right", "left"))
+    recipe = project / "mine.toml"
+    recipe.write_text(text.replace(one, two) + '[measure]\ntask = "other"\n')
+    result = building.build(options(project, recipe=str(recipe)))
+    graph = onnx.load(result.engine.model).graph
+    assert [item.name for item in graph.input] == ["left", "right"]
+    assert result.engine.accuracy[1].max_abs_diff == pytest.approx(0, abs=1e-5)

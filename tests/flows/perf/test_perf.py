@@ -59,7 +59,7 @@ def build(folder: Path, made: Recipe, **forms: np.ndarray) -> None:
         place = folder / "build" / "identity" / name
         place.mkdir(parents=True)
         np.savez(place / "outputs.npz", **kept[name])
-        details = OnnxDetails(layer_precisions={}) if name == "onnx" else OnnxRuntimeDetails(max_batch_size=64)
+        details = OnnxDetails() if name == "onnx" else OnnxRuntimeDetails(max_batch_size=64)
         artifact = kind(
             path=place,
             key="k",
@@ -89,11 +89,11 @@ def test_the_ladder_reaches_from_the_build_to_the_server(triton: serve.Server, t
     right = values()[0]
     wrong = right.copy()
     wrong[:7] = np.roll(wrong[:7], 1, axis=1)
-    build(tmp_path, recipe(tmp_path), fp32=right, fake_quantized=right, onnx=wrong, engine=wrong)
+    build(tmp_path, recipe(tmp_path), fp32=right, exported=right, placed=wrong, engine=wrong)
     run = measured(triton, tmp_path)
     assert run.ladder is not None
-    assert [item.form for item in run.ladder.rungs] == ["fp32", "fake-quantized", "onnx", "engine", "served"]
-    assert run.ladder.culprit == "onnx"
+    assert [item.form for item in run.ladder.rungs] == ["fp32", "exported", "placed", "engine", "served"]
+    assert run.ladder.culprit == "placed"
     assert [item.top1 for item in run.ladder.rungs] == [1, 1, 0.93, 0.93, 1]
     assert run.ladder.rungs[4].agreement == 0.93
     assert run.accuracy is not None
