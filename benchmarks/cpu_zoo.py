@@ -33,14 +33,14 @@ from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from zoo_networks import NETWORKS, seeded
 
+from repo_builder.core.recipe import LayerRule, QuantizeSpec
 from repo_builder.quantize.layers import find_layers
-from repo_builder.quantize.prepare import prepare
 from repo_builder.quantize.placement import PROFILES, Placed, Profile, Wanted, place, wanted
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.weights import channel_axis
+from repo_builder.quantize.prepare import prepare
 from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
 from repo_builder.quantize.rules import LayerPlan, plan
-from repo_builder.core.recipe import LayerRule, QuantizeSpec
 
 Feeds = Mapping[str, np.ndarray]
 _FLOAT_LAYERS = frozenset(

@@ -31,7 +31,7 @@ def measure(folder: Path) -> dict[str, Any]:
     exported = artifacts.read(OnnxArtifact, folder / "onnx")
     engine = artifacts.read(EngineArtifact, folder / "engine")
     rounds = [
-        speed.compare(exported.reference, engine.model, exported.inputs, batch_sizes=BATCH_SIZES) for _ in range(ROUNDS)
+        speed.compare(exported.model, engine.model, exported.inputs, batch_sizes=BATCH_SIZES) for _ in range(ROUNDS)
     ]
     rows = []
     for place, size in enumerate(BATCH_SIZES):

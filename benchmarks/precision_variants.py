@@ -1,28 +1,26 @@
-"""The networks of the precision table, quantized and exported: one ONNX artifact a row. Needs torch, and no GPU.
+"""The networks of the precision table, exported and calibrated: one ONNX artifact a row. Needs torch, and no GPU.
 
     python benchmarks/precision_variants.py FOLDER --checkpoint vgg7_cifar10.safetensors --data-dir DATA
 
-Writes FOLDER/<model>/<variant>/{model.onnx,manifest.json}; ``precision_table.py`` compiles and measures them on a GPU.
+Writes FOLDER/<model>/<variant>/{model.fp32.onnx,ranges.npz,manifest.json}; ``precision_table.py`` compiles and
+measures them on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import onnx
 from precision_rows import BATCHES, MODELS
 
-from repo_builder import datasets, models, quantize, recipes
-from repo_builder.core import artifacts, environment, files, progress
-from repo_builder.core.artifacts import OnnxArtifact
-from repo_builder.core.details import OnnxDetails
+from repo_builder import datasets, models, recipes
+from repo_builder.core import files, progress
 from repo_builder.core.recipe import InputQuantizer, LayerRule, Recipe, RepositorySpec
 from repo_builder.datasets import Dataset
-from repo_builder.export import precision, qdq, torch_onnx
+from repo_builder.flows.build import BuildOptions, exporting
 
 ENDS = {
     "vgg7": ("feature_layers.0", "last_layer"),
@@ -68,42 +66,17 @@ def recipe_of(model: str, rules: tuple[LayerRule, ...]) -> Recipe:
     )
 
 
-def export(model: str, name: str, recipe: Recipe, module: Any, dataset: Dataset, folder: Path) -> None:  # noqa: ANN401
-    """Quantize and export one row."""
+def export(model: str, name: str, recipe: Recipe, weights: Path, dataset: Dataset, folder: Path) -> None:
+    """Export and calibrate one row."""
     target = folder / model / name
     with progress.step(f"{model} {name}") as step, files.replacing_folder(target) as fresh:
-        calibration = dataset.split("calibration").inputs
-        names = tuple(item.name for item in recipe.model.inputs)
-        made = quantize.quantize(module, recipe.quantize, calibration, input_names=names, seed=recipe.seed)
-        path = fresh / "model.onnx"
-        torch_onnx.export(
-            made.module,
-            inputs=recipe.model.inputs,
-            outputs=recipe.model.outputs,
-            opset=recipe.export.opset,
-            path=path,
-        )
-        if made.fp16_layers:
-            onnx.save(precision.to_fp16_regions(onnx.load(path), made.fp16_layers), path)
-        qdq.check(path)
-        artifacts.write_manifest(
-            OnnxArtifact(
-                path=fresh,
-                key="",
-                recipe=recipe,
-                inputs=recipe.model.inputs,
-                outputs=recipe.model.outputs,
-                classes=dataset.classes,
-                files=artifacts.hashes(fresh),
-                environment=environment.describe(),
-                layers=made.layers,
-                details=OnnxDetails(
-                    layer_precisions=qdq.layer_precisions(onnx.load(path)),
-                    calibration_samples=len(dataset.split("calibration")),
-                ),
-            )
-        )
-        step.wrote(path)
+        work = fresh / "work"
+        options = BuildOptions(recipe=recipe, work=work, repository=work, checkpoint=weights)
+        made = exporting.run(options, dataset, [])
+        for item in made.path.iterdir():
+            item.rename(fresh / item.name)
+        shutil.rmtree(work)
+        step.wrote(fresh)
 
 
 def main() -> None:
@@ -125,11 +98,9 @@ def main() -> None:
         dataset = datasets.load(
             base.data, inputs=base.model.inputs, seed=base.seed, data_dir=options.data_dir if vgg else None
         )
-        module = models.create(base.model, seed=base.seed)
         weights = models.checkpoint_path(base.model, options.checkpoint if vgg else None)
-        models.load_checkpoint(module, weights, where=str(weights))
         for name, rules in rows:
-            export(model, name, recipe_of(model, rules), module, dataset, options.folder)
+            export(model, name, recipe_of(model, rules), weights, dataset, options.folder)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from gpu_measure import Power, latency_us
+from placed_graph import options_for
 from precision_rows import BATCHES, ENERGY_BATCH, TestData, load_data, scores
 
-from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt import build as trt_build
 from repo_builder.compile.tensorrt import graph as trt_graph
 from repo_builder.compile.tensorrt import profiles as trt_profiles
@@ -113,10 +113,9 @@ def _row(artifact: OnnxArtifact, data: TestData, power: Power, cache: Path, *, t
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         if tf32:
-            options = CompileOptions(
-                recipe=artifact.recipe, layer_precisions=artifact.details.layer_precisions, cache_folder=cache
-            )
-            details = codec.plain(TensorRTTarget().compile(artifact, place, options=options))
+            target = TensorRTTarget()
+            options = options_for(artifact, target, place, cache)
+            details = codec.plain(target.compile(artifact, place, options=options))
         else:
             details = _without_tf32(artifact, place, cache)
         plan_file = place / "model.plan"
@@ -132,9 +131,10 @@ def _row(artifact: OnnxArtifact, data: TestData, power: Power, cache: Path, *, t
 def _without_tf32(artifact: OnnxArtifact, folder: Path, cache: Path) -> dict[str, Any]:
     import onnx
 
-    precisions = trt_graph.read(onnx.load(str(artifact.model)), artifact.details.layer_precisions)
+    options = options_for(artifact, TensorRTTarget(), folder, cache)
+    precisions = trt_graph.read(onnx.load(str(options.graph)), options.layer_precisions)
     request = trt_build.BuildRequest(
-        model=artifact.model,
+        model=options.graph,
         precisions=precisions,
         profiles=trt_profiles.from_recipe(artifact.recipe),
         workspace_bytes=4 << 30,

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 from gpu_facts import head
+from placed_graph import options_for
 
-from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt.target import TensorRTTarget
 from repo_builder.core import artifacts, files
 from repo_builder.core.artifacts import OnnxArtifact
@@ -24,22 +24,19 @@ def main() -> None:
     artifact = artifacts.read(OnnxArtifact, Path(sys.argv[1]))
     seconds, cached = [], []
     with tempfile.TemporaryDirectory() as temporary:
-        options = CompileOptions(
-            recipe=artifact.recipe,
-            layer_precisions=artifact.details.layer_precisions,
-            cache_folder=Path(temporary) / "cache",
-        )
+        target = TensorRTTarget()
+        options = options_for(artifact, target, Path(temporary), Path(temporary) / "cache")
         options.cache_folder.mkdir()
         for place in ("first", "second"):
             folder = Path(temporary) / place
             folder.mkdir()
-            details = TensorRTTarget().compile(artifact, folder, options=options)
+            details = target.compile(artifact, folder, options=options)
             seconds.append(details.build_seconds)
             cached.append(details.cached_tactics_bytes)
     results = {
         **head(),
         "model": artifact.recipe.name,
-        "precisions": sorted(set(artifact.details.layer_precisions.values())),
+        "precisions": sorted({item.asked for item in artifact.layers}),
         "first_build_seconds": seconds[0],
         "second_build_seconds": seconds[1],
         "cached_tactics_bytes": cached[1],

@@ -2,8 +2,8 @@
 
     python3 benchmarks/torch_rows.py CHECKPOINT DATA_DIR IDLE_WATTS [model ...]
 
-BatchNorm is folded into the layer before it, inputs and outputs are fp32 as for the other runtimes, and vgg7 runs in
-channels-last layout in half precision: what makes the baselines fast, so that nothing is won against slow ones.
+BatchNorm is folded into the convolution before it, inputs and outputs are fp32 as for the other runtimes, and vgg7 runs
+in channels-last layout in half precision: what makes the baselines fast, so that nothing is won against slow ones.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from gpu_measure import Power, latency_us
 from precision_rows import BATCHES, ENERGY_BATCH, MODELS, TestData, load_data, scores
+from torch.fx.experimental.optimization import fuse
 
 from repo_builder import models, recipes
 from repo_builder.core.tensors import Array
-from repo_builder.quantize.folding import fold
 
 
 class TorchClock:
@@ -158,7 +158,7 @@ def main() -> None:
         module = models.create(recipe.model, seed=0)
         weights = checkpoint if model == "vgg7" else models.checkpoint_path(recipe.model, None)
         models.load_checkpoint(module, weights, where=str(weights))
-        folded = fold(module).cuda().eval()
+        folded = fuse(module).cuda().eval()
         for form in forms(folded, images=data.values.ndim == 4):
             print(json.dumps({"model": model, **attempt(form, data, power)}), flush=True)
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from gpu_facts import head
+from placed_graph import options_for
 
 from repo_builder import serve
-from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt.target import TensorRTTarget
 from repo_builder.core import artifacts, codec, files
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
@@ -104,15 +104,9 @@ def build(folder: Path, target: Path) -> EngineArtifact:
     compiled = dataclasses.replace(exported.recipe.compile, tensorrt=spec)
     exported = dataclasses.replace(exported, recipe=dataclasses.replace(exported.recipe, compile=compiled))
     target.mkdir(parents=True)
-    details = TensorRTTarget().compile(
-        exported,
-        target,
-        options=CompileOptions(
-            recipe=exported.recipe,
-            layer_precisions=exported.details.layer_precisions,
-            cache_folder=target.parent / "cache",
-        ),
-    )
+    compiler = TensorRTTarget()
+    options = options_for(exported, compiler, target, target.parent / "cache")
+    details = compiler.compile(exported, target, options=options)
     engine = EngineArtifact(
         path=target,
         key="",

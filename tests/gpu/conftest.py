@@ -19,7 +19,7 @@ from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.details import OnnxDetails
 from repo_builder.core.recipe import Recipe, RepositorySpec, parse
 from repo_builder.core.records import LayerRecord
-from repo_builder.export import precision, qdq
+from repo_builder.export import precision
 
 LAYERS = ("conv1", "conv2", "linear1", "linear2")
 SHAPE = (3, 8, 8)
@@ -142,7 +142,7 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Onn
         folder.mkdir(parents=True)
         network = Network(PRECISIONS[name])
         model = network.wide() if name == "wide" else network.model()
-        onnx.save(model, folder / "model.onnx")
+        onnx.save(model, folder / "model.fp32.onnx")
         made = recipe(name, **repository)
         artifact = OnnxArtifact(
             path=folder,
@@ -152,7 +152,7 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Onn
             outputs=made.model.outputs,
             files=artifacts.hashes(folder),
             layers=tuple(LayerRecord(name=k, type="", asked=v) for k, v in PRECISIONS[name].items()),
-            details=OnnxDetails(layer_precisions=qdq.layer_precisions(model)),
+            details=OnnxDetails(as_it_came=True),
         )
         artifacts.write_manifest(artifact)
         return artifact

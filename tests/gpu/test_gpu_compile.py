@@ -22,6 +22,7 @@ from repo_builder.core.details import TensorRTDetails
 from repo_builder.core.errors import CompileError
 from repo_builder.core.recipe import ProfileSpec
 from repo_builder.core.tensors import ShapeProfile
+from repo_builder.export import qdq
 
 NAMES = ("fp16", "fp32", "int8", "mixed")
 MAX_BATCH = 16
@@ -37,8 +38,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compile_to(folder: Path, artifact: OnnxArtifact, cache: Path, **changes: Any) -> TensorRTDetails:
     from repo_builder.compile.tensorrt.target import TensorRTTarget
 
-    precisions = changes.pop("layer_precisions", artifact.details.layer_precisions)
-    options = CompileOptions(recipe=artifact.recipe, layer_precisions=precisions, cache_folder=cache, **changes)
+    precisions = changes.pop("layer_precisions", None) or qdq.layer_precisions(onnx.load(artifact.model))
+    options = CompileOptions(
+        recipe=artifact.recipe, graph=artifact.model, layer_precisions=precisions, cache_folder=cache, **changes
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return TensorRTTarget().compile(artifact, folder, options=options)
 
@@ -143,7 +146,7 @@ def test_another_precision_than_asked_is_refused(
     make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, cache: Path
 ) -> None:
     artifact = make_artifact("fp32")
-    wanted = {**artifact.details.layer_precisions, "conv2": "int8"}
+    wanted = {**qdq.layer_precisions(onnx.load(artifact.model)), "conv2": "int8"}
     with pytest.raises(CompileError, match="conv2 was asked as int8 and runs in fp32"):
         compile_to(tmp_path / "refused", artifact, cache, layer_precisions=wanted)
     allowed = compile_to(tmp_path / "allowed", artifact, cache, layer_precisions=wanted, allow_precision_mismatch=True)
@@ -159,7 +162,7 @@ def test_what_the_parser_refuses_is_named(
     model.graph.output.append(onnx.helper.make_tensor_value_info("determinant", onnx.TensorProto.FLOAT, ["n", 3]))
     changed = tmp_path / "onnx"
     changed.mkdir()
-    onnx.save(model, changed / "model.onnx")
+    onnx.save(model, changed / "model.fp32.onnx")
     with pytest.raises(CompileError, match=r"the_culprit.*Det"):
         compile_to(tmp_path / "plan", dataclasses.replace(artifact, path=changed), cache)
 
