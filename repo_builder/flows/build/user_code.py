@@ -26,7 +26,7 @@ def fingerprints(target: str) -> dict[str, str]:
     """
     module = target.rpartition(":")[0]
     if module.endswith(".py"):
-        roots = (Path(module).parent, Path.cwd())
+        roots: tuple[Path, ...] = (Path(module).parent, Path.cwd())
         start = [(Path(module).stem, Path(module))] if Path(module).is_file() else []
     elif module and all(part.isidentifier() for part in module.split(".")):
         roots = (Path.cwd(),)
