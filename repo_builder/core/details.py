@@ -123,6 +123,8 @@ class TensorRTDetails(_Compiled):
         engine_layers: Number of its layers.
         precision_counts: Precision → layers of the recipe that run in it.
         precisions: One entry a layer of the recipe, asked against got.
+        narrowed: Inputs and outputs that are int64 in the network and int32 in the plan, as TensorRT before 10 has
+            them.
     """
 
     target: Literal["tensorrt"] = "tensorrt"
@@ -145,6 +147,7 @@ class TensorRTDetails(_Compiled):
     engine_layers: int | None = None
     precision_counts: dict[str, int] = field(default_factory=dict)
     precisions: tuple[Verdict, ...] = ()
+    narrowed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse profiles that are not of the same inputs."""

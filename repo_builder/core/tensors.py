@@ -103,6 +103,24 @@ for _dtype, _names in _TABLE.items():
             _BY_NAME.setdefault(_name.lower(), _dtype)
 
 
+def narrowed(array: Array, dtype: DType) -> Array:
+    """Return whole numbers in another whole type, as a server's or an engine's own; anything else as it is.
+
+    TensorRT before 10 has no int64: its engines take and give int32 where the network says int64.
+
+    Raises:
+        ValueError: A value does not fit: it would be another number.
+    """
+    wanted = dtype.numpy
+    if array.dtype == wanted or array.dtype.kind not in "iu" or wanted.kind not in "iu":
+        return array
+    bounds = np.iinfo(wanted)
+    if array.size and not (bounds.min <= array.min() and array.max() <= bounds.max):
+        worst = max((array.min(), array.max()), key=abs)
+        raise ValueError(f"the value {worst} does not fit into {dtype.value}")
+    return array.astype(wanted)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """One input or output of a model.

@@ -8,7 +8,7 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import np_to_triton_dtype
 
-from repo_builder.core.tensors import DType, ShapeProfile, TensorSpec
+from repo_builder.core.tensors import DType, ShapeProfile, TensorSpec, narrowed
 
 
 @pytest.mark.parametrize("dtype", list(DType))
@@ -63,3 +63,16 @@ def test_a_profile_covers_just_what_lies_between_min_and_max(low: tuple[int, ...
 def test_a_profile_out_of_order_is_refused(low: tuple[int, ...], opt: tuple[int, ...], high: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="profile shapes"):
         ShapeProfile(min=low, opt=opt, max=high)
+
+
+def test_whole_numbers_are_narrowed_where_they_fit_and_never_wrap() -> None:
+    ids = np.array([0, -5, 2**31 - 1], np.int64)
+    found = narrowed(ids, DType.INT32)
+    assert found.dtype == np.int32
+    assert found.tolist() == ids.tolist()
+    for value in (2**31, -(2**31) - 1):
+        with pytest.raises(ValueError, match=f"{value} does not fit into int32"):
+            narrowed(np.array([1, value], np.int64), DType.INT32)
+    floats = np.ones(2, np.float32)
+    assert narrowed(floats, DType.INT32) is floats  # a number of another kind is no narrower one
+    assert narrowed(np.zeros((0, 4), np.int64), DType.INT32).shape == (0, 4)

@@ -17,7 +17,7 @@ from repo_builder.compile.tensorrt.profiles import choose
 from repo_builder.core import device, profiles
 from repo_builder.core.errors import CompileError
 from repo_builder.core.profiles import Profile
-from repo_builder.core.tensors import Array, DType, ShapeProfile
+from repo_builder.core.tensors import Array, DType, ShapeProfile, narrowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +158,12 @@ class Session:
             raise CompileError(f"TensorRT does not run the engine: {self.plan.log.last_words()}")
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch that the profile covers, with copies to and from the GPU; wait for it."""
-        ready = {
-            item.name: np.ascontiguousarray(inputs[item.name], dtype=item.dtype.numpy) for item in self.plan.inputs
-        }
+        """Run one batch that the profile covers, with copies to and from the GPU; wait for it.
+
+        Raises:
+            CompileError: A whole number does not fit into the engine's type.
+        """
+        ready = {item.name: _as_engine_takes(inputs[item.name], item) for item in self.plan.inputs}
         shapes = self.set_shapes({name: array.shape for name, array in ready.items()})
         outputs = {item.name: np.empty(shapes[item.name], item.dtype.numpy) for item in self.plan.outputs}
         for name, array in ready.items():
@@ -179,6 +181,13 @@ class Session:
         for buffer in self.buffers.values():
             buffer.free()
         self.stream.free()
+
+
+def _as_engine_takes(array: Array, tensor: PlanTensor) -> Array:
+    try:
+        return np.ascontiguousarray(narrowed(array, tensor.dtype), dtype=tensor.dtype.numpy)
+    except ValueError as error:
+        raise CompileError(f"{error}, the type of '{tensor.name}' in TensorRT {trt.__version__}") from None
 
 
 class PlanRunner:

@@ -19,6 +19,7 @@ from repo_builder.core.errors import CompileError, MissingDependency
 from repo_builder.core.progress import stderr_console
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import FUSED, Verdict
+from repo_builder.core.tensors import DType
 
 try:
     import tensorrt as trt
@@ -82,7 +83,11 @@ class TensorRTTarget:
         )
         built, verdicts = settled.built, settled.verdicts
         (folder / MODEL).write_bytes(built.plan)
+        narrow = _narrowed(artifact, Plan(built.plan, where=MODEL))
         notes = (*built.notes, *settled.notes, *_judged(verdicts, allowed=options.allow_precision_mismatch))
+        if narrow:
+            many = f"{', '.join(narrow)}: int32 in the plan, as TensorRT {trt.__version__} has no int64"
+            notes = (*notes, f"{many}; values beyond 2^31 are refused")
         return TensorRTDetails(
             max_batch_size=recipe.repository.max_batch_size,
             **_provenance(),
@@ -99,6 +104,7 @@ class TensorRTTarget:
             engine_layers=settled.engine_layers,
             precision_counts=inspector.counts(verdicts),
             precisions=verdicts,
+            narrowed=narrow,
             notes=notes,
         )
 
@@ -141,6 +147,12 @@ class _Provenance(TypedDict):
     driver: str
     gpu: str
     compute_capability: str
+
+
+def _narrowed(artifact: OnnxArtifact, plan: Plan) -> tuple[str, ...]:
+    """Return the tensors that are int64 in the network and int32 in its plan."""
+    wide = {item.name for item in (*artifact.inputs, *artifact.outputs) if item.dtype is DType.INT64}
+    return tuple(item.name for item in plan.tensors if item.name in wide and item.dtype is DType.INT32)
 
 
 def _provenance() -> _Provenance:

@@ -11,10 +11,10 @@ from repo_builder import compile
 from repo_builder.compile import CompileOptions, CompileTarget
 from repo_builder.core import artifacts, environment, files, loading, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
-from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails
+from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, TensorRTDetails
 from repo_builder.core.errors import MissingDependency
 from repo_builder.core.records import AccuracyRecord, LayerRecord
-from repo_builder.core.tensors import Array
+from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import forms, keys, lowering
 from repo_builder.flows.build import scores as scoring
@@ -83,8 +83,8 @@ def run(
             path=fresh,
             key=key,
             recipe=recipe,
-            inputs=exported.inputs,
-            outputs=exported.outputs,
+            inputs=_as_compiled(exported.inputs, details),
+            outputs=_as_compiled(exported.outputs, details),
             classes=exported.classes,
             environment=environment.describe(),
             layers=layers,
@@ -99,6 +99,12 @@ def run(
         )
         artifacts.write_manifest(artifact)
     return dataclasses.replace(artifact, path=folder)
+
+
+def _as_compiled(tensors: tuple[TensorSpec, ...], details: EngineDetails) -> tuple[TensorSpec, ...]:
+    """Return inputs or outputs with the types that the compiled model has."""
+    narrow = details.narrowed if isinstance(details, TensorRTDetails) else ()
+    return tuple(dataclasses.replace(item, dtype=DType.INT32) if item.name in narrow else item for item in tensors)
 
 
 def _compile_into(

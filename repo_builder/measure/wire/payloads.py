@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from repo_builder.core.errors import MeasureError
-from repo_builder.core.tensors import Array, DType
+from repo_builder.core.tensors import Array, DType, TensorSpec, narrowed
 from repo_builder.measure.wire.messages import Codec, Input
 from repo_builder.measure.wire.model import ServedModel
 
@@ -36,7 +36,7 @@ def check_samples(model: ServedModel, samples: Mapping[str, Array]) -> int:
     for name, spec in wanted.items():
         array = samples[name]
         counts.add(len(array))
-        if DType.of_numpy(array.dtype) is not spec.dtype or not spec.fits(tuple(array.shape[1:])):
+        if DType.of_numpy(_served(array, spec, model).dtype) is not spec.dtype or not spec.fits(tuple(array.shape[1:])):
             raise MeasureError(
                 f"the model takes {spec}; the samples are {DType.of_numpy(array.dtype).value}{list(array.shape[1:])}",
                 where=model.name,
@@ -48,7 +48,16 @@ def check_samples(model: ServedModel, samples: Mapping[str, Array]) -> int:
 
 def as_request(model: ServedModel, batch: Mapping[str, Array]) -> dict[str, Array]:
     """Return a batch in the full shapes of a request; a model without batches gets its only sample as it is."""
-    return {spec.name: batch[spec.name] if model.batch_axis else batch[spec.name][0] for spec in model.inputs}
+    served = {spec.name: _served(batch[spec.name], spec, model) for spec in model.inputs}
+    return {name: array if model.batch_axis else array[0] for name, array in served.items()}
+
+
+def _served(array: Array, spec: TensorSpec, model: ServedModel) -> Array:
+    """Return whole numbers in the whole type that the server takes, as a plan's int32 where the network says int64."""
+    try:
+        return narrowed(array, spec.dtype)
+    except ValueError as error:
+        raise MeasureError(f"{error}, the type of its input '{spec.name}'", where=model.name) from None
 
 
 def batches(

@@ -88,7 +88,7 @@ def model() -> Iterator[Any]:
 
     pb.TritonError = TritonError
     pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
-    pb.Logger = SimpleNamespace(log_warn=print, log_info=print, log_error=print)
+    pb.Logger = SimpleNamespace(log_warn=print, log_info=print, log_error=print, log_verbose=print)
     pb.get_input_tensor_by_name = lambda request, name: request.tensors.get(name)
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(REPLACED)}
     sys.path.insert(0, str(STANDINS))
