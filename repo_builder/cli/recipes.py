@@ -31,6 +31,18 @@ def command(ctx: click.Context, as_json: bool) -> None:
         click.echo(f"{click.style(item.name.ljust(width), bold=True)}  {item.description}")
 
 
+@command.command("schema")
+def schema() -> None:
+    """Print the JSON schema of recipes, with which editors complete and check them.
+
+    \b
+    repo-builder recipes schema > recipe.schema.json
+    """
+    from repo_builder.recipes import declared
+
+    click.echo(json.dumps(declared.json_schema(), indent=2, ensure_ascii=False))
+
+
 @command.command("show")
 @click.argument("name")
 def show(name: str) -> None:

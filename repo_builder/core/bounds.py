@@ -52,6 +52,14 @@ class Bound:
         if broken:
             raise RecipeError(self.says or f"{shown(value)} {self.must or broken}", where=path, hint=self.hint)
 
+    def words(self) -> str:
+        """Return the limits in words, as in ``at least 1``; of a limit of machines alone, nothing."""
+        told = ((words, getattr(self, name)) for name, words, _ in _LIMITS)
+        limits = [f"{words} {limit:g}" for words, limit in told if limit is not None and limit < _MACHINES]
+        if self.nonempty:
+            limits.append("not empty")
+        return " and ".join(limits)
+
     def broken(self, value: Any) -> str:  # noqa: ANN401 - a value of the field's type
         """Return the rule that a value breaks, in words; empty where it breaks none."""
         if self.nonempty and not value:
@@ -72,6 +80,8 @@ class Bound:
         )
 
 
+_MACHINES = 2**31 - 1  # a limit of this size or more is what a field of config.pbtxt holds, and no news to a reader
+_MACHINES = 2**31 - 1  # a limit of this size or more is what a field of config.pbtxt holds, and no news to a reader
 _LIMITS = (
     ("ge", "at least", operator.ge),
     ("gt", "above", operator.gt),

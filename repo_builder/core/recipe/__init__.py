@@ -57,7 +57,7 @@ class Recipe:
     """One model, from its source to how it is measured.
 
     Attributes:
-        name: The model's name in Triton.
+        name: The model's name in Triton: letters, digits, ``-``, ``_`` and ``.``.
         description: One line for ``repo-builder recipes``.
         seed: Seed of every random choice.
         model: Where the network comes from.

@@ -62,8 +62,8 @@ class LayerRule:
     """``[[quantize.layers]]``: a precision for the layers it selects; of several that match, the last wins.
 
     Attributes:
-        type: Module type, as in ``Conv2d`` (fnmatch pattern), or None for any.
-        name: Qualified module name (fnmatch pattern), as in ``feature_layers.*``, or None for any.
+        type: Module type, as in ``Conv2d`` (fnmatch pattern); left out, any.
+        name: Qualified module name (fnmatch pattern), as in ``feature_layers.*``; left out, any.
         precision: ``int8``, ``fp16`` or ``fp32``.
         input: Range of the layer's input; int8 only.
         weight: Range of the layer's weight; int8 only.

@@ -18,7 +18,8 @@ class RepositorySpec:
         max_batch_size: Largest batch that Triton forms; 0 turns batching off.
         preferred_batch_sizes: Batch sizes that the dynamic batcher tries to reach.
         max_queue_delay_us: How long a request may wait for others, microseconds.
-        instance_count: Model instances (per GPU where there is one).
+        instance_count: Model instances (per GPU where there is one); several of a plan in the embedded Triton want
+            ``serve --mps``.
         instance_kind: ``auto`` follows the target.
         warmup_batch_sizes: Batch sizes run before the model is ready.
         response_cache: Whether Triton may answer from its response cache.

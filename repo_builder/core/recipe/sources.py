@@ -20,7 +20,8 @@ class ModelSpec:
     """``[model]``: where the network comes from and what it takes and gives.
 
     Attributes:
-        source: A built-in architecture, ``module:function`` returning a ``torch.nn.Module``, or an .onnx file.
+        source: A built-in architecture (``vgg``, ``jsc``), ``module:function`` returning a ``torch.nn.Module``, or
+            an .onnx file.
         arguments: Keyword arguments of the architecture.
         checkpoint: Weights (.safetensors, .pt); relative to the recipe; ``package:NAME`` for shipped ones.
         inputs: Named inputs, batch left out.
@@ -47,7 +48,9 @@ class DataSpec:
     """``[data]``: samples and how they are split.
 
     Attributes:
-        source: A built-in data set, a .npz or .csv file, a folder with one sub-folder a class, or ``module:function``.
+        source: ``digits``, ``cifar10``, ``jets``, ``jets-openml``, a .npz or .csv file, a folder with one
+            sub-folder a class,
+            or ``module:function``.
         arguments: Keyword arguments of the loader. A user's data takes ``split = "test"`` too: all is held out.
         validation: Fraction of the samples (those outside a given test set) that choose the best epoch.
         test: Fraction held out for every reported accuracy; ignored where the data set brings its own test set.

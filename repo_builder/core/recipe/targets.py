@@ -71,7 +71,7 @@ class TensorRTSpec:
     Attributes:
         profiles: Optimization profiles; empty means one from 1 to ``repository.max_batch_size``.
         workspace_mib: Limit of the builder's scratch memory, MiB.
-        optimization_level: Builder optimization level 0-5, for TensorRT 8.6 and later; None leaves the default.
+        optimization_level: Builder optimization level 0-5, for TensorRT 8.6 and later; left out, TensorRT's default.
         timing_cache: Whether measured tactics are kept per GPU and version.
     """
 
