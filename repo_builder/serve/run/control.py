@@ -9,13 +9,11 @@ Endpoint Access", has the options.
 
 from __future__ import annotations
 
-import http.client
 import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 from repo_builder.core.servers import KEY_NAME
 from repo_builder.serve.run import health
@@ -91,13 +89,13 @@ def reload(url: str, headers: Mapping[str, str], model: str, *, timeout_s: float
         Refused: It refuses, or cannot load the model.
     """
     before = _ready(url, headers)
-    _post(url, f"/v2/repository/models/{_quoted(model)}/unload", headers, timeout_s)
+    _post(url, f"/v2/repository/models/{model}/unload", headers, timeout_s)
     deadline = time.monotonic() + _UNLOADED_S
     while model in _busy(url, headers) and time.monotonic() < deadline:
         time.sleep(0.05)
     for name in (model, *sorted(before - {model})):
         if name == model or name not in _ready(url, headers):
-            _post(url, f"/v2/repository/models/{_quoted(name)}/load", headers, timeout_s)
+            _post(url, f"/v2/repository/models/{name}/load", headers, timeout_s)
 
 
 def unavailable(url: str, headers: Mapping[str, str]) -> dict[str, str]:
@@ -117,21 +115,8 @@ def _busy(url: str, headers: Mapping[str, str]) -> set[str]:
     return {item["name"] for item in index(url, headers) if item.get("state") in ("READY", "LOADING", "UNLOADING")}
 
 
-def _quoted(name: str) -> str:
-    return quote(name, safe="")
-
-
 def _post(url: str, path: str, headers: Mapping[str, str], timeout_s: float) -> bytes:
-    host, _, port = url.rpartition(":")
-    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout_s)
-    try:
-        connection.request("POST", path, b"{}", dict(headers))
-        response = connection.getresponse()
-        body = response.read()
-    except http.client.HTTPException as error:
-        raise ConnectionError(str(error) or type(error).__name__) from error
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise Refused(body.decode(errors="replace")[:500])
-    return body
+    status, content = health.ask(url, "POST", path, headers, timeout_s=timeout_s)
+    if status != 200:
+        raise Refused(content.decode(errors="replace")[:500])
+    return content

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repo_builder.core.errors import ServeError
@@ -34,9 +34,41 @@ def ready(url: str, models: Sequence[str] = (), *, timeout_s: float = 2.0) -> bo
     """Whether the server at ``host:port`` is ready, and each of the models named."""
     paths = ["/v2/health/ready", *(f"/v2/models/{name}/ready" for name in models)]
     try:
-        return all(_get(url, path, timeout_s)[0] == 200 for path in paths)
-    except (OSError, http.client.HTTPException):
+        return all(ask(url, "GET", path, timeout_s=timeout_s)[0] == 200 for path in paths)
+    except OSError:
         return False
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection for paths that are not ASCII: Triton takes names in UTF-8, and no percent signs for them."""
+
+    def _encode_request(self, request: str) -> bytes:
+        return request.encode()
+
+
+def ask(
+    url: str,
+    method: str,
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float,
+) -> tuple[int, bytes]:
+    """Send a request without content, or an empty object, to ``host:port``; return status and content of the answer.
+
+    Raises:
+        OSError: There is no answer.
+    """
+    host, _, port = url.rpartition(":")
+    connection = _Connection(host.strip("[]"), int(port), timeout=timeout_s)
+    try:
+        connection.request(method, path, b"{}" if method == "POST" else None, dict(headers or {}))
+        response = connection.getresponse()
+        return response.status, response.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
+    finally:
+        connection.close()
 
 
 def failure(exit_code: int | None, lines: Sequence[str], *, log: Path | None = None) -> ServeError:
@@ -124,14 +156,3 @@ def _advice(reason: str, log: Path | None) -> str:
 
 def _hint(advice: str, log: Path | None) -> str:
     return f"{advice}; its log is {log}" if log else advice
-
-
-def _get(url: str, path: str, timeout_s: float) -> tuple[int, bytes]:
-    host, _, port = url.rpartition(":")
-    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout_s)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()

@@ -1,4 +1,4 @@
-"""A server in a folder, of a model and on an address that are not the usual ones, with a cache and a model that fails."""
+"""A server in a folder, of a model and on an address that are not the usual ones, with a cache and a broken model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from tritonclient import grpc
 
 from repo_builder import serve
 from repo_builder.core import servers
+from repo_builder.serve.run import control, health
 
 pytestmark = pytest.mark.server
 BROKEN = """
@@ -60,9 +60,9 @@ def test_the_model_answers_and_equal_requests_come_from_the_cache(told: serve.Se
     with grpc.InferenceServerClient(told.grpc_url) as client:
         answers = [client.infer("modell-ä", [item], client_timeout=20).as_numpy("y") for _ in range(5)]
     assert all((answer == answers[0]).all() for answer in answers)
-    with urllib.request.urlopen(f"http://{told.http_url}/v2/models/{quote('modell-ä')}/stats") as answer:
-        statistics = json.load(answer)["model_stats"][0]["inference_stats"]
-    assert statistics["cache_hit"]["count"] >= 3
+    assert health.ready(told.http_url, ["modell-ä"])
+    _, content = health.ask(told.http_url, "GET", "/v2/models/modell-ä/stats", timeout_s=10)
+    assert json.loads(content)["model_stats"][0]["inference_stats"]["cache_hit"]["count"] >= 3
 
 
 def test_the_metrics_are_there_too(told: serve.Server) -> None:
@@ -75,6 +75,8 @@ def test_a_server_in_the_foreground_is_found_with_its_key(told: serve.Server) ->
     assert note is not None
     assert (note.detached, note.restricted_key) == (False, told.note.restricted_key)
     assert serve.running(note.repository) == []
+    control.reload(told.http_url, note.http_headers(), "modell-ä")
+    assert health.ready(told.http_url, ["modell-ä"])
 
 
 def test_the_model_that_did_not_load_is_named(told: serve.Server) -> None:
