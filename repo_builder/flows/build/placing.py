@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from repo_builder.core import artifacts, files, progress
+from repo_builder.core import artifacts, files, progress, servers
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.errors import RepositoryError
 from repo_builder.flows.build.options import BuildOptions
@@ -27,11 +27,22 @@ def run(engine: EngineArtifact, options: BuildOptions, skipped: list[str]) -> Pa
     if not options.force and _is_placed(engine, options, folder):
         skipped.append("place")
         progress.skipped("place", f"up to date  {folder}")
+        name_servers(folder)
         return folder
     with progress.step("place") as step:
         placed = layout.place(engine, options.repository, version=options.version, keep_versions=keep)
         step.wrote(placed)
+    name_servers(placed)
     return placed
+
+
+def name_servers(folder: Path) -> None:
+    """Name the servers that were left running on this repository before the model lay there as it does now."""
+    for note in servers.stale(folder.parent, folder.name):
+        progress.warn(
+            f"the server on {note.endpoints.http_url} serves the '{folder.name}' that lay there before; "
+            f"repo-builder serve --restart {folder.parent} replaces it"
+        )
 
 
 def _is_placed(engine: EngineArtifact, options: BuildOptions, folder: Path) -> bool:

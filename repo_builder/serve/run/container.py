@@ -179,18 +179,10 @@ def restricts(image: str) -> bool:
 
 
 def left_open(repository: Path, models: Sequence[str], image: str | None) -> str | None:
-    """Return what is to be said of a container whose Triton is too old to be closed, None where it is not.
-
-    Raises:
-        ServeError: No release fits.
-    """
+    """Return what is to be said of a container whose Triton is too old to be closed, None where it is not."""
     image = image or choose(demand(repository, models))[0].image
-    if restricts(image):
-        return None
-    return (
-        f"warning: the Triton of {image} cannot close the administration of shared memory, tracing and logging to "
-        "clients; let none but trusted ones reach its ports"
-    )
+    what = f"the Triton of {image} cannot close the administration of shared memory, tracing and logging to clients"
+    return None if restricts(image) else f"warning: {what}; let none but trusted ones reach its ports"
 
 
 def _mount(source: Path, target: str) -> str:
