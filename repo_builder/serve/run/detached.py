@@ -128,6 +128,7 @@ def stop(note: ServerNote, grace_s: float = 20.0) -> None:
         ServeError: It belongs to another user.
     """
     keeper = note.keeper
+    began = [process for process in (keeper, note.server) if process is not None and process.alive()]
     if keeper.alive():
         try:
             os.kill(keeper.pid, signal.SIGTERM)
@@ -138,9 +139,9 @@ def stop(note: ServerNote, grace_s: float = 20.0) -> None:
             time.sleep(0.05)
     path = servers.folder_of(note.repository) / servers.DETACHED
     last = servers.read(path) or note  # it may have been started again meanwhile
-    for process in (last.keeper, last.server, note.server):
-        if process is not None and process.alive():
-            kill_group(process.pid)
+    began += [process for process in (last.keeper, last.server) if process is not None and process.alive()]
+    for group in {process.pid for process in began}:  # their children may be left
+        kill_group(group)
     if last.mps is not None:
         Mps.from_dict(dict(last.mps)).clean_up()
     path.unlink(missing_ok=True)
