@@ -15,6 +15,8 @@ _BROUGHT_TYPES: dict[int, set[int]] = {
     10: {TensorProto.UINT4, TensorProto.INT4},
     11: {getattr(TensorProto, "FLOAT4E2M1", -1)},
 }
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+_FREE_INITIALIZERS = 4  # the IR version from which on initializers need not be inputs
 _FUNCTIONS = 8  # the IR version from which on a model may hold functions of its own
 _METADATA = 10  # from which on nodes and graphs may hold metadata
 
@@ -40,7 +42,8 @@ def make_portable(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> None
 def needed_ir_version(model: onnx.ModelProto) -> int:
     """Return the oldest IR version that holds the model; its own where that is not known."""
     try:
-        needed: int = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+        standard = [item for item in model.opset_import if item.domain in _DOMAINS]
+        needed: int = max(_FREE_INITIALIZERS, onnx.helper.find_min_ir_version_for(standard))
     except ValueError:  # an operator set newer than the installed onnx
         return int(model.ir_version)
     graph = model.graph

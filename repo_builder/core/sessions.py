@@ -8,10 +8,12 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from repo_builder.core import shapes
 from repo_builder.core.errors import ModelError, first_line
 from repo_builder.core.tensors import Array
 
 VERSION: str = ort.__version__
+PROVIDERS: tuple[str, ...] = tuple(ort.get_available_providers())
 
 
 class Session:
@@ -34,8 +36,8 @@ class Session:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its classes derive from Exception alone
             raise ModelError(f"ONNX Runtime {VERSION} cannot load it: {_reason(error)}") from None
-        self.inputs = {item.name: shape(item.shape) for item in self._session.get_inputs()}
-        self.outputs = {item.name: shape(item.shape) for item in self._session.get_outputs()}
+        self.inputs = {item.name: shapes.stated(item.shape) for item in self._session.get_inputs()}
+        self.outputs = {item.name: shapes.stated(item.shape) for item in self._session.get_outputs()}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return all outputs by name.
@@ -48,12 +50,6 @@ class Session:
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:  # as above
             raise ModelError(_reason(error)) from None
-
-
-def shape(sizes: object) -> tuple[int, ...]:
-    """Return a NodeArg's shape, -1 for a size that varies; a size of 0 is 0."""
-    assert isinstance(sizes, list | tuple)  # noqa: S101 - onnxruntime has no types
-    return tuple(size if isinstance(size, int) and size >= 0 else -1 for size in sizes)
 
 
 def _reason(error: Exception) -> str:

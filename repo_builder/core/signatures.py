@@ -85,7 +85,7 @@ class OnnxSignature:
 
     Attributes:
         inputs: Inputs; initializers that are listed as inputs are left out.
-        defaults: Names of those initializers: inputs that a caller may give.
+        optional: Those initializers: inputs that a caller may give.
         outputs: Outputs, with dimensions that only shape inference finds.
         external: Files that hold weights, relative to the ONNX file's folder.
         ir_version: The IR version of the file.
@@ -95,7 +95,7 @@ class OnnxSignature:
     """
 
     inputs: tuple[OnnxTensor, ...]
-    defaults: frozenset[str]
+    optional: tuple[OnnxTensor, ...]
     outputs: tuple[OnnxTensor, ...]
     external: frozenset[str] = frozenset()
     ir_version: int = 0
@@ -162,7 +162,7 @@ def of_model(model: onnx.ModelProto) -> OnnxSignature:
     given = [item for item in model.graph.input if item.name not in initial]
     return OnnxSignature(
         inputs=tuple(_tensor(item) for item in given),
-        defaults=frozenset(item.name for item in model.graph.input if item.name in initial),
+        optional=tuple(_tensor(item) for item in model.graph.input if item.name in initial),
         outputs=tuple(
             dataclasses.replace(_tensor(found), symbols=_tensor(said).symbols)
             for found, said in zip(_inferred(model).graph.output, model.graph.output, strict=True)
@@ -200,23 +200,14 @@ def _as_loaded(found: OnnxSignature, path: Path) -> OnnxSignature:
     return dataclasses.replace(found, inputs=seen(found.inputs), outputs=seen(found.outputs), runtime=version)
 
 
-def unlike(dims: Sequence[int], model: Sequence[int], *, batched: bool, exact: bool) -> bool:
-    """Whether the dims of config.pbtxt are not what a model's tensor takes or gives.
-
-    The rule of Triton's onnxruntime backend (``CompareDimsSupported``): the rank is the same, a fixed size of the
-    model is the configuration's; where the model's size varies, any will do, unless the tensor is compared exactly.
-
-    Args:
-        dims: What the model gets of config.pbtxt: dims, or what they are reshaped to.
-        model: The tensor's whole shape as ONNX Runtime states it, -1 where it varies.
-        batched: Whether the first dimension is the batch, which ``dims`` leaves out.
-        exact: Whether a size that varies must be -1: so for outputs in Triton's own backend, not in the embedded one.
-    """
-    whole = [-1, *dims] if batched else list(dims)
-    if not model and not batched:
-        return any(size != 1 for size in whole)  # one number: it has the shape that the configuration gives it
-    return len(whole) != len(model) or any(
-        there != said and (exact or there != -1) for said, there in zip(whole, model, strict=True)
+def versions(path: Path) -> tuple[int, int]:
+    """Return the operator set and the IR version of a file; 0 where it is no ONNX model that can be read."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError, ValueError):
+        return 0, 0
+    return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0), int(
+        model.ir_version
     )
 
 

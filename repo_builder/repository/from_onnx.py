@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from repo_builder.core import batching, signatures
+from repo_builder.core import batching, shapes, signatures
 from repo_builder.core.errors import RepositoryError, did_you_mean
 from repo_builder.core.recipe import RepositorySpec
 from repo_builder.core.signatures import OnnxSignature, OnnxTensor
@@ -118,7 +118,9 @@ def _tensors(
         given = dims.get(item.name)
         if given is None or item.shape is None:
             continue
-        if signatures.unlike(given or (() if batched else (1,)), item.shape, batched=batched, exact=exact):
+        if 0 in item.shape or shapes.unlike(
+            given or (() if batched else (1,)), item.shape, batched=batched, exact=exact
+        ):
             shape = list(item.shape[1:] if batched else item.shape)
             said = " behind the batch" if batched else ""
             rule = ", and an output must have exactly that" if exact else ""

@@ -16,7 +16,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -61,6 +61,7 @@ def place(
     keep = engine.recipe.repository.keep_versions if keep_versions is None else keep_versions
     spec = dataclasses.replace(config.from_engine(engine), keep_versions=keep)
     text = config.render(spec)
+    _refuse_broken_lines(engine.classes if spec.labels else ())
     where = repository.absolute()
     target = where / engine.recipe.name
     with _exclusive(where) as staging, files.output_errors(where):
@@ -95,6 +96,17 @@ def _plan(target: Path, version: int | str, keep: int) -> tuple[int, list[int]]:
             hint="keep more versions, or use --version next",
         )
     return number, [item for item in newest if item != number]
+
+
+def _refuse_broken_lines(classes: Sequence[str]) -> None:
+    """Refuse names of classes that would be more than one line of labels.txt and shift all behind them."""
+    for place, name in enumerate(classes):
+        if "\n" in name or "\r" in name:
+            raise RepositoryError(
+                f"the name of class {place} ({name!r}) has a line break, and labels.txt has one line a class",
+                where="labels.txt",
+                hint="name the class without it",
+            )
 
 
 def _refuse_foreign(target: Path) -> None:

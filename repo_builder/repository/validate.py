@@ -130,7 +130,7 @@ def _check(
         return []  # has its own finding
     return _found(
         folder,
-        versions.check(folder),
+        versions.check(folder, target),
         settings.check(folder, target),
         batching.check(folder),
         sequences.check(folder),

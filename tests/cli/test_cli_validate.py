@@ -24,7 +24,9 @@ def repository(tmp_path: Path) -> Path:
     """A repository of two sound models of the Python backend."""
     for name in ("one", "two"):
         (tmp_path / "r" / name / "1").mkdir(parents=True)
-        (tmp_path / "r" / name / "1" / "model.py").write_text("class TritonPythonModel: ...")
+        (tmp_path / "r" / name / "1" / "model.py").write_text(
+            "class TritonPythonModel:\n    def execute(self, requests): ..."
+        )
         (tmp_path / "r" / name / "config.pbtxt").write_text(CONFIG)
     return tmp_path / "r"
 

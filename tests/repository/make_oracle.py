@@ -23,7 +23,7 @@ from typing import Any
 import oracle_matrix
 
 from repo_builder.core import environment
-from repo_builder.serve.run import embedded
+from repo_builder.serve.run import assembly, embedded
 
 ORACLE = Path(__file__).with_name("oracle.json")
 PATIENCE_S = 45.0  # some broken models keep the server waiting for ever
@@ -78,7 +78,7 @@ def serve(repository: Path, log: Path) -> dict[str, dict[str, Any]] | None:
         port = probe.getsockname()[1]
     wheel = embedded.find_wheel()
     command = [
-        str(wheel.server), f"--model-repository={repository}", f"--backend-directory={embedded.assemble(wheel)}",
+        str(wheel.server), f"--model-repository={repository}", f"--backend-directory={assembly.assemble(wheel)}",
         f"--http-port={port}", "--http-address=127.0.0.1", "--allow-grpc=false", "--allow-metrics=false",
         "--exit-on-error=false", "--strict-readiness=false", "--pinned-memory-pool-byte-size=0",
     ]  # fmt: skip

@@ -424,7 +424,8 @@ def _instances() -> dict[str, Case]:
 
 def _rest() -> dict[str, Case]:
     more = {
-        "runtime.right": 'runtime: "model.py"',
+        "runtime.right": 'runtime: "libtriton_python.so"',
+        "runtime.model_py": 'runtime: "model.py"',
         "runtime.outside": 'runtime: "../other.so"',
         "runtime.absolute": 'runtime: "/tmp/other.so"',
         "runtime.none": 'runtime: "libnone.so"',

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -261,3 +262,30 @@ def test_a_kill_at_any_moment_leaves_a_whole_repository(make_engine: MakeEngine,
         assert validate.validate(repository) == ()  # compares the model file with its manifest, labels, versions
     layout.place(engines[1], repository)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["build", "r"]
+
+
+def test_what_triton_would_not_load_is_not_placed(make_engine: Callable[..., EngineArtifact], tmp_path: Path) -> None:
+    sound = layout.place(make_engine(content="sound"), tmp_path / "r")
+    before = (sound / "1" / "model.onnx").read_bytes()
+    broken = make_engine(content="broken")
+    model = onnx.load(broken.model)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, broken.model)
+    broken = dataclasses.replace(broken, files=artifacts.hashes(broken.path))
+    artifacts.write_manifest(broken)
+    with pytest.raises(
+        RepositoryError, match=r"is not placed, since Triton would not load it: ONNX Runtime .*NoSuchOp"
+    ):
+        layout.place(broken, tmp_path / "r")
+    assert (sound / "1" / "model.onnx").read_bytes() == before
+    assert not list(tmp_path.glob(".*staging*/*"))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r"])
+def test_a_class_with_a_line_break_is_refused(
+    make_engine: Callable[..., EngineArtifact], tmp_path: Path, name: str
+) -> None:
+    engine = dataclasses.replace(make_engine(), classes=("x", name, "y", "z"))
+    with pytest.raises(RepositoryError, match=r"the name of class 1 .* has a line break"):
+        layout.place(engine, tmp_path / "r")
+    assert not (tmp_path / "r" / "toy").exists()

@@ -96,7 +96,7 @@ def test_it_works_without_a_config(model: Callable[..., Path]) -> None:
         (CONFIG + "dynamic_batching { preferred_batch_size: [ 0 ] }", "preferred_batch_size 0"),
         (CONFIG + "instance_group [ { kind: KIND_CPU gpus: [ 0 ] } ]", "is KIND_CPU and names GPUs"),
         (CONFIG + 'instance_group [ { profile: [ "0" ] } ]', "names profiles"),
-        (CONFIG + "version_policy { specific { versions: [ 1, 7 ] } }", "asks for version 7, and there is only 1"),
+        (CONFIG + "version_policy { specific { versions: [ 7 ] } }", "asks for version 7, and there is only 1"),
         (CONFIG + "version_policy { latest { num_versions: 0 } }", "serves none of the versions 1"),
         (CONFIG.replace("output [ {", 'output [ { label_filename: "l.txt"'), "is missing, and output 'y' names it"),
         (CONFIG + 'default_model_filename: "net.onnx"', "is missing"),
@@ -120,6 +120,7 @@ def test_each_error_is_found(model: Callable[..., Path], text: str, message: str
     [
         (CONFIG + 'input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]', "input 'x' is there 2 times"),
         (CONFIG + "instance_group [ { count: -2 kind: KIND_CPU } ]", "has a count of -2"),
+        (CONFIG + "version_policy { specific { versions: [ 1, 7 ] } }", "asks for version 7, and there is only 1"),
         (CONFIG + "instance_group [ { kind: KIND_GPU } ]", "is KIND_GPU, and this machine has no GPU"),
         (CONFIG + WARMUP.format(0, "x", "TYPE_FP32", 4, "zero_data: true"), "so it is skipped"),
         (
@@ -402,8 +403,15 @@ def test_backends_that_are_not_ours(tmp_path: Path) -> None:
         return [f"{item.level}: {item.message}" for item in validate(tmp_path / name)]
 
     tensors = CONFIG.replace('backend: "onnxruntime"', "")
-    assert write("a", 'backend: "python"' + tensors, {"model.py": "class TritonPythonModel: ..."}) == []
-    assert write("b", tensors, {"model.py": "from x import Y as TritonPythonModel"}) == []
+    assert (
+        write(
+            "a",
+            'backend: "python"' + tensors,
+            {"model.py": "class TritonPythonModel:\n    def execute(self, requests): ..."},
+        )
+        == []
+    )
+    assert write("b", tensors, {"model.py": "from json import JSONDecoder as TritonPythonModel"}) == []
     assert write("c", tensors, {"model.py": "def f("})[0].startswith("error: is not Python")
     assert write("d", tensors, {"model.py": ""}) == ["error: is empty"]
     assert write("e", tensors, {"model.py": "x = 1"}) == ["error: has no class TritonPythonModel"]

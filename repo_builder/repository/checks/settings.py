@@ -9,11 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from repo_builder.core import environment
-from repo_builder.repository import onnx_parameters, protobuf
+from repo_builder.repository import protobuf
 from repo_builder.repository.checks.findings import Finding, error, info, warning
 from repo_builder.repository.checks.folder import ModelFolder
 from repo_builder.repository.checks.target import Target, newer_fields
+from repo_builder.repository.spec import BACKENDS
 
+_EMBEDDED = ("onnxruntime", "python", "tensorrt")  # the backends of the embedded server
+_AGENTS = ("checksum",)  # the repository agents of Triton's image; the embedded server has none
 _COMPLETED = ("onnxruntime", "tensorrt", "tensorflow", "openvino")  # backends that fill in tensors from the model file
 
 
@@ -30,9 +33,7 @@ def check(folder: ModelFolder, target: Target) -> Iterator[Finding]:
     yield from _tensors(folder)
     yield from _labels(folder)
     yield from _instances(folder)
-    yield from _runtime(folder)
-    if config.backend == "onnxruntime":
-        yield from _parameters(where, config, target)
+    yield from _runtime(folder, target)
     if config.response_cache.enable and config.model_transaction_policy.decoupled:
         yield error(where, "the response cache does not serve decoupled models", "leave one of them out")
 
@@ -75,8 +76,6 @@ def _tensor(folder: ModelFolder, what: str, tensor: Any) -> Iterator[Finding]:  
         yield error(where, f"{what} is a kind of tensor that only the tensorrt backend has")
     if getattr(tensor, "format", 0) and len(tensor.dims) != 3:
         yield error(where, f"{what} has an image format and {len(tensor.dims)} dims", "image formats go with 3 dims")
-    if getattr(tensor, "optional", False) and config.backend == "onnxruntime" and config.max_batch_size:
-        yield error(where, f"{what} is optional, which the onnxruntime backend takes in models that do not batch only")
 
 
 def _same_elements(dims: Sequence[int], shape: Sequence[int]) -> bool:
@@ -102,7 +101,7 @@ def _labels(folder: ModelFolder) -> Iterator[Finding]:
         if not file.is_file():
             yield error(where, f"is missing, and output '{output.name}' names it")
             continue
-        yield from _names(where, output, file.read_text(encoding="utf-8", errors="replace").splitlines())
+        yield from _names(where, output, file.read_text(encoding="utf-8", errors="replace").split("\n"))
 
 
 def _names(where: str, output: Any, lines: list[str]) -> Iterator[Finding]:  # noqa: ANN401 - a ModelOutput
@@ -142,17 +141,22 @@ def _instances(folder: ModelFolder) -> Iterator[Finding]:
             yield warning(where, f"{what} is KIND_CPU, so the GPU execution accelerators have no effect on it")
 
 
-def _runtime(folder: ModelFolder) -> Iterator[Finding]:
-    """Check that the backend's library is named, not a way to it: Triton refuses what leaves the backend's folder."""
-    runtime = folder.config.runtime
+def _runtime(folder: ModelFolder, target: Target) -> Iterator[Finding]:
+    """Check that the backend, its library and the agents that are named are there."""
+    where, config = folder.config_path, folder.config
+    runtime, backend = config.runtime, config.backend
+    places = (folder.path, *(folder.path / str(version) for version in folder.versions))
     if runtime and ("/" in runtime or runtime in (".", "..")):
         hint = "name a file in the backend's folder, or leave it out"
-        yield error(folder.config_path, f"runtime is '{runtime}', which leaves the backend's folder", hint)
-
-
-def _parameters(where: str, config: Any, target: Target) -> Iterator[Finding]:  # noqa: ANN401 - a ModelConfig
-    for key, value in config.parameters.items():
-        if message := onnx_parameters.wrong(key, value.string_value):
-            # Triton's own backend reads any number, and takes one that makes no sense for none
-            lenient = target.runtime == "container" and value.string_value.lstrip("+-").isdecimal()
-            yield (warning if lenient else error)(where, message)
+        yield error(where, f"runtime is '{runtime}', which leaves the backend's folder", hint)
+    elif runtime and runtime != f"libtriton_{backend}.so":
+        beside = runtime != "model.py" and any((place / runtime).is_file() for place in places)
+        report = error if backend == "python" and not beside else warning
+        yield report(where, f"runtime is '{runtime}', another library than the backend's own", "leave it out")
+    if not folder.ensemble and backend and backend not in _EMBEDDED and target.runtime == "embedded":
+        yield error(where, f"backend '{backend}' is not in the embedded server", f"it has {', '.join(_EMBEDDED)}")
+    elif not folder.ensemble and backend and backend not in BACKENDS and target.runtime == "container":
+        yield warning(where, f"backend '{backend}' is not in Triton's image", "add it to one of your own")
+    for agent in config.model_repository_agents.agents:
+        if target.runtime == "embedded" or agent.name not in _AGENTS:
+            yield error(where, f"the repository agent '{agent.name}' is not there", "leave it out")

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from repo_builder.core import artifacts, files, signatures
+from repo_builder.core import artifacts, files, shapes, signatures
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
 from repo_builder.core.errors import RepoBuilderError
 from repo_builder.core.signatures import OnnxSignature, OnnxTensor
 from repo_builder.repository import protobuf
+from repo_builder.repository.checks import onnx_settings as runtime
 from repo_builder.repository.checks import plans
 from repo_builder.repository.checks.findings import Finding, error, info, warning
 from repo_builder.repository.checks.folder import ModelFolder, shape_of
@@ -72,6 +73,7 @@ def _onnx(folder: ModelFolder, version: int, target: Target) -> Iterator[Finding
     if signature.refusal and not config.model_operations.op_library_filename:
         yield error(where, signature.refusal, "export it for that version, or name model_operations")
         return
+    yield from runtime.check(folder, target)
     yield from onnx_versions(where, dict(signature.opsets).get("", 0), signature.ir_version, target)
     if not config.max_batch_size and not signature.why_no_batch:
         yield info(folder.config_path, "max_batch_size is 0, and the model could batch")
@@ -90,11 +92,17 @@ def _onnx(folder: ModelFolder, version: int, target: Target) -> Iterator[Finding
 def _inputs(folder: ModelFolder, signature: OnnxSignature, where: str, target: Target) -> Iterator[Finding]:
     config = folder.config
     known = {item.name: item for item in signature.inputs}
+    takes = {**known, **{item.name: item for item in signature.optional}}
     for tensor in config.input:
-        if tensor.name in known:
-            yield from _tensor(folder, "input", tensor, known[tensor.name], target)
-        elif tensor.name not in signature.defaults:
+        if tensor.name in takes:
+            yield from _tensor(folder, "input", tensor, takes[tensor.name], target)
+        else:
             yield error(folder.config_path, f"input '{tensor.name}' is not in {where}", _there_are(known))
+    for name in sorted(folder.named_inputs - {item.name for item in config.input} - set(takes)):
+        yield error(folder.config_path, f"fills the input '{name}', which is not in {where}", _there_are(known))
+    for state in config.sequence_batching.state:
+        if state.output_name not in {item.name for item in signature.outputs}:
+            yield error(folder.config_path, f"keeps the output '{state.output_name}', which is not in {where}")
     for name in sorted(set(known) - folder.named_inputs):
         yield error(folder.config_path, f"does not name the input '{name}' of {where}", "every input must be there")
 
@@ -115,7 +123,12 @@ def _tensor(
     elif given != model.dtype.config:
         yield error(where, f"{what} is {given}, and {model.dtype.config} in the model")
     odd = not tensor.dims or any(size < 1 and size != -1 for size in tensor.dims)  # has its own finding
-    if model.shape is None or odd or getattr(tensor, "allow_ragged_batch", False):
+    if getattr(tensor, "allow_ragged_batch", False):
+        yield from target.only_embedded(where, f"{what} allows ragged batches")
+        return
+    if getattr(tensor, "optional", False) and largest > 0:
+        yield from target.only_native(where, f"{what} is optional, which needs max_batch_size: 0")
+    if model.shape is None or odd:
         return
     if largest > 0 and model.shape[:1] != (-1,):
         yield error(
@@ -128,14 +141,14 @@ def _tensor(
     dims, batched = shape_of(tensor), largest > 0
     shape = list(model.shape[1:] if batched else model.shape)
     named = f"{what} has dims {dims}, and {shape} in the model" + (" behind the batch" if batched else "")
-    if 0 in model.shape and not signatures.unlike(
-        dims, [size or -1 for size in model.shape], batched=batched, exact=True
-    ):
-        yield from target.only_native(where, f"{named}: a size of 0, which config.pbtxt cannot say")
-    elif signatures.unlike(dims, model.shape, batched=batched, exact=False):
+    if shapes.unlike(dims, model.shape, batched=batched, exact=False):
         yield error(where, named, f"write dims: {shape or [1]}")
-    elif kind == "output" and signatures.unlike(dims, model.shape, batched=batched, exact=True):
+    elif 0 in model.shape:
+        yield from target.only_native(where, f"{named}: a size of 0, which config.pbtxt cannot say")
+    elif kind == "output" and shapes.unlike(dims, model.shape, batched=batched, exact=True):
         yield from target.only_native(where, named, "an output must have the model's dimensions, -1 where they vary")
+    elif not model.shape and len(dims) > 1:
+        yield from target.only_embedded(where, named, "write dims: [ 1 ]")
 
 
 def _there_are(known: dict[str, OnnxTensor]) -> str:

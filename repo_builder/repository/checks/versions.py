@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from repo_builder.repository.checks import python_model
 from repo_builder.repository.checks.findings import Finding, error, info, warning
 from repo_builder.repository.checks.folder import MODEL_FILES, ModelFolder
+from repo_builder.repository.checks.target import Target
 from repo_builder.repository.spec import CONFIG
 
 _OTHER_FOLDERS = ("warmup", "initial_state", "configs")  # Triton's own names beside version folders
 
 
-def check(folder: ModelFolder) -> Iterator[Finding]:
+def check(folder: ModelFolder, target: Target) -> Iterator[Finding]:
     """Check versions against the version policy, model files, and stray files."""
     yield from _strays(folder)
     if not folder.versions:
@@ -26,7 +27,8 @@ def check(folder: ModelFolder) -> Iterator[Finding]:
     policy = folder.config.version_policy
     missing = [str(number) for number in policy.specific.versions if number not in folder.versions]
     if missing:
-        yield error(
+        report = warning if folder.served else error  # Triton serves those that are there
+        yield report(
             folder.config_path,
             f"version_policy asks for version {', '.join(missing)}, and there is only {_listed(folder.versions)}",
         )
@@ -34,10 +36,10 @@ def check(folder: ModelFolder) -> Iterator[Finding]:
         yield error(folder.config_path, f"version_policy serves none of the versions {_listed(folder.versions)}")
     for version in folder.versions:
         if not folder.ensemble and folder.filename:
-            yield from _model_file(folder, version)
+            yield from _model_file(folder, version, target)
 
 
-def _model_file(folder: ModelFolder, version: int) -> Iterator[Finding]:
+def _model_file(folder: ModelFolder, version: int, target: Target) -> Iterator[Finding]:
     file, where = folder.file(version), f"{folder.name}/{version}/{folder.filename}"
     if not file.exists():
         report = error if version in folder.served else warning
@@ -48,22 +50,7 @@ def _model_file(folder: ModelFolder, version: int) -> Iterator[Finding]:
     elif file.is_file() and not file.stat().st_size:
         yield error(where, "is empty", "copy or build it again")
     elif folder.config.backend == "python":
-        yield from _python_model(file, where)
-
-
-def _python_model(file: Path, where: str) -> Iterator[Finding]:
-    """Check that a model.py compiles and has the class that the Python backend looks for."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError) as reason:
-        yield error(where, f"is not Python ({reason})")
-        return
-    defined = {item.name for item in ast.walk(tree) if isinstance(item, ast.ClassDef)}
-    brought = {
-        name.asname or name.name for item in ast.walk(tree) if isinstance(item, ast.ImportFrom) for name in item.names
-    }
-    if "TritonPythonModel" not in defined | brought:
-        yield error(where, "has no class TritonPythonModel", "the Python backend looks for that name")
+        yield from python_model.check(folder, version, target)
 
 
 def _strays(folder: ModelFolder) -> Iterator[Finding]:

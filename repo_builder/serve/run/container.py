@@ -15,47 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repo_builder.core import assets
+from repo_builder.core import releases, signatures
 from repo_builder.core.errors import MissingDependency, ServeError
+from repo_builder.core.releases import Release
 from repo_builder.core.servers import Endpoints
 from repo_builder.serve.run import choices, configs, control
 from repo_builder.serve.run.job import Job
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-IMAGE = "nvcr.io/nvidia/tritonserver:{release}-py3"
 _ENGINES = ("docker", "podman")
 _GPU = {"docker": ["--gpus", "all"], "podman": ["--device", "nvidia.com/gpu=all"]}
 _SHM_SIZE = "1g"  # the engines' own 64 MB are soon full
 _RESTRICTS = (24, 1)  # the first release listed whose Triton knows --http-restricted-api
 _WANTS_GPU = re.compile(r"\bKIND_GPU\b|\b(backend|platform)\s*:\s*[\"'](tensorrt|tensorrt_plan)[\"']")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """One release of the container.
-
-    Attributes:
-        name: ``YY.MM``.
-        tensorrt: Version of TensorRT.
-        cuda: Version of CUDA.
-        driver: NVIDIA driver branch that it asks for.
-        onnxruntime: Version of ONNX Runtime, empty where it is not known.
-    """
-
-    name: str
-    tensorrt: str
-    cuda: str
-    driver: str
-    onnxruntime: str = ""
-
-    @property
-    def image(self) -> str:
-        """The image's name."""
-        return IMAGE.format(release=self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +36,14 @@ class Demand:
     Attributes:
         gpu: Whether a model wants a GPU.
         tensorrt: Versions of TensorRT that built its plans → the models.
+        opset: Newest operator set of its ONNX files, 0 where there are none.
+        ir_version: Newest IR version of them.
     """
 
     gpu: bool
     tensorrt: dict[str, list[str]]
-
-
-def releases() -> tuple[Release, ...]:
-    """Return the known releases, oldest first."""
-    text = (assets.deploy_folder() / "triton_releases.toml").read_text(encoding="utf-8")
-    found = (Release(**item) for item in tomllib.loads(text)["release"])
-    return tuple(sorted(found, key=lambda item: _numbers(item.name)))
+    opset: int = 0
+    ir_version: int = 0
 
 
 def demand(repository: Path, models: Sequence[str] = ()) -> Demand:
@@ -85,7 +53,7 @@ def demand(repository: Path, models: Sequence[str] = ()) -> Demand:
         repository: The model repository.
         models: The models to look at; empty means all.
     """
-    gpu = False
+    gpu, opset, ir_version = False, 0, 0
     built: dict[str, list[str]] = {}
     for folder in sorted(
         item for item in repository.iterdir() if item.is_dir() and (not models or item.name in models)
@@ -95,7 +63,10 @@ def demand(repository: Path, models: Sequence[str] = ()) -> Demand:
         gpu |= bool(_WANTS_GPU.search(re.sub(r"#.*", "", text))) or any(folder.glob("*/*.plan"))
         for version in {_tensorrt(manifest) for manifest in folder.glob("*/manifest.json")} - {""}:
             built.setdefault(version, []).append(folder.name)
-    return Demand(gpu=gpu, tensorrt=built)
+        for file in folder.glob("*/*.onnx"):
+            found = signatures.versions(file)
+            opset, ir_version = max(opset, found[0]), max(ir_version, found[1])
+    return Demand(gpu=gpu, tensorrt=built, opset=opset, ir_version=ir_version)
 
 
 def choose(wanted: Demand) -> tuple[Release, str]:
@@ -104,7 +75,12 @@ def choose(wanted: Demand) -> tuple[Release, str]:
     Raises:
         ServeError: No known release has the TensorRT of the plans, or they come from several versions.
     """
-    known = releases()
+    known = [item for item in releases.releases() if _reads(item, wanted)]
+    if not known:
+        raise ServeError(
+            f"no Triton release is known that reads ONNX of opset {wanted.opset} and IR version {wanted.ir_version}",
+            hint="export it with an older opset, or name a newer release with --image",
+        )
     if not wanted.tensorrt:
         return known[-1], "the newest release known, no plan asks for another"
     versions = {_short(version): models for version, models in wanted.tensorrt.items()}
@@ -116,13 +92,21 @@ def choose(wanted: Demand) -> tuple[Release, str]:
             hint="serve them one by one with --model, or compile them again with one version",
         )
     (version,) = versions
-    fitting = [item for item in known if _short(item.tensorrt) == version]
+    fitting = [item for item in known if item.tensorrt and _short(item.tensorrt) == version]
     if not fitting:
         raise ServeError(
             f"no Triton release is known that has the TensorRT {version} of the plans",
             hint="name one with --image; deploy/triton_releases.toml lists those known",
         )
     return fitting[-1], f"its TensorRT {version} is that of the plans"
+
+
+def _reads(release: Release, wanted: Demand) -> bool:
+    """Whether a release's ONNX Runtime reads the models; where it is not known which that is, it is not promised."""
+    if not wanted.opset:
+        return True
+    found = releases.reads(release)
+    return found is not None and wanted.opset <= found.opset and wanted.ir_version <= found.ir_version
 
 
 def command(
@@ -175,7 +159,7 @@ def command(
 def restricts(image: str) -> bool:
     """Whether the Triton of an image can close parts of its interface; an image without a release is taken for new."""
     tag = re.search(r":(\d\d\.\d\d)\b", image)
-    return tag is None or _numbers(tag[1]) >= _RESTRICTS
+    return tag is None or releases.numbers(tag[1]) >= _RESTRICTS
 
 
 def left_open(repository: Path, models: Sequence[str], image: str | None) -> str | None:
@@ -311,7 +295,3 @@ def _tensorrt(manifest: Path) -> str:
 def _short(version: str) -> str:
     """Return major.minor.patch, to which plans are tied."""
     return ".".join(version.split(".")[:3])
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))

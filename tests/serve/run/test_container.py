@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import shlex
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
+from repo_builder.core import releases
 from repo_builder.core.errors import MissingDependency, ServeError
 from repo_builder.serve import choose_runtime, start
 from repo_builder.serve.run import container, embedded
@@ -27,17 +29,6 @@ def plan(repository: Path, model: str, tensorrt: str) -> None:
     version.mkdir(parents=True)
     (version / "model.plan").write_bytes(b"plan")
     (version / "manifest.json").write_text(json.dumps({"details": {"tensorrt_version": tensorrt}}))
-
-
-def test_the_table_of_releases_is_whole_and_in_order() -> None:
-    found = container.releases()
-    assert [item.name for item in found] == sorted({item.name for item in found})
-    for item in found:
-        assert re.fullmatch(r"2\d\.(0[1-9]|1[0-2])", item.name)
-        for version in (item.tensorrt, item.cuda, item.onnxruntime or "0.0.0"):
-            assert re.fullmatch(r"\d+\.\d+\.\d+", version)
-        assert item.driver.isdecimal()
-    assert any(item.tensorrt.startswith("8.5.") for item in found)
 
 
 def test_the_release_is_the_one_with_the_plans_tensorrt(tmp_path: Path) -> None:
@@ -53,8 +44,24 @@ def test_of_several_releases_with_that_tensorrt_the_newest_is_chosen() -> None:
 
 def test_without_a_plan_the_newest_release_is_chosen(small: Path) -> None:
     wanted = container.demand(small)
-    assert wanted == Demand(gpu=False, tensorrt={})
-    assert container.choose(wanted)[0] == container.releases()[-1]
+    assert (wanted.gpu, wanted.tensorrt) == (False, {})
+    assert container.choose(wanted)[0] == releases.releases()[-1]
+
+
+def test_an_onnx_file_asks_for_a_release_that_reads_it(tmp_path: Path) -> None:
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    onnx.save(model, tmp_path / "m" / "1" / "model.onnx")
+    wanted = container.demand(tmp_path)
+    assert (wanted.opset, wanted.ir_version) == (22, 10)
+    assert container.choose(wanted)[0] == releases.releases()[-1]
+    plan(tmp_path, "old", "10.5.0.18")
+    with pytest.raises(ServeError, match=r"no Triton release is known that has the TensorRT 10\.5\.0"):
+        container.choose(container.demand(tmp_path))  # 24.10 has it, and reads opset 21 only
+    with pytest.raises(ServeError, match="no Triton release is known that reads ONNX of opset 90"):
+        container.choose(Demand(gpu=False, tensorrt={}, opset=90, ir_version=8))
 
 
 def test_a_tensorrt_that_no_release_has_is_refused(tmp_path: Path) -> None:

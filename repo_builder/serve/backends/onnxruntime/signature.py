@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import onnxruntime as ort
 
+from repo_builder.core import shapes
 from repo_builder.core.errors import ServeError
 from repo_builder.serve.backends.onnxruntime.settings import Config
 
@@ -53,7 +54,7 @@ def declared(tensors: Sequence[ort.NodeArg]) -> list[Declared]:
             raise ServeError(reason, hint=_ELSEWHERE)
         if item.type not in _TYPES:
             raise ServeError(f"the tensor '{item.name}' is a {item.type}, which Triton cannot carry")
-    return [Declared(item.name, _TYPES[item.type], tuple(map(_size, item.shape))) for item in tensors]
+    return [Declared(item.name, _TYPES[item.type], shapes.stated(item.shape)) for item in tensors]
 
 
 def fed(config: Config) -> list[Config]:
@@ -155,12 +156,7 @@ def _check_one(item: Config, model: Declared, *, batched: bool, side: str) -> No
         return
     dims = model_dims(item)
     whole = [-1, *dims] if batched else dims
-    # -1 in config.pbtxt is how a size of 0 can be written there
-    same = len(whole) == len(model.dims) and all(
-        there == -1 or said == there or (said == -1 and there == 0)
-        for said, there in zip(whole, model.dims, strict=True)
-    )
-    if not same:
+    if not model.dims or shapes.unlike(dims, model.dims, batched=batched, exact=False):
         raise ServeError(f"the {what} has the shape {whole} in config.pbtxt and {list(model.dims)} in the model")
 
 
@@ -179,7 +175,3 @@ def _entry(item: Declared, *, batched: bool) -> dict[str, Any]:
     dims = list(item.dims[1:] if batched else item.dims)
     entry = {"name": item.name, "data_type": item.data_type, "dims": [size or -1 for size in dims] or [1]}
     return {**entry, "reshape": {"shape": []}} if batched and not dims else entry
-
-
-def _size(size: object) -> int:
-    return size if isinstance(size, int) and size >= 0 else -1
