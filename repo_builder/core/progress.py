@@ -56,7 +56,7 @@ def step(title: str) -> Iterator[Step]:
     console = stderr_console()
     current = Step()
     started = time.perf_counter()
-    status = console.status(f"{title} …") if console.is_terminal else None
+    status = console.status(f"{escape(title)} …") if console.is_terminal else None
     if status:
         status.start()
     try:
@@ -64,12 +64,13 @@ def step(title: str) -> Iterator[Step]:
     except BaseException:
         if status:
             status.stop()
-        console.print(f"[red]failed[/red] {time.perf_counter() - started:7.2f} s  {title}")
+        console.print(f"[red]failed[/red] {time.perf_counter() - started:7.2f} s  {escape(title)}")
         raise
     if status:
         status.stop()
     seconds = time.perf_counter() - started
-    console.print(f"[green]done[/green]   {seconds:7.2f} s  {title:<22} {escape('  '.join(current.notes))}")
+    text = escape(f"{title:<22} {'  '.join(current.notes)}")
+    console.print(f"[green]done[/green]   {seconds:7.2f} s  {text}")
 
 
 def stdout_console() -> Console:
@@ -80,7 +81,8 @@ def stdout_console() -> Console:
 
 def skipped(title: str, why: str = "up to date") -> None:
     """Say that a step was not needed."""
-    stderr_console().print(f"[dim]skip[/dim]             {title:<22}{why}")
+    text = escape(f"{title:<22}{why}")
+    stderr_console().print(f"[dim]skip[/dim]             {text}")
 
 
 def warn(sentence: str) -> None:

@@ -37,10 +37,11 @@ class DType(enum.Enum):
     UINT64 = "uint64"
     BOOL = "bool"
     STRING = "string"
+    BF16 = "bf16"
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The numpy dtype; ``object`` for strings."""
+        """The numpy dtype; ``object`` for strings, and ``uint16`` for the bits of BF16, which numpy does not have."""
         return np.dtype(_TABLE[self][0])
 
     @property
@@ -95,6 +96,7 @@ _TABLE: dict[DType, tuple[str, str, str | None, str, str]] = {
     DType.UINT64: ("uint64", "UINT64", None, "UINT64", "TYPE_UINT64"),
     DType.BOOL: ("bool", "BOOL", "BOOL", "BOOL", "TYPE_BOOL"),
     DType.STRING: ("object", "STRING", None, "BYTES", "TYPE_STRING"),
+    DType.BF16: ("uint16", "BFLOAT16", "BF16", "BF16", "TYPE_BF16"),  # behind UINT16, which numpy's name means
 }
 _BY_NAME: dict[str, DType] = {}
 for _dtype, _names in _TABLE.items():

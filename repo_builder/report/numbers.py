@@ -55,6 +55,11 @@ def bytes_(value: float | None) -> str:
     return f"{_three(value)} GB"
 
 
+def one_line(text: str) -> str:
+    """Return what a user named something as it is, but on one line: control characters as Python writes them."""
+    return "".join(item if item.isprintable() else item.encode("unicode_escape").decode() for item in text)
+
+
 def _three(value: float) -> str:
     """Three significant digits, no exponent."""
     if value >= 100:

@@ -30,6 +30,8 @@ def show(run: PerfRun, console: Console) -> None:
         console.print(_levels(run.levels))
         if any(item.server for item in run.levels):
             console.print(_times(run.levels))
+        if any(item.streaming for item in run.levels):
+            console.print(_streaming(run.levels))
     for item in run.levels:
         if item.explanation:
             _line(console, f"{item.level}: largest is {item.explanation.largest}: {item.explanation.suggestion}")
@@ -55,7 +57,7 @@ def _accuracy(result: AccuracyResult, console: Console) -> None:
         _line(console, "Confusion matrix (rows: label, columns: prediction)", "bold")
         table = _table("", ["", *result.classes])
         for name, row in zip(result.classes, result.confusion, strict=True):
-            table.add_row(name, *(str(cell) if cell else "·" for cell in row))
+            _row(table, name, *(str(cell) if cell else "·" for cell in row))
         console.print(table)
 
 
@@ -65,7 +67,8 @@ def _ladder(ladder: Ladder) -> Table:
         ["form", "top-1", "95 % interval", "agrees with above", "largest diff", "mean diff", "McNemar p", ""],
     )
     for rung in ladder.rungs:
-        table.add_row(
+        _row(
+            table,
             rung.form,
             numbers.percent(rung.top1),
             numbers.interval(rung.low, rung.high),
@@ -81,7 +84,10 @@ def _ladder(ladder: Ladder) -> Table:
 
 def _levels(levels: Sequence[LevelResult]) -> Table:
     open_loop = any(item.latency_from_due for item in levels)
+    refusing = any(item.refused for item in levels)
     heads = ["load", "infer/s", "p50", "p90", "p95", "p99", "p99.9", "max", "samples", "errors", ""]
+    if refusing:
+        heads[10:10] = ["refused"]
     if open_loop:
         heads[8:8] = ["p99 from due"]
     table = _table("Latency and throughput", heads)
@@ -95,9 +101,10 @@ def _levels(levels: Sequence[LevelResult]) -> Table:
             *([numbers.time_us(due.p99_us if due else None)] if open_loop else []),
             f"{latency.samples:,}" if latency else "0",
             f"{item.errors:,}",
+            *([f"{item.refused:,}"] if refusing else []),
             "ended early" if item.stopped else "unstable" if item.stable is False else "",
         ]
-        table.add_row(*cells, style="yellow" if item.stable is False else None)
+        _row(table, *cells, style="yellow" if item.stable is False else None)
     return table
 
 
@@ -119,7 +126,8 @@ def _times(levels: Sequence[LevelResult]) -> Table:
         for place, server in enumerate(item.server):
             first = place == 0
             whole = item.latency.mean_us if item.latency and first else server.total_us
-            table.add_row(
+            _row(
+                table,
                 str(item.level) if first else f"  of which {server.model}",
                 *(
                     numbers.time_us(value)
@@ -139,12 +147,24 @@ def _times(levels: Sequence[LevelResult]) -> Table:
     return table
 
 
+def _streaming(levels: Sequence[LevelResult]) -> Table:
+    heads = ["load", "first response p50", "p99", "gap between responses p50", "p99", "responses/request"]
+    table = _table("Responses of a decoupled model", heads)
+    for item in levels:
+        if item.streaming:
+            pairs = (item.streaming.first_response, item.streaming.gap)
+            cells = [numbers.time_us(getattr(part, f"{name}_us", None)) for part in pairs for name in ("p50", "p99")]
+            _row(table, str(item.level), *cells, f"{item.streaming.responses_per_request:.4g}")
+    return table
+
+
 def _gpus(levels: Sequence[tuple[LevelResult, Hardware]]) -> Table:
     heads = ["load", "GPU", "utilisation", "memory", "power", "idle power", "energy/inference"]
     table = _table("GPUs", heads)
     for item, hardware in levels:
         for gpu in hardware.gpus:
-            table.add_row(
+            _row(
+                table,
                 str(item.level),
                 gpu.name,
                 numbers.percent(gpu.utilisation, 0),
@@ -159,7 +179,8 @@ def _comparison(comparison: Comparison) -> Table:
     table = _table(f"Against the baseline of {comparison.baseline_date}", ["figure", "before", "now", "how sure", ""])
     for item in comparison.findings:
         form = numbers.percent if item.what == "top-1" else numbers.time_us
-        table.add_row(
+        _row(
+            table,
             item.what,
             form(item.before),
             form(item.after),
@@ -171,10 +192,16 @@ def _comparison(comparison: Comparison) -> Table:
 
 
 def _table(title: str, heads: Sequence[str]) -> Table:
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False)
+    table.title_style = "bold"
     for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place == 0 else "right", no_wrap=place == 0)
+        table.add_column(Text(numbers.one_line(head)), justify="left" if place == 0 else "right", no_wrap=place == 0)
     return table
+
+
+def _row(table: Table, *cells: str, style: str | None = None) -> None:
+    """Add a row whose cells are text, whatever a label or a model is called: rich would read ``[/x]`` as markup."""
+    table.add_row(*(Text(numbers.one_line(item)) for item in cells), style=style)
 
 
 def _line(console: Console, text: str, style: str = "") -> None:

@@ -27,11 +27,11 @@ def verdict(run: PerfRun) -> tuple[Sentence, ...]:
 
 
 def best(run: PerfRun) -> LevelResult | None:
-    """Return the level that a search chose, else the one with the highest throughput, among those that ended well."""
+    """Return the level that a search chose, else the one with the highest throughput, among those that are sound."""
     if run.knee is not None:
-        return run.levels[run.knee]
-    whole = [item for item in run.levels if item.latency and not item.stopped]
-    return max(whole, key=lambda item: item.infer_per_s, default=None)
+        return run.levels[run.knee] if run.levels[run.knee].sound else None
+    sound = [item for item in run.levels if item.latency and item.sound]
+    return max(sound, key=lambda item: item.infer_per_s, default=None)
 
 
 def _failures(run: PerfRun) -> list[Sentence]:
@@ -52,8 +52,11 @@ def _failures(run: PerfRun) -> list[Sentence]:
     found.extend(_regressions(run.comparison))
     errors = sum(item.errors for item in run.levels)
     if errors:
-        said = next((text for item in run.levels for text in item.failures), "no reason given")
+        said = next((text for item in run.levels if item.errors for text in item.failures), "no reason given")
         found.append(f"{errors:,} requests failed, the first with: {said}.")
+    found.extend(f"{item.level}: no request was answered." for item in run.levels if not item.requests)
+    if run.comparison and not run.comparison.findings:
+        found.append(f"Nothing could be compared with the baseline of {run.comparison.baseline_date}.")
     return [Sentence(tone="bad", text=text) for text in found]
 
 
@@ -64,9 +67,18 @@ def _regressions(comparison: Comparison | None) -> list[str]:
 
 def _doubts(run: PerfRun) -> list[Sentence]:
     found = [f"Accuracy was not measured: {run.accuracy_skipped}."] if run.accuracy_skipped else []
+    if run.not_the_build:
+        found.insert(0, _sentence(run.not_the_build))
     unstable = [str(item.level) for item in run.levels if item.stable is False and not item.stopped]
     if unstable:
         found.append(f"Not stable, take with care: {'; '.join(unstable)}.")
+    measured = [item for item in run.levels if item.latency and not item.stopped]
+    if measured and best(run) is None:
+        top = max(measured, key=lambda item: item.infer_per_s)
+        found.append(
+            f"No level was stable and free of failures, refusals and cache hits: no throughput stands for the model; "
+            f"the highest seen was {numbers.rate(top.infer_per_s)} inferences/s at {top.level}."
+        )
     for item in run.levels:
         found.extend(f"{item.level}: {note}." for note in item.notes)
     found.extend(_sentence(note) for note in run.notes)
@@ -77,6 +89,11 @@ def _doubts(run: PerfRun) -> list[Sentence]:
 
 def _findings(run: PerfRun) -> list[Sentence]:
     found = []
+    if run.identity and run.layers:
+        found.append(
+            f"The model that runs is the build at hand: recipe '{run.identity.recipe}', "
+            f"sha256 {run.identity.engine_sha256[:12]}."
+        )
     if run.accuracy:
         found.append(
             f"Top-1 through the server is {numbers.percent(run.accuracy.top1)} "
@@ -92,9 +109,9 @@ def _findings(run: PerfRun) -> list[Sentence]:
             f"Highest throughput{limit}: {numbers.rate(top.infer_per_s)} inferences/s at {top.level}, "
             f"p50 {numbers.time_us(top.latency.p50_us)}, p99 {numbers.time_us(top.latency.p99_us)}."
         )
-    whole = [item for item in run.levels if item.latency and not item.stopped]
-    if len(whole) > 1:
-        quick = min(whole, key=lambda item: item.latency.p50_us if item.latency else 0.0)
+    sound = [item for item in run.levels if item.latency and item.sound]
+    if len(sound) > 1:
+        quick = min(sound, key=lambda item: item.latency.p50_us if item.latency else 0.0)
         if quick is not top and quick.latency:
             found.append(
                 f"Lowest latency: p50 {numbers.time_us(quick.latency.p50_us)}, "

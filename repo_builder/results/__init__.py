@@ -14,14 +14,16 @@ from repo_builder.results.levels import (
     Mode,
     ServerTime,
     SharedMemory,
+    Streaming,
     Term,
     Window,
 )
-from repo_builder.results.run import Comparison, PerfRun, Regression, ServerInfo
+from repo_builder.results.run import BuildIdentity, Comparison, PerfRun, Regression, ServerInfo
 from repo_builder.results.scores import AccuracyResult, Ladder
 
 __all__ = [
     "AccuracyResult",
+    "BuildIdentity",
     "ClientCost",
     "Comparison",
     "Explanation",
@@ -37,6 +39,7 @@ __all__ = [
     "ServerInfo",
     "ServerTime",
     "SharedMemory",
+    "Streaming",
     "Term",
     "Window",
 ]

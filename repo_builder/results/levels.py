@@ -85,6 +85,7 @@ class Window:
         errors: Requests that failed in it.
         infer_per_s: Samples answered a second.
         latency: Latencies of those requests; None where there were none.
+        refused: Requests that the server's queue policy refused in it; they are none of the errors.
     """
 
     seconds: float
@@ -92,6 +93,7 @@ class Window:
     errors: int
     infer_per_s: float
     latency: LatencySummary | None = None
+    refused: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ class ServerTime:
         compute_output_us: Time to hand the outputs out.
         cache_us: Time to look up and insert in the response cache.
         batch_sizes: Pairs of a batch size and how often it was executed.
+        cache_hits: Requests that the response cache answered; the model ran for none of them.
     """
 
     model: str
@@ -123,6 +126,7 @@ class ServerTime:
     compute_output_us: float
     cache_us: float
     batch_sizes: tuple[tuple[int, int], ...] = ()
+    cache_hits: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +192,8 @@ class Term:
 
     Attributes:
         name: ``engine`` and ``backend``, or ``compute`` where the engine alone was not measured; ``queue``,
-            ``input and output``, ``cache``, ``client`` (its CPU time), ``network`` (what is left).
+            ``input and output``, ``cache``, ``unexplained`` (what the server's statistics leave open), ``client`` (its
+            CPU time), ``network`` (what is left).
         us: Its mean, microseconds.
         share: Its share of the whole, 0 to 1.
     """
@@ -218,6 +223,21 @@ class Explanation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Streaming:
+    """Responses of a decoupled model, which answers a request with any number of them.
+
+    Attributes:
+        first_response: From when a request was sent to its first response; None where no request had any.
+        gap: Between two responses to one request; None where no request had two.
+        responses_per_request: Their mean number.
+    """
+
+    first_response: LatencySummary | None = None
+    gap: LatencySummary | None = None
+    responses_per_request: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class LevelResult:
     """What was measured at one level; figures are of the merged windows.
 
@@ -243,6 +263,9 @@ class LevelResult:
         notes: What a reader should know of this level.
         stopped: Why the level ended early; empty where it did not.
         raw_latencies_us: Every latency of the merged windows, in the order of completion; only where asked for.
+        refused: Requests in the merged windows that the server's queue policy refused; they are none of the errors.
+        reconnects: Connections that ended politely over the whole level and were made anew.
+        streaming: Responses of a decoupled model; None of others.
     """
 
     level: Level
@@ -266,3 +289,17 @@ class LevelResult:
     notes: tuple[str, ...] = ()
     stopped: str = ""
     raw_latencies_us: tuple[float, ...] = ()
+    refused: int = 0
+    reconnects: int = 0
+    streaming: Streaming | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the figures are of the model: nothing failed, was refused or came from a cache."""
+        hits = self.server[0].cache_hits if self.server else 0
+        return bool(self.requests) and not (self.errors or self.refused or self.stopped or hits)
+
+    @property
+    def sound(self) -> bool:
+        """Whether they are of a steady state, too; a trace claims none."""
+        return self.whole and self.stable is not False

@@ -21,6 +21,21 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BuildIdentity:
+    """Which build a model is, as ``build`` writes it into config.pbtxt.
+
+    Attributes:
+        engine_sha256: Hash of the compiled model's file.
+        build_key: Hash of everything that the compiled model depends on.
+        recipe: Name of its recipe.
+    """
+
+    engine_sha256: str
+    build_key: str
+    recipe: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Regression:
     """One figure set against the baseline's; ``worse`` tells whether it is a regression.
 
@@ -85,7 +100,9 @@ class PerfRun:
         levels: One entry a level, in the order of measuring.
         knee: Index of the level with the highest throughput under ``max_p99_ms``; None where none was searched.
         max_p99_ms: Limit of that search.
-        layers: The build's layers; empty where no build is at hand.
+        identity: Which build the served configuration says that it is; None where it says none.
+        not_the_build: Why the build at hand is not the model that runs; empty where it is, or where there is none.
+        layers: The build's layers; empty where no build is at hand, or another one runs.
         comparison: Set against a baseline; None without one.
         environment: Versions, CPU and GPUs of the client's machine.
         notes: What a reader should know.
@@ -107,6 +124,8 @@ class PerfRun:
     levels: tuple[LevelResult, ...] = ()
     knee: int | None = None
     max_p99_ms: float | None = None
+    identity: BuildIdentity | None = None
+    not_the_build: str = ""
     layers: tuple[LayerRecord, ...] = ()
     comparison: Comparison | None = None
     environment: dict[str, Any] = field(default_factory=dict)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from repo_builder.core.errors import RepoBuilderError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
+from repo_builder.results import BuildIdentity
 
 _WARM_UP = 3
 _LEAST_RUNS = 10
@@ -45,6 +46,36 @@ class Build:
         """The layers as the manifest records them."""
         artifact = self.engine or self.exported
         return artifact.layers if artifact else ()
+
+    def not_served(self, served: BuildIdentity | None) -> str:
+        """Return why the model that runs is not this build; empty where it is, or where there is none of either.
+
+        Args:
+            served: Which build the served configuration says that it is; None where it says none.
+        """
+        at_hand = self.engine or self.exported
+        if at_hand is None and served is None:
+            return ""
+        if at_hand is None:
+            return f"the model that runs is of a build that is not at hand (recipe '{served.recipe}')" if served else ""
+        head = f"the model that runs is not the build in {at_hand.path.parent}"
+        if self.engine is None:
+            return f"{head}: that was never compiled"
+        mine = identity(self.engine)
+        if served is None:
+            return f"{head}, as far as its configuration says: it names no build"
+        if served.recipe != mine.recipe:
+            return f"{head}: it was built from the recipe '{served.recipe}', and that from '{mine.recipe}'"
+        if served != mine:
+            return (
+                f"{head}: that was built anew, and the server still runs the one before (engine "
+                f"{served.engine_sha256[:12]}, not {mine.engine_sha256[:12]}); serve it with repo-builder serve --restart"
+            )
+        return ""
+
+    def without_artifacts(self) -> Build:
+        """Return what is left where another model runs: the recipe, for its data."""
+        return replace(self, exported=None, engine=None)
 
     def is_of(self, fingerprint: str) -> bool:
         """Whether the outputs are of a data set's samples, as far as the manifests say of which they are."""
@@ -83,17 +114,25 @@ def find(model: str, given: str | None, work: Path) -> Build:
     return Build()
 
 
+def identity(engine: EngineArtifact) -> BuildIdentity:
+    """Return which build a compiled model is."""
+    digest = engine.files.get(engine.model.name, "")
+    return BuildIdentity(engine_sha256=digest, build_key=engine.key, recipe=engine.recipe.name)
+
+
 class EngineClock:
     """Times the compiled model alone, in this process, where the build and the library are at hand.
 
     Args:
         engine: The compiled model; None where it is not at hand.
+        config: The served configuration: its threads, optimization and providers are used.
     """
 
-    def __init__(self, engine: EngineArtifact | None) -> None:
+    def __init__(self, engine: EngineArtifact | None, config: Mapping[str, Any]) -> None:
         self._engine = engine
+        self._config = config
         self._known: dict[object, float] = {}
-        self.missing = "" if engine else "no build of the model is at hand (--work)"
+        self.missing = "" if engine else "no build of the model that runs is at hand (--work)"
 
     def median_us(self, batch_size: int, samples: Mapping[str, Array]) -> float | None:
         """Return the median time of a batch, microseconds; None where it cannot be had, which ``missing`` explains.
@@ -107,13 +146,27 @@ class EngineClock:
         what = (batch_size, tuple(array.shape[1:] for array in samples.values()))
         if what not in self._known:
             try:
-                target = compile.target(self._engine.target)
-                with target.runner(self._engine.model, self._engine.details) as run:
-                    self._known[what] = _median_us(run, _batch(samples, batch_size))
+                self._known[what] = self._timed(self._engine, _batch(samples, batch_size))
             except RepoBuilderError as error:
                 self.missing, self._engine = str(error), None
                 return None
         return self._known[what]
+
+
+    def _timed(self, engine: EngineArtifact, batch: dict[str, Array]) -> float:
+        target = compile.target(engine.target)
+        if engine.target != "onnxruntime":
+            with target.runner(engine.model, engine.details) as runner:
+                return _median_us(runner, batch)
+        # The session that the server has: its threads, optimization and provider.
+        groups = self._config.get("instance_group") or ({},)
+        kind = "GPU" if str(groups[0].get("kind", "")) == "KIND_GPU" else "CPU"
+        device = str(next(iter(groups[0].get("gpus") or ()), 0))
+        settings = load_module("repo_builder.serve.backends.onnxruntime.settings", extra="onnxruntime")
+        wanted = settings.providers(self._config, kind=kind, device=device)
+        session = settings.open_session(engine.model, self._config, wanted)
+        options, names = settings.run_options(self._config), [item.name for item in session.get_outputs()]
+        return _median_us(lambda feed: session.run(names, feed, options), batch)
 
 
 def _batch(samples: Mapping[str, Array], size: int) -> dict[str, Array]:
@@ -121,7 +174,7 @@ def _batch(samples: Mapping[str, Array], size: int) -> dict[str, Array]:
     return {name: array[np.arange(size) % total] for name, array in samples.items()}
 
 
-def _median_us(run: compile.Runner, batch: dict[str, Array]) -> float:
+def _median_us(run: Callable[[dict[str, Array]], object], batch: dict[str, Array]) -> float:
     for _ in range(_WARM_UP):
         run(batch)
     times: list[float] = []

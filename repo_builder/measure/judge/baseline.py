@@ -83,15 +83,18 @@ def compare(
     found: list[Regression] = []
     notes: list[str] = []
     _compare_accuracy(before, after, accuracy_tolerance, found, notes)
-    old_levels = {_key(item): item for item in before.levels if item.latency}
+    old_levels = {_key(item): item for item in before.levels if item.whole and item.latency}
     for level in after.levels:
+        if not level.whole:
+            notes.append(f"'{level.level}' is not compared: its figures are not those of the model alone")
+            continue
         old = old_levels.get(_key(level))
         if old is None:
             notes.append(f"the baseline has no level '{level.level}'")
         else:
             found.extend(_compare_latency(old, level, latency_tolerance, seed))
     if not found:
-        notes.append("nothing could be compared: the baseline holds other levels and no accuracy")
+        notes.append("nothing could be compared: the two runs share no accuracy and no level with enough answers")
     return Comparison(baseline_date=before.date, findings=tuple(found), notes=tuple(notes))
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from repo_builder.measure.wire.model import ServedModel
 from repo_builder.results import Explanation, LevelResult, ServerTime, Term
 
 _LARGE_REQUEST = 100_000
+_UNEXPLAINED = 0.01  # of the mean latency; what is less is the server's own bookkeeping
+# parts of an ensemble's time that are of the models inside it
+_SPENT: dict[str, Callable[[ServerTime], float]] = {
+    "compute": lambda item: item.compute_infer_us,
+    "queue": lambda item: item.queue_us,
+    "input and output": lambda item: item.compute_input_us + item.compute_output_us,
+}
 _LESS_COPYING = {
     "none": "try --shared-memory system (cuda on a GPU)",
     "system": "more samples a request; on a GPU, try --shared-memory cuda",
@@ -52,14 +59,27 @@ def explain(result: LevelResult, facts: Facts) -> Explanation | None:
         mean_latency_us=result.latency.mean_us,
         terms=terms,
         largest=largest.name,
-        suggestion=_ADVICE[largest.name](result, facts),
+        suggestion=_suggestion(largest.name, result, facts),
         engine_batch=mean_batch(inside),
     )
 
 
 def mean_batch(inside: ServerTime) -> int:
     """Return the mean batch size that the server ran, rounded, at least 1."""
-    return max(1, round(inside.inferences / max(1, inside.executions)))
+    ran = max(0, inside.inferences - inside.cache_hits)
+    return max(1, round(ran / max(1, inside.executions)))
+
+
+def _suggestion(largest: str, result: LevelResult, facts: Facts) -> str:
+    """Return what follows from the largest part; of an ensemble, for the model inside that it is largest of."""
+    inside = facts.model.inside()
+    spent = _SPENT.get(largest)
+    steps = [item for item in result.server[1:] if item.model in facts.model.leaves]
+    if spent is None or not steps:
+        return _ADVICE[largest](result, facts)
+    step = max(steps, key=lambda item: spent(item) * item.requests)
+    own = replace(facts, model=inside[step.model], engine_us=None)
+    return f"most of it in '{step.model}': {_ADVICE[largest](replace(result, server=(step,)), own)}"
 
 
 def _terms(result: LevelResult, inside: ServerTime, engine_us: float | None) -> tuple[Term, ...]:
@@ -74,7 +94,13 @@ def _terms(result: LevelResult, inside: ServerTime, engine_us: float | None) -> 
     parts["input and output"] = inside.compute_input_us + inside.compute_output_us
     if inside.cache_us:
         parts["cache"] = inside.cache_us
-    rest = max(0.0, (result.latency.mean_us if result.latency else 0.0) - sum(parts.values()))
+    mean = result.latency.mean_us if result.latency else 0.0
+    found, within = sum(parts.values()), min(inside.total_us, mean)
+    if found > within > 0:  # steps of an ensemble that ran side by side, or rounding
+        parts = {name: us * within / found for name, us in parts.items()}
+    elif within - found > _UNEXPLAINED * mean:
+        parts["unexplained"] = within - found
+    rest = max(0.0, mean - sum(parts.values()))
     parts["client"] = min(rest, result.client.cpu_us_per_request if result.client else 0.0)
     parts["network"] = rest - parts["client"]
     whole = sum(parts.values()) or 1.0
@@ -125,10 +151,16 @@ def _on_engine(result: LevelResult, facts: Facts) -> str:
 
 def _on_backend(result: LevelResult, facts: Facts) -> str:
     inside, engine_us = result.server[0], facts.engine_us or 0.0
+    native = "" if facts.model.native else "the native backend (repo-builder serve --runtime container), or "
     return (
         f"the backend '{facts.model.backend}' takes {inside.compute_infer_us:.0f} µs where the engine alone takes "
-        f"{engine_us:.0f} µs: the native backend (repo-builder serve --runtime container), or more samples a request"
+        f"{engine_us:.0f} µs: {native}more samples a request"
     )
+
+
+def _on_unexplained(result: LevelResult, facts: Facts) -> str:
+    what = "between the steps of the ensemble" if facts.model.parts else "in the server"
+    return f"time goes by {what} that is in none of the server's statistics"
 
 
 def _on_copies(result: LevelResult, facts: Facts) -> str:
@@ -178,6 +210,7 @@ _ADVICE: dict[str, Callable[[LevelResult, Facts], str]] = {
     "queue": _on_queue,
     "input and output": _on_copies,
     "cache": _on_cache,
+    "unexplained": _on_unexplained,
     "network": _on_network,
     "client": _on_client,
 }

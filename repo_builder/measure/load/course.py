@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from repo_builder.measure.judge import statistics
-from repo_builder.measure.load.loop import Records
+from repo_builder.measure.load.records import Records
 from repo_builder.measure.load.server_stats import Snapshot
 from repo_builder.results import Level, Window
 
@@ -99,6 +99,7 @@ class Course:
         pieces: The windows.
         failures: What the server said of failed requests → how often.
         pending: Records of the window that is still open.
+        reconnects: Connections that ended politely so far.
     """
 
     level: Level
@@ -110,6 +111,7 @@ class Course:
     pieces: list[Piece] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
     pending: list[Records] = field(default_factory=list)
+    reconnects: int = 0
 
     @property
     def since_ns(self) -> int:
@@ -125,7 +127,7 @@ class Course:
     def seen(self) -> int:
         """How many requests have ended since the first window began."""
         parts = [*self.pending, *(item.records for item in self.pieces)]
-        return sum(len(part.done_ns) + len(part.failed_ns) for part in parts)
+        return sum(part.ended for part in parts)
 
     def start(self, begin_ns: int, begin: Snapshot | None, warm_up: Records) -> None:
         """Begin the first window; of the warm-up nothing is kept."""
@@ -135,6 +137,7 @@ class Course:
     def add(self, records: Records) -> None:
         """Keep records of the open window, or of the next."""
         self.pending.append(records)
+        self.reconnects += records.reconnects
         for text, number in records.failures.items():
             self.failures[text] = self.failures.get(text, 0) + number
 
@@ -172,6 +175,7 @@ def _window(piece: Piece, level: Level) -> Window:
         seconds=seconds,
         requests=requests,
         errors=len(piece.records.failed_ns),
+        refused=len(piece.records.refused_ns),
         infer_per_s=requests * level.batch_size / seconds,
         latency=statistics.summarise(piece.records.done_ns - piece.records.sent_ns),
     )

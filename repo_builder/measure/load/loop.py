@@ -7,83 +7,25 @@ before it in its slot was complete; in an open loop when the schedule says so, w
 
 from __future__ import annotations
 
+import itertools
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.tensors import Array
+from repo_builder.measure.load.records import Records
+from repo_builder.measure.load.sequences import Sequences
 from repo_builder.measure.wire.transport import Transport
 
 _TICK_NS = 10_000_000
 _SAMPLE_NS = 100_000_000
 _REFUSED = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Records:
-    """Requests in the order of their completion.
-
-    Attributes:
-        due_ns: When each was due, ``(n,)`` int64.
-        sent_ns: When it was sent.
-        done_ns: When its response was complete.
-        failed_ns: When each failed request failed, ``(m,)``; these are in none of the above.
-        failures: What the server said of them, by text → count.
-        cpu_ns: CPU time that the worker's process used for them, ns.
-        wall_ns: Time over which it used that, ns; summed over workers.
-        lag_open_ns: How late the schedule is at the end: age of the oldest request that is due and not sent, ns.
-    """
-
-    due_ns: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    sent_ns: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    done_ns: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    failed_ns: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    failures: dict[str, int] = field(default_factory=dict)
-    cpu_ns: int = 0
-    wall_ns: int = 0
-    lag_open_ns: int = 0
-
-    @classmethod
-    def join(cls, parts: Sequence[Records]) -> Records:
-        """Put the records of several workers, or of several times, together."""
-        arrays = {
-            name: np.concatenate([getattr(part, name) for part in parts] or [np.zeros(0, dtype=np.int64)])
-            for name in ("due_ns", "sent_ns", "done_ns", "failed_ns")
-        }
-        order = np.argsort(arrays["done_ns"], kind="stable")
-        failures: dict[str, int] = {}
-        for part in parts:
-            for text, count in part.failures.items():
-                failures[text] = failures.get(text, 0) + count
-        return cls(
-            due_ns=arrays["due_ns"][order],
-            sent_ns=arrays["sent_ns"][order],
-            done_ns=arrays["done_ns"][order],
-            failed_ns=np.sort(arrays["failed_ns"]),
-            failures=failures,
-            cpu_ns=sum(part.cpu_ns for part in parts),
-            wall_ns=sum(part.wall_ns for part in parts),
-            lag_open_ns=max((part.lag_open_ns for part in parts), default=0),
-        )
-
-    def between(self, start_ns: int, end_ns: int) -> Records:
-        """Return the requests that ended after ``start_ns`` and not after ``end_ns``."""
-        keep = (self.done_ns > start_ns) & (self.done_ns <= end_ns)
-        failed = (self.failed_ns > start_ns) & (self.failed_ns <= end_ns)
-        return Records(
-            due_ns=self.due_ns[keep],
-            sent_ns=self.sent_ns[keep],
-            done_ns=self.done_ns[keep],
-            failed_ns=self.failed_ns[failed],
-            failures=self.failures,
-            cpu_ns=self.cpu_ns,
-            wall_ns=self.wall_ns,
-            lag_open_ns=self.lag_open_ns,
-        )
+_PATIENCE_NS = 1_000_000_000
+# What Triton's queue policy (max_queue_size, timeouts) says of a request that it sheds, and what proxies that limit do.
+_SHED = ("Exceeds maximum queue size", "Request timeout expired", "RESOURCE_EXHAUSTED", "HTTP status 429")
 
 
 class Loop:
@@ -95,15 +37,26 @@ class Loop:
         check: Called with a response and its request's index when the response is of an unseen length, and with one of
             the others now and then; raises for one that is wrong.
         timeout_s: Deadline for each response.
+        sequences: What makes sequences of the payloads, for models that need them; None sends them as they are.
+        decoupled: Whether a request has any number of responses.
     """
 
     def __init__(
-        self, transport: Transport, payloads: Sequence[bytes], check: Callable[[bytes, int], None], timeout_s: float
+        self,
+        transport: Transport,
+        payloads: Sequence[bytes],
+        check: Callable[[bytes, int], None],
+        timeout_s: float,
+        sequences: Sequences | None = None,
+        *,
+        decoupled: bool = False,
     ) -> None:
         self._transport = transport
         self._payloads = payloads
         self._check = check
         self._timeout_ns = int(timeout_s * 1e9)
+        self._sequences = sequences
+        self._decoupled = decoupled
         self._turn = 0
         self._due = [0] * transport.slots
         self._sent = [0] * transport.slots
@@ -111,6 +64,7 @@ class Loop:
         self._lengths = [-1] * len(payloads)
         self._next_sample = 0
         self._in_a_row = 0
+        self._answered_ns = 0
         self._draining = False
         self._closed = True
         self._free: list[int] = []
@@ -131,6 +85,7 @@ class Loop:
         """
         self._draining = False
         self._in_a_row = 0
+        self._answered_ns = time.monotonic_ns()
         self._waiting_since_ns = 0
         self._closed = arrivals_ns is None
         self._free = list(range(self._transport.slots))
@@ -150,7 +105,12 @@ class Loop:
             due_ns=np.array(self._due_ns, dtype=np.int64),
             sent_ns=np.array(self._sent_ns, dtype=np.int64),
             done_ns=np.array(self._done_ns, dtype=np.int64),
+            first_ns=np.array(self._first_ns, dtype=np.int64),
+            responses=np.array(self._responses, dtype=np.int64),
+            gaps_ns=np.array(self._gaps_ns, dtype=np.int64),
+            gap_ends_ns=np.array(self._gap_ends_ns, dtype=np.int64),
             failed_ns=np.array(self._failed_ns, dtype=np.int64),
+            refused_ns=np.array(self._refused_ns, dtype=np.int64),
             failures=self._failures,
             cpu_ns=cpu - self._cpu_since,
             wall_ns=now - self._wall_since,
@@ -160,7 +120,10 @@ class Loop:
         return taken
 
     def _clear(self) -> None:
-        self._due_ns, self._sent_ns, self._done_ns, self._failed_ns = array("q"), array("q"), array("q"), array("q")
+        self._due_ns, self._sent_ns, self._done_ns = array("q"), array("q"), array("q")
+        self._failed_ns, self._refused_ns = array("q"), array("q")
+        self._first_ns, self._responses, self._gaps_ns, self._gap_ends_ns = (array("q") for _ in range(4))
+        self._reconnects_since = self._transport.reconnects
         self._failures: dict[str, int] = {}
         self._cpu_since, self._wall_since = time.process_time_ns(), time.monotonic_ns()
 
@@ -196,23 +159,34 @@ class Loop:
                 next_tick = now + _TICK_NS
 
     def _send(self, slot: int, due_ns: int) -> None:
-        turn = self._turn
-        self._turn = turn + 1 if turn + 1 < len(self._payloads) else 0
+        if self._sequences is None:
+            turn = self._turn
+            self._turn = turn + 1 if turn + 1 < len(self._payloads) else 0
+            payload = self._payloads[turn]
+        else:
+            turn, payload = self._sequences.next(slot)
         self._due[slot] = due_ns
         self._payload_of[slot] = turn
         self._sent[slot] = time.monotonic_ns()
-        self._transport.send(slot, self._payloads[turn])
+        self._transport.send(slot, payload)
 
     def _on_done(self, slot: int, now: int, raw: bytes | None, error: str | None) -> None:
         turn = self._payload_of[slot]
         if raw is None:
+            if self._sequences is not None:
+                self._sequences.give_up(slot)
             self._on_failure(now, error or "unknown error")
         else:
             self._in_a_row = 0
+            self._answered_ns = now
+            if self._decoupled:
+                self._on_parts(slot)
             self._due_ns.append(self._due[slot])
             self._sent_ns.append(self._sent[slot])
             self._done_ns.append(now)
-        if self._draining or not self._closed:
+        if self._draining and self._sequences is not None and self._sequences.under_way(slot):
+            self._send(slot, now)  # a sequence that is left open holds its place in the server
+        elif self._draining or not self._closed:
             self._sent[slot] = 0
             self._free.append(slot)
         else:
@@ -223,12 +197,23 @@ class Loop:
             self._lengths[turn] = len(raw)
             self._next_sample = now + _SAMPLE_NS
 
+    def _on_parts(self, slot: int) -> None:
+        """Write down when the responses of a decoupled model came."""
+        times = self._transport.parts(slot)
+        self._first_ns.append(times[0] if times else 0)
+        self._responses.append(len(times))
+        for before, after in itertools.pairwise(times):
+            self._gaps_ns.append(after - before)
+            self._gap_ends_ns.append(after)
+
     def _on_failure(self, now: int, text: str) -> None:
-        self._failed_ns.append(now)
+        shed = any(words in text for words in _SHED)
+        (self._refused_ns if shed else self._failed_ns).append(now)
         self._failures[text] = self._failures.get(text, 0) + 1
         self._in_a_row += 1
-        self._last_failure = text
-        if self._in_a_row >= max(_REFUSED, 2 * self._transport.slots):
+        # A server that sheds load refuses many at once while it works on the few that it took.
+        patience_ns = self._timeout_ns if shed else min(_PATIENCE_NS, self._timeout_ns)
+        if self._in_a_row >= max(_REFUSED, 2 * self._transport.slots) and now - self._answered_ns > patience_ns:
             raise MeasureError(
                 f"the server refuses every request: {text}", hint="look at the server's log; is the model still loaded?"
             )
@@ -239,5 +224,5 @@ class Loop:
         if now - oldest > self._timeout_ns:
             raise MeasureError(
                 f"no response within {self._timeout_ns / 1e9:g} s",
-                hint="the server hangs, or is slower than --timeout-s allows",
+                hint="the server or what is before it hangs, or is slower than --timeout-s allows",
             )

@@ -7,12 +7,16 @@ from collections.abc import Callable
 from repo_builder.measure.judge import statistics
 from repo_builder.measure.load import server_stats
 from repo_builder.measure.load.course import MERGED, Course, stable
-from repo_builder.measure.load.loop import Records
-from repo_builder.results import ClientCost, Hardware, Level, LevelResult, ServerTime
+from repo_builder.measure.load.records import Records
+from repo_builder.results import ClientCost, Hardware, Level, LevelResult, ServerTime, Streaming
 
 _SAMPLE = 2000
 _LIMIT = 0.9
 _LATE_NS = 100_000_000
+_PARTIAL = (
+    "the server whose statistics are read counted {} of {} requests: several servers seem to stand behind this address, "
+    "so their statistics are left out"
+)
 
 # (start ns, end ns, inferences) → the machine's metrics between these moments
 Metrics = Callable[[int, int, int], "Hardware | None"]
@@ -35,7 +39,7 @@ def result(course: Course, metrics: Metrics, stopped: str = "") -> LevelResult:
     seconds = sum(item.seconds for item in windows[len(windows) - number :])
     requests = len(latencies)
     latency = statistics.summarise(latencies)
-    server = _server(course, number)
+    server, notes = _server(course, number, 0 if len(records.responses) else requests)
     inside_us = server[0].total_us if server and server[0].requests else None
     client = _client(records, course.workers) if requests else None
     # Who has caught up by the end keeps up; a trace ends before its last window does.
@@ -60,22 +64,30 @@ def result(course: Course, metrics: Metrics, stopped: str = "") -> LevelResult:
         network_and_client_us=max(0.0, latency.mean_us - inside_us) if latency and inside_us is not None else None,
         client=client,
         hardware=metrics(merged[0].start_ns, merged[-1].end_ns, requests * level.batch_size) if merged else None,
-        notes=tuple(_notes(level, records, late_ns, server, client)),
+        notes=(*notes, *_notes(level, records, late_ns, server, client), *_reconnects(course)),
         stopped=stopped,
         raw_latencies_us=tuple(latencies_us.tolist()) if course.pace.raw else (),
+        refused=len(records.refused_ns),
+        reconnects=course.reconnects,
+        streaming=_streaming(records),
     )
 
 
-def _server(course: Course, number: int) -> tuple[ServerTime, ...]:
-    """Difference the counters over the last windows."""
+def _server(course: Course, number: int, answered: int) -> tuple[tuple[ServerTime, ...], list[str]]:
+    """Difference the counters over the last windows; where they are of other requests than ours, say so instead."""
     before = course.pieces[-number - 1].end if len(course.pieces) > number else course.begin
     after = course.pieces[-1].end if course.pieces else None
-    return server_stats.between(before, after) if before is not None and after is not None else ()
+    if before is None or after is None:
+        return (), []
+    found = server_stats.between(before, after)
+    if server_stats.missed(before, after, answered, course.level.concurrency):
+        return (), [_PARTIAL.format(found[0].requests, answered)]
+    return found, []
 
 
 def _client(records: Records, workers: int) -> ClientCost:
     lag = statistics.summarise(records.sent_ns - records.due_ns)
-    requests = max(1, len(records.done_ns) + len(records.failed_ns))
+    requests = max(1, records.ended)
     share = records.cpu_ns / max(1, records.wall_ns)
     return ClientCost(
         workers=workers,
@@ -101,7 +113,33 @@ def _notes(
             f"the server does not keep up with this load: requests went out up to {late_ns / 1e6:.0f} ms "
             "late, and latency from the intended time grows for as long as it is measured"
         )
-    ours = len(records.done_ns) + len(records.failed_ns)
+    ours = records.ended
+    if records.refused_ns.size:
+        share = len(records.refused_ns) / ours
+        said = next((text for text in records.failures if text), "no reason given")
+        notes.append(f"the server's queue policy refused {share:.1%} of the requests ({said})")
+    if server and server[0].cache_hits:
+        notes.append(
+            f"the response cache answered {server[0].cache_hits:,} of {server[0].requests:,} requests: latency and "
+            "throughput are the cache's and not the model's; send more different inputs, or switch response_cache off"
+        )
     if server and server[0].requests > ours * 1.05 + 2 * level.concurrency:
         notes.append(f"others used the model meanwhile: the server counted {server[0].requests} requests, ours {ours}")
     return notes
+
+
+def _reconnects(course: Course) -> list[str]:
+    number = course.reconnects
+    return [f"{number:,} connections ended politely and were made anew, within the latencies"] if number else []
+
+
+def _streaming(records: Records) -> Streaming | None:
+    """Return how the responses of a decoupled model came; None of other models."""
+    if not len(records.responses):
+        return None
+    some = records.first_ns > 0
+    return Streaming(
+        first_response=statistics.summarise((records.first_ns - records.sent_ns)[some]),
+        gap=statistics.summarise(records.gaps_ns),
+        responses_per_request=float(records.responses.mean()),
+    )

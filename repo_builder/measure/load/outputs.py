@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.tensors import Array
-from repo_builder.measure.wire.messages import Codec, Response, codec
+from repo_builder.measure.load.sequences import FIRST, LAST
+from repo_builder.measure.wire.messages import Codec, Extra, Response, codec
 from repo_builder.measure.wire.model import ServedModel
 from repo_builder.measure.wire.payloads import as_request, check_samples, encode
 from repo_builder.measure.wire.transport import Endpoint, Transport, open_transport
@@ -37,8 +39,10 @@ def infer_all(
         MeasureError: The server fails or hangs, or a response is not what the model promises. An output that is not
             finite is named by its sample.
     """
+    if model.decoupled:
+        raise MeasureError(f"the model '{model.name}' is decoupled: its responses are no outputs of single samples")
     total = check_samples(model, samples)
-    size = (min(_BATCH, model.max_batch_size) or _BATCH) if model.batch_axis else 1
+    size = (min(_BATCH, model.max_batch_size) or _BATCH) if model.batch_axis and not model.sequence else 1
     starts = range(0, total, size)
     found = infer_batches(
         endpoint,
@@ -104,7 +108,12 @@ class _Exchange:
     def _send(self, slot: int) -> None:
         if self._upcoming < len(self._batches):
             self._flying[slot] = self._upcoming, time.monotonic_ns()
-            self._transport.send(slot, encode(self._wire, self._batches[self._upcoming]))
+            place = self._upcoming
+            # a sequence of its own for each, where the model wants sequences
+            number: int | str | None = secrets.randbelow(LAST - FIRST) + FIRST if self._model.sequence else None
+            number = str(number) if self._model.text_ids else number
+            extra = Extra(sequence=number, starts=True, ends=True, request_id=str(place))
+            self._transport.send(slot, encode(self._wire, self._model, self._batches[place], extra))
             self._upcoming += 1
 
     def _done(self, slot: int, _: int, raw: bytes | None, error: str | None) -> None:

@@ -49,4 +49,4 @@ def knee(measure: Callable[[int], LevelResult], *, most_p99_ms: float, most: int
 
 def within(result: LevelResult, most_p99_ms: float) -> bool:
     """Whether a level's p99 is under the limit and nothing failed in it."""
-    return result.latency is not None and not result.errors and result.latency.p99_us <= most_p99_ms * 1000
+    return result.latency is not None and result.whole and result.latency.p99_us <= most_p99_ms * 1000

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.tensors import Array
-from repo_builder.measure.load import outputs, schedule, server_stats, windows
+from repo_builder.measure.load import abilities, outputs, schedule, server_stats, windows
+from repo_builder.measure.load.abilities import Asks
 from repo_builder.measure.load.course import Pace
 from repo_builder.measure.load.metrics import Sampler
+from repo_builder.measure.load.sequences import PLACEHOLDER, Plan, Step, in_turn
 from repo_builder.measure.load.server_stats import Snapshot
 from repo_builder.measure.load.worker import Fleet, Job
 from repo_builder.measure.wire import payloads
 from repo_builder.measure.wire.control import open_control
-from repo_builder.measure.wire.messages import codec
-from repo_builder.measure.wire.model import describe
+from repo_builder.measure.wire.messages import Codec, codec
+from repo_builder.measure.wire.model import ServedModel, describe
 from repo_builder.measure.wire.shm import SharedRequests
-from repo_builder.measure.wire.transport import Endpoint
+from repo_builder.measure.wire.transport import ConnectionLost, Endpoint
 from repo_builder.measure.wire.verify import Expected
 from repo_builder.results import Level, LevelResult, ServerInfo
 
 METRICS_PORT = 8002
+Streams = Sequence[int]  # number of samples of each sequence
 
 
 class Session:
@@ -36,6 +41,7 @@ class Session:
         timeout_s: Deadline of every call.
         workers: Processes that make the load.
         seed: Seed of random arrival times.
+        asks: What every request asks for beside its tensors.
     """
 
     def __init__(
@@ -48,10 +54,12 @@ class Session:
         timeout_s: float,
         workers: int = 1,
         seed: int = 0,
+        asks: Asks | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._timeout_s = timeout_s
         self._seed = seed
+        self._asks = asks or Asks()
         self._control = open_control(endpoint, timeout_s)
         try:
             about = self._control.server()
@@ -63,7 +71,8 @@ class Session:
             )
             self.model = describe(self._control, model, version)
             self._version = version
-            self._statistics = self._has_statistics()
+            abilities.require(self.model, endpoint, self._asks)
+            self.no_statistics = self._why_no_statistics()
             self._sampler = _sampler(endpoint, metrics_url, timeout_s)
         except BaseException:
             self._control.close()
@@ -94,67 +103,100 @@ class Session:
             self._sampler.rest(seconds)
         return self._sampler.has_gpus
 
-    def measure(self, level: Level, samples: Mapping[str, Array], pace: Pace) -> LevelResult:
+    def measure(self, level: Level, samples: Mapping[str, Array], pace: Pace, streams: Streams = ()) -> LevelResult:
         """Put the server under one load.
 
         Args:
             level: The load.
             samples: ``(n, *shape)`` by input name; batches are taken from it in turn.
             pace: How long.
+            streams: Of a sequence model: how many of the samples, one behind the other, make each sequence; empty
+                makes sequences of the length that was asked for.
 
         Raises:
             MeasureError: The level does not fit the model, or the server cannot be reached.
             LevelStopped: It ended early; holds what was measured.
         """
-        self._check(level)
-        payloads.check_samples(self.model, samples)
+        model = self.model.counting_samples() if level.batch_size > 1 else self.model
+        abilities.require_level(model, level)
+        total = payloads.check_samples(model, samples)
         if level.request_rate:
             pace = pace.for_rate(level.request_rate)
         arrivals = self._arrivals(level, pace)
         if level.mode == "trace" and arrivals is not None:
             pace = pace.for_trace(arrivals[-1] / 1e9)
-        wire = codec(self.endpoint, self.model.name, self._version)
+        wire = codec(self.endpoint, model.name, self._version)
         if level.shared_memory == "none":
-            batches = payloads.batches(self.model, samples, level.batch_size)
-            return self._run(level, pace, tuple(payloads.encode(wire, item) for item in batches), arrivals)
-        batches = payloads.batches(self.model, samples, level.batch_size, least=level.concurrency)
-        inline = outputs.infer_batches(self.endpoint, self.model, batches, timeout_s=self._timeout_s)
+            batches = payloads.batches(model, samples, level.batch_size, exactly=total if streams else None)
+            job = self._job(model, level, wire, batches, streams)
+            return self._run(job, level, pace, arrivals)
+        batches = payloads.batches(model, samples, level.batch_size, least=level.concurrency)
+        inline = outputs.infer_batches(self.endpoint, model, batches, timeout_s=self._timeout_s)
         reference = [item.outputs for item in inline]
-        with SharedRequests(self._control, wire, self.model, batches, reference, level.shared_memory) as shared:
-            result = self._run(level, pace, shared.payloads, arrivals)
+        extras = [self._asks.extra(str(place)) for place in range(len(batches))]
+        with SharedRequests(self._control, wire, model, batches, reference, level.shared_memory, extras) as shared:
+            job = dataclasses.replace(self._job(model, level, wire, (), ()), payloads=shared.payloads)
+            result = self._run(job, level, pace, arrivals)
             shared.verify()
             return result
 
-    def _run(self, level: Level, pace: Pace, requests: tuple[bytes, ...], arrivals: Array | None) -> LevelResult:
-        job = Job(
+    def _job(
+        self,
+        model: ServedModel,
+        level: Level,
+        wire: Codec,
+        batches: Sequence[Mapping[str, Array]],
+        streams: Streams,
+    ) -> Job:
+        plan: Plan | None = None
+        ready: tuple[bytes, ...] = ()
+        if model.sequence and batches:
+            plan = self._plan(model, wire, batches, streams)
+        else:
+            extras = (self._asks.extra(str(place), decoupled=model.decoupled) for place in itertools.count())
+            ready = tuple(
+                payloads.encode(wire, model, item, extra) for item, extra in zip(batches, extras, strict=False)
+            )
+        return Job(
             endpoint=self.endpoint,
-            model=self.model.name,
+            model=model.name,
             version=self._version,
-            payloads=requests,
-            expected=Expected.of(self.model, level.batch_size, inline=level.shared_memory == "none"),
+            payloads=ready,
+            expected=Expected.of(model, level.batch_size, inline=level.shared_memory == "none"),
             slots=level.concurrency,
             timeout_s=self._timeout_s,
+            plan=plan,
+            decoupled=model.decoupled,
         )
+
+    def _plan(self, model: ServedModel, wire: Codec, batches: Sequence[Mapping[str, Array]], streams: Streams) -> Plan:
+        number: int | str = str(PLACEHOLDER) if model.text_ids else PLACEHOLDER
+
+        def step(place: int, batch: Mapping[str, Array]) -> Step:
+            extra = dataclasses.replace(self._asks.extra(str(place), decoupled=model.decoupled), sequence=number)
+            roles = {"first": (True, False), "middle": (False, False), "last": (False, True), "only": (True, True)}
+            made = {
+                name: payloads.encode(wire, model, batch, dataclasses.replace(extra, starts=starts, ends=ends))
+                for name, (starts, ends) in roles.items()
+            }
+            return Step(**made)
+
+        steps = tuple(step(place, batch) for place, batch in enumerate(batches))
+        edges = [0, *itertools.accumulate(streams)]
+        own = tuple(tuple(range(start, end)) for start, end in itertools.pairwise(edges))
+        varint = self.endpoint.protocol != "http" and not model.text_ids
+        return Plan(steps=steps, streams=own or in_turn(len(steps), self._asks.length), varint=varint)
+
+    def _run(self, job: Job, level: Level, pace: Pace, arrivals: Array | None) -> LevelResult:
         self._fleet.prepare(job)
         return windows.measure(
             self._fleet,
             level,
             pace,
             arrivals_ns=arrivals,
-            probe=self._probe if self._statistics else None,
+            probe=None if self.no_statistics else self._probe,
             metrics=self._sampler.over,
         )
-
-    def _check(self, level: Level) -> None:
-        most = self.model.max_batch_size
-        if most and level.batch_size > most:
-            raise MeasureError(
-                f"batch {level.batch_size} is more than the model's max_batch_size {most}", where="--batch-size"
-            )
-        if not self.model.batch_axis and level.batch_size > 1:
-            raise MeasureError(
-                f"the model '{self.model.name}' takes no batches", where="--batch-size", hint="leave it out"
-            )
 
     def _arrivals(self, level: Level, pace: Pace) -> Array | None:
         if level.mode == "trace":
@@ -165,12 +207,15 @@ class Session:
             return schedule.poisson(level.request_rate, pace.longest_s, self._seed)
         return None
 
-    def _has_statistics(self) -> bool:
+    def _why_no_statistics(self) -> str:
+        """Return why the server's statistics are not to be had; empty where they are."""
         try:
             self._probe()
-        except MeasureError:
-            return False
-        return True
+        except ConnectionLost:
+            raise
+        except MeasureError as error:
+            return error.message
+        return ""
 
     def _probe(self) -> Snapshot:
         return server_stats.snapshot(self._control, self.model)

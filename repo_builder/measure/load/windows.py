@@ -105,10 +105,13 @@ def _fill(fleet: Fleet, course: Course) -> None:
 def _cut(fleet: Fleet, course: Course, probe: Probe | None) -> None:
     """End the open window: the server's counters first, then what was recorded up to that moment."""
     end, end_ns = _look(probe)
-    if course.begin is not None and end is not None:
-        server_stats.between(course.begin, end)  # raises where the model was loaded anew
+    before = course.pieces[-1].end if course.pieces else course.begin
     course.add(fleet.take())
     course.cut(end_ns, end)
+    if before is not None and end is not None:
+        # a decoupled model's answers are many, and counted otherwise
+        ours = 0 if len(course.pieces[-1].records.responses) else len(course.pieces[-1].records.done_ns)
+        server_stats.require_same(before, end, ours, course.level.concurrency)
 
 
 def _finished(course: Course) -> bool:

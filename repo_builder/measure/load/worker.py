@@ -17,7 +17,9 @@ from typing import Any
 
 from repo_builder.core.errors import MeasureError, RepoBuilderError
 from repo_builder.core.tensors import Array
-from repo_builder.measure.load.loop import Loop, Records
+from repo_builder.measure.load.loop import Loop
+from repo_builder.measure.load.records import Records
+from repo_builder.measure.load.sequences import Plan, Sequences
 from repo_builder.measure.wire.messages import codec
 from repo_builder.measure.wire.transport import Endpoint, Transport, open_transport
 from repo_builder.measure.wire.verify import Expected, verify
@@ -31,10 +33,12 @@ class Job:
         endpoint: Where to.
         model: The model's name.
         version: Its version, or empty.
-        payloads: Prepared requests.
+        payloads: Prepared requests; none where ``plan`` has them.
         expected: What every response must look like.
         slots: Number of requests in flight at the most.
         timeout_s: Deadline for connections and for each response.
+        plan: What sequences are made of; None where requests stand alone.
+        decoupled: Whether a request has any number of responses.
     """
 
     endpoint: Endpoint
@@ -44,6 +48,8 @@ class Job:
     expected: Expected
     slots: int
     timeout_s: float
+    plan: Plan | None = None
+    decoupled: bool = False
 
 
 class Fleet:
@@ -199,6 +205,7 @@ class _Servant:
         wire = codec(job.endpoint, job.model, job.version)
         try:
             self._transport = open_transport(job.endpoint, wire.path, slots=job.slots, timeout_s=job.timeout_s)
+            sequences = Sequences(job.plan, job.slots) if job.plan else None
         except RepoBuilderError as error:
             self._failed = error
             return Records()
@@ -206,7 +213,8 @@ class _Servant:
         def check(raw: bytes, turn: int) -> None:
             verify(wire.decode(raw), job.expected, turn)
 
-        self._loop = Loop(self._transport, job.payloads, check, job.timeout_s)
+        steps = job.payloads or (b"",) * len(job.plan.steps if job.plan else ())
+        self._loop = Loop(self._transport, steps, check, job.timeout_s, sequences, decoupled=job.decoupled)
         return Records()
 
     def _load(self, arrivals_ns: Array | None) -> None:

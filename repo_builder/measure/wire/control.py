@@ -6,14 +6,17 @@ Both protocols give the same JSON values; every call has a deadline.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import http.client
 import json
+import ssl
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from repo_builder.core import servers
 from repo_builder.core.errors import MeasureError
+from repo_builder.measure.wire.grpc import Caller
 from repo_builder.measure.wire.transport import ConnectionLost, Endpoint
 
 Json = dict[str, Any]
@@ -61,11 +64,14 @@ class HttpControl:
     """The API over HTTP."""
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        self._endpoint = endpoint
+        self._endpoint = endpoint = _with_key(endpoint)
         self._timeout_s = timeout_s
         self._connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
-        note = servers.find(str(endpoint))
-        self._key = note.http_headers() if note else {}  # shared memory is closed to others
+        if endpoint.tls is not None:
+            context = endpoint.tls.context()
+            self._connection = http.client.HTTPSConnection(
+                endpoint.host, endpoint.port, timeout=timeout_s, context=context
+            )
 
     def server(self) -> Json:
         """Return name, version and extensions of the server."""
@@ -116,13 +122,11 @@ class HttpControl:
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON
         try:
-            self._connection.request(method, path, None if body is None else json.dumps(body), self._key)
-            answer = self._connection.getresponse()
-            content = answer.read()
+            status, content = self._exchange(method, path, None if body is None else json.dumps(body))
         except http.client.HTTPException as error:
             self._connection.close()
             raise MeasureError(
-                f"the server does not speak HTTP ({type(error).__name__})",
+                f"what answers does not speak HTTP ({type(error).__name__})",
                 where=str(self._endpoint),
                 hint="check the port, or use --protocol grpc",
             ) from error
@@ -132,89 +136,136 @@ class HttpControl:
         try:
             value = json.loads(content) if content else {}
         except ValueError:
-            value = {"error": f"HTTP status {answer.status}"}
-        if answer.status != 200:
-            text = value.get("error", f"HTTP status {answer.status}") if isinstance(value, dict) else answer.reason
+            value = {"error": f"HTTP status {status}"}
+        if status != 200:
+            text = value.get("error", f"HTTP status {status}") if isinstance(value, dict) else f"HTTP status {status}"
             raise MeasureError(f"the server says: {text}", where=f"{self._endpoint}{path}")
         return value
 
+    def _exchange(self, method: str, path: str, body: str | None) -> tuple[int, bytes]:
+        """Send a request over the connection that there is; where it was closed since the last one, over another."""
+        fresh = self._connection.sock is None
+        headers = dict(self._endpoint.headers)
+        try:
+            self._connection.request(method, self._endpoint.prefix + path, body, headers)
+            answer = self._connection.getresponse()
+        except (http.client.RemoteDisconnected, ConnectionError):
+            self._connection.close()
+            if fresh:
+                raise
+            self._connection.request(method, self._endpoint.prefix + path, body, headers)
+            answer = self._connection.getresponse()
+        return answer.status, answer.read()
+
 
 class GrpcControl:
-    """The API over gRPC, by tritonclient."""
+    """The API over gRPC, on the wire that the load uses: the same TLS, headers and way there."""
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        from tritonclient.grpc import InferenceServerClient
-
-        self._endpoint = endpoint
+        self._endpoint = _with_key(dataclasses.replace(endpoint, protocol="grpc"))
         self._timeout_s = timeout_s
-        self._client = InferenceServerClient(str(endpoint))
-        note = servers.find(str(endpoint))
-        self._key = note.grpc_headers() if note else None  # shared memory is closed to others
+        self._caller: Caller | None = None
 
     def server(self) -> Json:
         """Return name, version and extensions of the server."""
-        return self._call("get_server_metadata")
+        return self._call("ServerMetadata")
 
     def models(self) -> list[str]:
         """Return the names of the models in the server's repository."""
-        return [str(item["name"]) for item in self._call("get_model_repository_index").get("models", ())]
+        return [str(item["name"]) for item in self._call("RepositoryIndex").get("models", ())]
 
     def metadata(self, model: str, version: str = "") -> Json:
         """Return a model's metadata."""
-        return self._call("get_model_metadata", model, version)
+        return self._call("ModelMetadata", name=model, version=version)
 
     def config(self, model: str, version: str = "") -> Json:
         """Return a model's configuration."""
-        config: Json = self._call("get_model_config", model, version)["config"]
+        config: Json = self._call("ModelConfig", name=model, version=version)["config"]
         return config
 
     def statistics(self, model: str, version: str = "") -> list[Json]:
         """Return a model's statistics."""
-        found: list[Json] = self._call("get_inference_statistics", model, version)["model_stats"]
+        found: list[Json] = self._call("ModelStatistics", name=model, version=version)["model_stats"]
         return found
 
     def register_system(self, name: str, key: str, byte_size: int) -> None:
         """Register a POSIX shared memory object."""
-        self._call("register_system_shared_memory", name, key, byte_size, as_json=False)
+        self._call("SystemSharedMemoryRegister", name=name, key=key, byte_size=byte_size)
 
     def register_cuda(self, name: str, handle: bytes, device: int, byte_size: int) -> None:
         """Register CUDA memory."""
-        raw = base64.b64encode(handle)
-        self._call("register_cuda_shared_memory", name, raw, device, byte_size, as_json=False)
+        self._call("CudaSharedMemoryRegister", name=name, raw_handle=handle, device_id=device, byte_size=byte_size)
 
     def unregister(self, kind: str, name: str) -> None:
         """Forget a region."""
-        self._call(f"unregister_{kind}_shared_memory", name, as_json=False)
+        self._call(f"{kind.capitalize()}SharedMemoryUnregister", name=name)
 
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        if self._caller is not None:
+            self._caller.close()
+            self._caller = None
 
-    def _call(self, method: str, *arguments: Any, as_json: bool = True) -> Json:  # noqa: ANN401 - passed on
-        from tritonclient.utils import InferenceServerException
+    def _call(self, method: str, **fields: Any) -> Json:  # noqa: ANN401 - fields of the request
+        from google.protobuf.json_format import MessageToDict
+        from tritonclient.grpc import service_pb2
 
-        extra: dict[str, Any] = {"headers": self._key, **({"as_json": True} if as_json else {})}
+        request = getattr(service_pb2, f"{method}Request")(**fields)
         try:
-            value = getattr(self._client, method)(*arguments, client_timeout=self._timeout_s, **extra)
-        except InferenceServerException as error:
-            status = str(error.status())
-            if "DEADLINE_EXCEEDED" in status:
-                raise unreachable(self._endpoint, TimeoutError(), self._timeout_s) from error
-            if "UNAVAILABLE" in status and "Socket closed" in str(error.message()):
-                raise unreachable(self._endpoint, ConnectionResetError(), self._timeout_s) from error
-            if "UNAVAILABLE" in status and "connect" in str(error.message()).lower():
-                raise unreachable(self._endpoint, ConnectionRefusedError(), self._timeout_s) from error
-            raise MeasureError(f"the server says: {error.message()}", where=str(self._endpoint)) from error
-        return value if isinstance(value, dict) else {}
+            raw, error = self._exchange(method, request.SerializeToString())
+        except OSError as late:
+            self.close()
+            raise unreachable(self._endpoint, late, self._timeout_s) from late
+        if raw is None:
+            raise MeasureError(f"the server says: {error}", where=str(self._endpoint))
+        answer = getattr(service_pb2, f"{method}Response").FromString(raw)
+        value: Json = MessageToDict(answer, preserving_proto_field_name=True)
+        return value
+
+    def _exchange(self, method: str, message: bytes) -> tuple[bytes | None, str | None]:
+        """Call over the connection that there is; where it has ended since the last call, over another."""
+        fresh = self._caller is None
+        try:
+            return self._ready().call(method, message, self._timeout_s)
+        except ConnectionLost:
+            self.close()
+            if fresh:
+                raise
+        except MeasureError:
+            self.close()
+            raise
+        return self._ready().call(method, message, self._timeout_s)
+
+    def _ready(self) -> Caller:
+        if self._caller is None:
+            self._caller = Caller(self._endpoint, self._timeout_s)
+        return self._caller
 
 
-def unreachable(endpoint: Endpoint, error: OSError, timeout_s: float) -> ConnectionLost:
+def _with_key(endpoint: Endpoint) -> Endpoint:
+    """Add the key to what a server of this user's own closes to others, shared memory among it, unless one is given."""
+    note = servers.find(endpoint.authority)
+    if note is None:
+        return endpoint
+    keys = note.http_headers() if endpoint.protocol == "http" else note.grpc_headers()
+    given = {name.lower() for name, _ in endpoint.headers}
+    more = tuple((name, value) for name, value in keys.items() if name.lower() not in given)
+    return dataclasses.replace(endpoint, headers=(*endpoint.headers, *more))
+
+
+def unreachable(endpoint: Endpoint, error: OSError, timeout_s: float) -> MeasureError:
     """Return what to say of a server that does not answer."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        hint = "name its authority with --ca-file, or take any with --insecure"
+        return MeasureError(f"the certificate is not trusted ({error.verify_message})", where=str(endpoint), hint=hint)
+    if isinstance(error, ssl.SSLError):
+        hint = "check the port, or leave TLS out"
+        return MeasureError(f"there is no TLS handshake to be had ({error})", where=str(endpoint), hint=hint)
     if isinstance(error, TimeoutError):
         return ConnectionLost(
             f"no answer within {timeout_s:g} s",
             where=str(endpoint),
-            hint="the server hangs, or --timeout-s is too short",
+            hint="the server or what is before it hangs, or --timeout-s is too short",
         )
     reason = error.strerror or (
         "connection refused" if isinstance(error, ConnectionRefusedError) else "connection lost"

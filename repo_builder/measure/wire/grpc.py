@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import selectors
 import time
+from collections.abc import Sequence
 from urllib.parse import unquote
 
 from repo_builder import __version__
-from repo_builder.measure.wire import hpack
+from repo_builder.core.errors import MeasureError
+from repo_builder.measure.wire import hpack, protobuf
 from repo_builder.measure.wire.http2 import Connection, Stream
-from repo_builder.measure.wire.transport import Done, Endpoint, wait_precisely
+from repo_builder.measure.wire.transport import ConnectionLost, Done, Endpoint, lost_for_good, wait_precisely
 
-UNARY = "/inference.GRPCInferenceService/ModelInfer"
-STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+SERVICE = "/inference.GRPCInferenceService"
+UNARY = f"{SERVICE}/ModelInfer"
+STREAM = f"{SERVICE}/ModelStreamInfer"
 # NVIDIA's clients let as many requests share a connection; a server must see the same load from us.
 SHARED_BY = 6
+_ID = 3  # the field of ModelInferRequest and ModelInferResponse
+_HEAD = 4096  # no request's own fields are longer than that
+# map entries of parameters: the name, then InferParameter.bool_param = true
+_ASKS_FOR_LAST = b"triton_enable_empty_final_response\x12\x02\x08\x01"
+_IS_LAST = b"triton_final_response\x12\x02\x08\x01"
 # https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 _STATUS = (  # noqa: SIM905 - a table of words
     "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED "
@@ -28,38 +36,51 @@ def request(message: bytes) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
+def header_block(endpoint: Endpoint, path: str) -> bytes:
+    """Return the header block of a call."""
+    return hpack.encode(
+        (
+            (":method", "POST"),
+            (":scheme", "https" if endpoint.tls else "http"),
+            (":path", endpoint.prefix + path),
+            (":authority", endpoint.authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("user-agent", f"repo-builder/{__version__}"),
+            *((name.lower(), value) for name, value in endpoint.headers),
+        )
+    )
+
+
 class GrpcTransport:
-    """Unary calls; a payload is a prefixed ModelInferRequest."""
+    """Unary calls; a payload is a prefixed ModelInferRequest.
+
+    A connection that its other side ends politely (GOAWAY, as ``--grpc-max-connection-age`` and proxies do) serves what
+    it has begun, and the next request opens another. What it had not begun is sent again there.
+    """
 
     def __init__(self, endpoint: Endpoint, path: str, *, slots: int, timeout_s: float) -> None:
         self.slots = slots
-        self._block = hpack.encode(
-            (
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":path", path),
-                (":authority", str(endpoint)),
-                ("te", "trailers"),
-                ("content-type", "application/grpc"),
-                ("user-agent", f"repo-builder/{__version__}"),
-            )
-        )
+        self.reconnects = 0
+        self._endpoint, self._timeout_s = endpoint, timeout_s
+        self._block = header_block(endpoint, path)
         self._selector = selectors.DefaultSelector()
         self._connections: list[Connection] = []
+        self._events: dict[Connection, int] = {}  # of every connection that is open, also of those that are ending
+        self._flying: list[bytes | None] = [None] * slots
         try:
-            for place in range(-(-slots // SHARED_BY)):
-                self._connections.append(Connection(endpoint, timeout_s))
-                self._selector.register(self._connections[-1].socket, selectors.EVENT_READ, place)
+            for _ in range(-(-slots // SHARED_BY)):
+                self._connections.append(self._open())
         except BaseException:
             self.close()
             raise
-        self._events = [selectors.EVENT_READ] * len(self._connections)
 
     def send(self, slot: int, payload: bytes) -> None:
         """Start a call."""
-        place = slot // SHARED_BY
-        self._connections[place].open(slot, self._block, payload, last=True)
-        self._watch(place)
+        self._flying[slot] = payload
+        connection = self._ready(slot)
+        connection.open(slot, self._block, payload, last=True)
+        self._watch(connection)
 
     def wait(self, timeout_s: float, done: Done) -> None:
         """Wait for responses and hand each prefixed message to ``done``."""
@@ -68,80 +89,218 @@ class GrpcTransport:
             self._progress(stream_id, stream, ended, done)
 
         for key, events in wait_precisely(self._selector, timeout_s):
-            connection = self._connections[key.data]
+            connection = key.data
             if events & selectors.EVENT_WRITE:
                 connection.flush()
             if events & selectors.EVENT_READ:
                 connection.receive(progress)
-            self._watch(key.data)
+            self._watch(connection)
+
+    def call_next(self, path: str) -> None:
+        """Call another method from now on."""
+        self._block = header_block(self._endpoint, path)
+
+    def parts(self, slot: int) -> Sequence[int]:
+        """Return when the responses of a slot's last request came; none where it has only the one."""
+        return ()
 
     def close(self) -> None:
         """Close every connection."""
-        for item in self._connections:
+        for item in self._events:
             item.socket.close()
         self._selector.close()
+
+    def _open(self) -> Connection:
+        made = Connection(self._endpoint, self._timeout_s)
+        self._selector.register(made.socket, selectors.EVENT_READ, made)
+        self._events[made] = selectors.EVENT_READ
+        return made
+
+    def _ready(self, slot: int) -> Connection:
+        """Return the slot's connection, or a new one where it takes no more streams."""
+        place = slot // SHARED_BY
+        if not self._connections[place].usable:
+            self.reconnects += 1
+            old = self._connections[place]
+            try:
+                self._connections[place] = self._open()
+            except ConnectionLost as error:
+                raise lost_for_good(error) from None
+            self._watch(old)
+        return self._connections[place]
 
     def _progress(self, stream_id: int, stream: Stream, ended: bool, done: Done) -> None:
         if not ended:
             return
-        now = time.monotonic_ns()
-        if stream.fields:
-            done(stream.slot, now, None, status_text(stream.fields))
+        now, slot = time.monotonic_ns(), stream.slot
+        payload, self._flying[slot] = self._flying[slot], None
+        body = stream.body
+        if stream.untouched and payload is not None:
+            self.send(slot, payload)
+        elif stream.fields:
+            done(slot, now, None, status_text(stream.fields))
+        elif len(body) < 5 or len(body) != 5 + int.from_bytes(body[1:5], "big"):
+            done(slot, now, None, "the answer ended early, as a failing proxy ends it")
         else:
-            done(stream.slot, now, bytes(stream.body), None)
+            done(slot, now, bytes(body), None)
 
-    def _watch(self, place: int) -> None:
-        """Ask for writability only while something waits to be written."""
-        connection = self._connections[place]
+    def _watch(self, connection: Connection) -> None:
+        """Ask for writability only while something waits to be written; forget a connection that has ended."""
+        if connection not in self._events:
+            return
+        if connection.closed or (connection.going_away and not connection.streams):
+            self._selector.unregister(connection.socket)
+            connection.socket.close()
+            connection.closed = True
+            del self._events[connection]
+            return
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.wants_write else 0)
-        if events != self._events[place]:
-            self._events[place] = events
-            self._selector.modify(connection.socket, events, place)
+        if events != self._events[connection]:
+            self._events[connection] = events
+            self._selector.modify(connection.socket, events, connection)
+
+
+class Caller:
+    """Calls of any method, one at a time, over one connection."""
+
+    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+        self._endpoint = endpoint
+        self._transport = GrpcTransport(endpoint, "", slots=1, timeout_s=timeout_s)
+
+    def call(self, method: str, message: bytes, timeout_s: float) -> tuple[bytes | None, str | None]:
+        """Return the answer's content, or None and what the server says.
+
+        Raises:
+            ConnectionLost: The connection ended.
+            TimeoutError: No answer came in time.
+        """
+        found: list[tuple[bytes | None, str | None]] = []
+        self._transport.call_next(f"{SERVICE}/{method}")
+        self._transport.send(0, request(message))
+        until = time.monotonic() + timeout_s
+        while not found:
+            if time.monotonic() >= until:
+                raise TimeoutError
+            self._transport.wait(0.05, lambda _slot, _now, raw, error: found.append((raw, error)))
+        raw, error = found[0]
+        return None if raw is None else raw[5:], error
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.close()
 
 
 class GrpcStreamTransport(GrpcTransport):
-    """One bidirectional stream a slot: prefixed ModelInferRequests out, prefixed ModelStreamInferResponses in."""
+    """One bidirectional stream a slot: prefixed ModelInferRequests out, prefixed ModelStreamInferResponses in.
+
+    A response belongs to the request whose id it carries. Of a decoupled model a request is answered when the response
+    that says that it is the last has come (requests ask for it: ``triton_enable_empty_final_response``).
+    """
 
     def __init__(self, endpoint: Endpoint, path: str, *, slots: int, timeout_s: float) -> None:
         super().__init__(endpoint, path, slots=slots, timeout_s=timeout_s)
-        self._ids: list[int | None] = [None] * slots
+        self._streams: list[tuple[Connection, int] | None] = [None] * slots
+        self._ids = [b""] * slots
+        self._many = [False] * slots  # whether the request in flight may have any number of responses
+        self._parts: list[list[int]] = [[] for _ in range(slots)]
+        self._last: list[bytes] = [b""] * slots
 
     def send(self, slot: int, payload: bytes) -> None:
         """Send a message on the slot's stream, which the first one opens."""
-        place = slot // SHARED_BY
-        connection, stream_id = self._connections[place], self._ids[slot]
-        if stream_id is None:
-            self._ids[slot] = connection.open(slot, self._block, payload, last=False)
+        self._flying[slot] = payload
+        self._ids[slot] = protobuf.text(payload, 5, len(payload), _ID)
+        self._many[slot] = _ASKS_FOR_LAST in payload[:_HEAD]
+        self._parts[slot], self._last[slot] = [], b""
+        stream = self._streams[slot]
+        if stream is not None and not stream[0].usable:
+            if stream[1] in stream[0].streams:
+                stream[0].push(stream[1], b"", last=True)  # its connection waits for the end of the stream
+                self._watch(stream[0])
+            stream = None
+        if stream is None:
+            connection = self._ready(slot)
+            self._streams[slot] = connection, connection.open(slot, self._block, payload, last=False)
         else:
-            connection.push(stream_id, payload, last=False)
-        self._watch(place)
+            connection = stream[0]
+            connection.push(stream[1], payload, last=False)
+        self._watch(connection)
+
+    def parts(self, slot: int) -> Sequence[int]:
+        """Return when the responses of a slot's last request came, ``time.monotonic_ns`` each."""
+        return self._parts[slot]
 
     def _progress(self, stream_id: int, stream: Stream, ended: bool, done: Done) -> None:
-        now = time.monotonic_ns()
-        if ended:
-            self._ids[stream.slot] = None
-            done(stream.slot, now, None, status_text(stream.fields or {"grpc-message": "the server ended the stream"}))
-            return
+        now, slot = time.monotonic_ns(), stream.slot
+        current = self._streams[slot]
+        if current is None or current[1] != stream_id:
+            return  # a stream that was given up
         body = stream.body
-        size = 5 + int.from_bytes(body[1:5], "big") if len(body) >= 5 else 5
-        if len(body) >= size:
+        while len(body) >= 5 and len(body) >= (size := 5 + int.from_bytes(body[1:5], "big")):
             message = bytes(body[:size])
             del body[:size]
-            error = stream_error(message[5:])
-            done(stream.slot, now, None if error else message, error)
+            self._message(slot, now, message, done)
+            if self._streams[slot] != current:
+                return
+        if ended:
+            self._streams[slot] = None
+            payload, self._flying[slot] = self._flying[slot], None
+            if payload is not None and stream.untouched:
+                self.send(slot, payload)
+            elif payload is not None:
+                done(slot, now, None, status_text(stream.fields or {"grpc-message": "the stream was ended"}))
+
+    def _message(self, slot: int, now: int, message: bytes, done: Done) -> None:
+        if self._flying[slot] is None:
+            raise MeasureError(
+                "a response came that belongs to no request", hint="does the model send more responses than it says?"
+            )
+        error = stream_error(message[5:])
+        if error is not None:
+            if self._many[slot]:
+                self._give_up(slot)  # nothing says whether more of this request will come
+            self._flying[slot] = None
+            done(slot, now, None, error)
+            return
+        found, final, empty = response_head(message)
+        if found != self._ids[slot]:
+            raise MeasureError(
+                f"the response to request '{found.decode('utf-8', 'replace')}' came for '{self._ids[slot].decode()}'",
+                hint="whatever answers mixes responses up",
+            )
+        if not self._many[slot]:
+            self._flying[slot] = None
+            done(slot, now, message, None)
+            return
+        if not (final and empty):
+            self._parts[slot].append(now)
+            self._last[slot] = message
+        if final:
+            self._flying[slot] = None
+            # the request lasted until its last response with content; the empty one behind it only says so
+            done(slot, self._parts[slot][-1] if self._parts[slot] else now, self._last[slot] or message, None)
+
+    def _give_up(self, slot: int) -> None:
+        stream, self._streams[slot] = self._streams[slot], None
+        if stream is not None:
+            stream[0].cancel(stream[1])
+
+
+def response_head(message: bytes) -> tuple[bytes, bool, bool]:
+    """Return of a prefixed ModelStreamInferResponse its id, whether it is the last one, and whether it has no outputs."""
+    place = protobuf.field(message, 5, len(message), 2)
+    if place is None:
+        return b"", False, True
+    start, end = place
+    outputs = protobuf.field(message, start, end, 5)
+    stop = outputs[0] if outputs else end
+    return protobuf.text(message, start, stop, _ID), _IS_LAST in message[start:stop], outputs is None
 
 
 def stream_error(message: bytes) -> str | None:
     """Return the error in a ModelStreamInferResponse: its first field, a string; None where that is empty."""
     if not message.startswith(b"\x0a"):
         return None
-    length, shift, position = 0, 0, 1
-    while True:  # a varint
-        length |= (message[position] & 127) << shift
-        position, shift = position + 1, shift + 7
-        if message[position - 1] < 128:
-            break
-    return message[position : position + length].decode("utf-8", "replace") or None
+    return protobuf.text(message, 0, len(message), 1).decode("utf-8", "replace") or None
 
 
 def status_text(fields: dict[str, str]) -> str:

@@ -34,7 +34,7 @@ def encode(fields: Iterable[tuple[str, str]]) -> bytes:
     """Return a header block of literal fields that enter no table."""
     block = bytearray()
     for name, value in fields:
-        block += b"\x00" + _integer(len(name), 7) + name.encode() + _integer(len(value), 7) + value.encode()
+        block += b"\x00" + _integer(len(name), 7) + name.encode() + _integer(len(value.encode()), 7) + value.encode()
     return bytes(block)
 
 
@@ -64,7 +64,7 @@ def decode(block: bytes) -> dict[str, str]:
                 value, position = _read_string(block, position)
             fields[name] = value
     except (IndexError, ValueError, KeyError) as error:
-        raise MeasureError("the server sent HTTP/2 headers that cannot be read", hint="try --protocol http") from error
+        raise MeasureError("HTTP/2 headers came that cannot be read", hint="try --protocol http") from error
     return fields
 
 

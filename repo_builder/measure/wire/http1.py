@@ -5,32 +5,48 @@ from __future__ import annotations
 import json
 import selectors
 import time
+from collections.abc import Sequence
 
 from repo_builder.core.errors import MeasureError
-from repo_builder.measure.wire.transport import ConnectionLost, Done, Endpoint, connect, wait_precisely
+from repo_builder.measure.wire.tls import Socket
+from repo_builder.measure.wire.transport import (
+    ConnectionLost,
+    Done,
+    Endpoint,
+    connect,
+    lost,
+    lost_for_good,
+    wait_precisely,
+)
 
 _CHUNK = 1 << 18
 
 
 class HttpTransport:
-    """Requests over raw non-blocking sockets."""
+    """Requests over raw non-blocking sockets.
+
+    A connection that its other side ends between requests, as keep-alive limits do, is made anew by the next request; so
+    is one that ends as a request reaches it and before any of its answer has come, once.
+    """
 
     def __init__(self, endpoint: Endpoint, path: str, *, slots: int, timeout_s: float) -> None:
         self.slots = slots
+        self.reconnects = 0
         self._endpoint = endpoint
+        self._timeout_s = timeout_s
         self._selector = selectors.DefaultSelector()
         self._buffer = bytearray(_CHUNK)
         self._view = memoryview(self._buffer)
         self._received: list[bytearray | None] = [None] * slots
         self._unsent: list[memoryview | None] = [None] * slots
+        self._flying: list[bytes | None] = [None] * slots  # the request that waits for its answer
+        self._answered = [0] * slots  # by the present connection
         self._head = b"\0"  # the head of the last response that came in one piece, and that response's whole length
         self._length = -1
-        self._sockets = []
+        self._sockets: list[Socket | None] = [None] * slots
         try:
             for slot in range(slots):
-                made = connect(endpoint, timeout_s)
-                self._sockets.append(made)
-                self._selector.register(made, selectors.EVENT_READ, slot)
+                self._open(slot)
         except BaseException:
             self.close()
             raise
@@ -40,84 +56,143 @@ class HttpTransport:
 
         Head and body are two writes, as they are in NVIDIA's clients: a server may wake up for each.
         """
+        if self._sockets[slot] is None:
+            self.reconnects += 1
+            try:
+                self._open(slot)
+            except ConnectionLost as error:
+                raise lost_for_good(error) from None
+        self._flying[slot] = payload
         head = payload.find(b"\r\n\r\n") + 4
         body = memoryview(payload)[head:]
-        sent = self._write(slot, payload[:head])
-        if sent == head and body:
-            sent += self._write(slot, body)
+        try:
+            sent = self._write(slot, memoryview(payload)[:head])
+            if sent == head and body:
+                sent += self._write(slot, body)
+        except OSError as error:
+            self._ended(slot, error.strerror)
+            return
         if sent < len(payload):
             self._unsent[slot] = memoryview(payload)[sent:]
-            self._selector.modify(self._sockets[slot], selectors.EVENT_READ | selectors.EVENT_WRITE, slot)
+            self._selector.modify(self._socket(slot), selectors.EVENT_READ | selectors.EVENT_WRITE, slot)
 
     def wait(self, timeout_s: float, done: Done) -> None:
         """Wait for responses and hand each to ``done`` with its head, as ``decode`` reads it."""
         for key, events in wait_precisely(self._selector, timeout_s):
             slot = key.data
+            if key.fileobj is not self._sockets[slot]:
+                continue  # it was made anew for what came before in this round
             if events & selectors.EVENT_WRITE:
                 self._continue(slot)
-            if events & selectors.EVENT_READ:
+            if events & selectors.EVENT_READ and key.fileobj is self._sockets[slot]:
                 self._receive(slot, done)
+
+    def parts(self, slot: int) -> Sequence[int]:
+        """Return none: over HTTP a request has one response."""
+        return ()
 
     def close(self) -> None:
         """Close every connection."""
         for item in self._sockets:
-            item.close()
+            if item is not None:
+                item.close()
         self._selector.close()
+
+    def _open(self, slot: int) -> None:
+        made = connect(self._endpoint, self._timeout_s)
+        self._sockets[slot] = made
+        self._answered[slot] = 0
+        self._selector.register(made, selectors.EVENT_READ, slot)
+
+    def _shut(self, slot: int) -> None:
+        """Close a slot's connection; its next request opens another."""
+        made = self._sockets[slot]
+        if made is not None:
+            self._selector.unregister(made)
+            made.close()
+        self._sockets[slot] = self._unsent[slot] = self._received[slot] = None
+
+    def _socket(self, slot: int) -> Socket:
+        made = self._sockets[slot]
+        if made is None:
+            raise lost(self._endpoint, "closed")
+        return made
+
+    def _ended(self, slot: int, reason: str | None) -> None:
+        """Deal with a connection that its other side has ended."""
+        payload, used = self._flying[slot], self._answered[slot]
+        untouched = self._received[slot] is None
+        self._shut(slot)
+        if payload is None:
+            return
+        if not used or not untouched:
+            raise lost(self._endpoint, reason)
+        # It ended as the request reached it, as keep-alive limits do: nobody has begun to answer.
+        self.send(slot, payload)
 
     def _write(self, slot: int, data: bytes | memoryview) -> int:
         try:
-            return int(self._sockets[slot].send(data))
+            return self._socket(slot).send(data)
         except BlockingIOError:
             return 0
-        except OSError as error:
-            raise self._lost(error.strerror) from error
 
     def _continue(self, slot: int) -> None:
         rest = self._unsent[slot]
         if rest is not None:
-            rest = rest[self._write(slot, rest) :]
+            try:
+                rest = rest[self._write(slot, rest) :]
+            except OSError as error:
+                self._ended(slot, error.strerror)
+                return
             self._unsent[slot] = rest or None
         if not rest:
-            self._selector.modify(self._sockets[slot], selectors.EVENT_READ, slot)
+            self._selector.modify(self._socket(slot), selectors.EVENT_READ, slot)
 
     def _receive(self, slot: int, done: Done) -> None:
         try:
-            count = self._sockets[slot].recv_into(self._buffer)
+            count = self._socket(slot).recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError as error:
-            raise self._lost(error.strerror) from error
+            self._ended(slot, error.strerror)
+            return
         now = time.monotonic_ns()
-        if not count:
-            raise self._lost("closed by the server")
         partial = self._received[slot]
         if partial is None and count == self._length and self._buffer.startswith(self._head):
-            done(slot, now, bytes(self._view[:count]), None)
+            self._answer(slot, now, bytes(self._view[:count]), None, done)
+            return
+        if not count and partial is None:
+            self._ended(slot, "closed by the other side")
             return
         if partial is None:
             partial = self._received[slot] = bytearray()
         partial += self._view[:count]
         head = partial.find(b"\r\n\r\n") + 4
         if head < 4:
+            if not count:
+                self._ended(slot, "closed by the other side")
             return
         fields = parse_head(bytes(partial[:head]))
-        whole = _whole(partial, head, fields)
+        whole = _whole(partial, head, fields, ended=not count)
         if whole is None:
+            if not count:
+                self._ended(slot, "closed by the other side within an answer")
             return
         self._received[slot] = None
+        last = not count or "close" in fields.get("connection", "").lower() or fields[":version"] == "HTTP/1.0"
+        if last:
+            self._shut(slot)
         if fields[":status"] == "200":
-            if "content-length" in fields:
+            if "content-length" in fields and not last:
                 self._head, self._length = bytes(partial[:head]), len(whole)
-            done(slot, now, whole, None)
+            self._answer(slot, now, whole, None, done)
         else:
-            done(slot, now, None, error_text(whole[head:], fields[":status"]))
+            self._answer(slot, now, None, error_text(whole[head:], fields[":status"]), done)
 
-    def _lost(self, reason: str | None) -> ConnectionLost:
-        return ConnectionLost(
-            f"the connection was lost ({(reason or 'unknown reason').lower()})",
-            where=str(self._endpoint),
-            hint="look at the server's log: it stopped, or was restarted",
-        )
+    def _answer(self, slot: int, now: int, raw: bytes | None, error: str | None, done: Done) -> None:
+        self._flying[slot] = None
+        self._answered[slot] += 1
+        done(slot, now, raw, error)
 
 
 def request(endpoint: Endpoint, path: str, body: bytes, json_bytes: int | None) -> bytes:
@@ -129,7 +204,9 @@ def request(endpoint: Endpoint, path: str, body: bytes, json_bytes: int | None) 
         body: JSON, then the binary tensors.
         json_bytes: Length of the JSON where binary tensors follow it.
     """
-    head = [f"POST {path} HTTP/1.1", f"Host: {endpoint}", "Content-Type: application/octet-stream"]
+    head = [f"POST {endpoint.prefix}{path} HTTP/1.1", f"Host: {endpoint.authority}"]
+    head.append("Content-Type: application/octet-stream")
+    head.extend(f"{name}: {value}" for name, value in endpoint.headers)
     if json_bytes is not None:
         head.append(f"Inference-Header-Content-Length: {json_bytes}")
     head.append(f"Content-Length: {len(body)}")
@@ -137,7 +214,7 @@ def request(endpoint: Endpoint, path: str, body: bytes, json_bytes: int | None) 
 
 
 def parse_head(head: bytes) -> dict[str, str]:
-    """Return a response's header fields by lower-case name, and ``:status``.
+    """Return a response's header fields by lower-case name, ``:status`` and ``:version``.
 
     Raises:
         MeasureError: What answers does not speak HTTP/1.
@@ -146,9 +223,10 @@ def parse_head(head: bytes) -> dict[str, str]:
     words = first.split(None, 2)
     if len(words) < 2 or not words[0].startswith("HTTP/1."):
         raise MeasureError(
-            f"the server does not speak HTTP/1 (it says {first[:40]!r})", hint="check the port, or use --protocol grpc"
+            f"what answers does not speak HTTP/1 (it says {first[:40]!r})",
+            hint="check the port, or use --protocol grpc",
         )
-    fields = {":status": words[1]}
+    fields = {":status": words[1], ":version": words[0]}
     for line in lines:
         name, _, value = line.partition(":")
         fields[name.strip().lower()] = value.strip()
@@ -164,14 +242,23 @@ def error_text(body: bytes, status: str) -> str:
         return f"HTTP status {status}" + (f": {text}" if text else "")
 
 
-def _whole(data: bytearray, head: int, fields: dict[str, str]) -> bytes | None:
-    """Return head and body where all of it has arrived, else None."""
-    if "content-length" in fields:
-        end = head + int(fields["content-length"])
-        return bytes(data[:end]) if len(data) >= end else None
-    if fields.get("transfer-encoding", "").lower() == "chunked":
-        body = _join_chunks(data, head)
-        return None if body is None else bytes(data[:head]) + body
+def _whole(data: bytearray, head: int, fields: dict[str, str], *, ended: bool) -> bytes | None:
+    """Return head and body where all of it has arrived, else None; ``ended`` says that no more will come.
+
+    Raises:
+        MeasureError: Lengths cannot be read.
+    """
+    try:
+        if fields.get("transfer-encoding", "").lower() == "chunked":
+            body = _join_chunks(data, head)
+            return None if body is None else bytes(data[:head]) + body
+        if "content-length" in fields:
+            end = head + int(fields["content-length"])
+            return bytes(data[:end]) if len(data) >= end else None
+    except ValueError:
+        raise MeasureError("what answers sends lengths that cannot be read", hint="is it a proxy that fails?") from None
+    if "close" in fields.get("connection", "").lower() or fields[":version"] == "HTTP/1.0":
+        return bytes(data) if ended else None
     return bytes(data[:head])
 
 

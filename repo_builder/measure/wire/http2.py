@@ -6,7 +6,6 @@ that equals the last one in form is not parsed.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +13,8 @@ from dataclasses import dataclass, field
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.measure.wire import hpack
-from repo_builder.measure.wire.transport import ConnectionLost, Endpoint, connect
+from repo_builder.measure.wire.tls import Socket
+from repo_builder.measure.wire.transport import Endpoint, connect, lost
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
@@ -22,6 +22,7 @@ _FRAME = struct.Struct(">HBBBI")
 _WINDOW = (1 << 31) - 1
 _REFILL = 1 << 30
 _CHUNK = 1 << 18
+_REFUSED_STREAM, _CANCEL = 7, 8
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -42,6 +43,7 @@ class Stream:
         fields: Fields of header blocks that were not plainly fine.
         unsent: What flow control holds back.
         last: Whether our side of the stream ends with what is sent.
+        untouched: Whether it ended and the server says that it did nothing with it, so that it can be sent again.
         received: Octets received since the server was last told to go on.
     """
 
@@ -51,6 +53,7 @@ class Stream:
     fields: dict[str, str] = field(default_factory=dict)
     unsent: memoryview | None = None
     last: bool = True
+    untouched: bool = False
     received: int = 0
 
 
@@ -59,11 +62,18 @@ Progress = Callable[[int, Stream, bool], None]
 
 
 class Connection:
-    """One HTTP/2 connection."""
+    """One HTTP/2 connection.
+
+    Attributes:
+        going_away: Whether the other side has said that it takes no more streams; those that it has, it still serves.
+        closed: Whether it has ended.
+    """
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
         self._endpoint = endpoint
-        self.socket: socket.socket = connect(endpoint, timeout_s)
+        self.socket: Socket = connect(endpoint, timeout_s)
+        self.going_away = False
+        self.closed = False
         self.streams: dict[int, Stream] = {}
         self._next = 1
         self._window = 65535
@@ -82,6 +92,11 @@ class Connection:
         self._write(_PREFACE + frame(SETTINGS, 0, 0, settings) + grow)
 
     @property
+    def usable(self) -> bool:
+        """Whether another stream can be opened."""
+        return not self.going_away and not self.closed and self._next < _WINDOW - 1
+
+    @property
     def wants_write(self) -> bool:
         """Whether octets wait for the socket to take them."""
         return bool(self._out)
@@ -89,8 +104,6 @@ class Connection:
     def open(self, slot: int, block: bytes, message: bytes, *, last: bool) -> int:
         """Open a stream with a header block and a first message; return its id."""
         stream_id = self._next
-        if stream_id >= _WINDOW - 1:
-            raise ConnectionLost("the connection has used up its stream numbers", where=str(self._endpoint))
         self._next += 2
         stream = Stream(slot=slot, window=self._stream_window, unsent=memoryview(message), last=last)
         self.streams[stream_id] = stream
@@ -102,6 +115,11 @@ class Connection:
         stream = self.streams[stream_id]
         stream.unsent, stream.last = memoryview(message), last
         self._drain(stream_id, stream)
+
+    def cancel(self, stream_id: int) -> None:
+        """Give a stream up; whatever still comes on it is ignored."""
+        if self.streams.pop(stream_id, None) is not None and not self.closed:
+            self._write(frame(RST_STREAM, 0, stream_id, struct.pack(">I", _CANCEL)))
 
     def flush(self) -> None:
         """Send what waits for the socket."""
@@ -119,13 +137,16 @@ class Connection:
         except BlockingIOError:
             return
         except OSError as error:
-            raise self._lost(error.strerror) from error
+            if self.streams and not self.going_away:
+                raise lost(self._endpoint, error.strerror) from error
+            count = 0
         if not count:
-            raise self._lost("closed by the server")
+            self._end(progress)
+            return
         data = self._in
         data += memoryview(self._buffer)[:count]
         position, end = 0, len(data)
-        while end - position >= 9:
+        while end - position >= 9 and not self.closed:
             high, low, kind, flags, stream_id = _FRAME.unpack_from(data, position)
             stop = position + 9 + (high << 8 | low)
             if stop > end:
@@ -199,12 +220,30 @@ class Connection:
                 self._window += size
                 self._drain_all()
         elif kind == RST_STREAM and stream_id in self.streams:
-            stream = self.streams[stream_id]
+            stream, code = self.streams[stream_id], struct.unpack(">I", payload)[0]
+            stream.untouched = code == _REFUSED_STREAM
             stream.fields.setdefault("grpc-status", "13")
-            stream.fields.setdefault("grpc-message", f"the server reset the stream ({struct.unpack('>I', payload)[0]})")
+            stream.fields.setdefault("grpc-message", f"the stream was reset (HTTP/2 error {code})")
             self._tell(stream_id, stream, True, progress)
         elif kind == GOAWAY:
-            raise self._lost("the server is going away")
+            self._go_away(struct.unpack_from(">I", payload)[0] & _WINDOW, progress)
+
+    def _go_away(self, last: int, progress: Progress) -> None:
+        """Take no more streams; those that the other side has not begun can be sent elsewhere."""
+        self.going_away = True
+        for stream_id, stream in [item for item in self.streams.items() if item[0] > last]:
+            stream.untouched = True
+            self._tell(stream_id, stream, True, progress)
+
+    def _end(self, progress: Progress) -> None:
+        """Deal with the end of the connection: polite where nothing was under way."""
+        self.closed = True
+        if self.streams and not self.going_away:
+            raise lost(self._endpoint, "closed by the other side")
+        for stream_id, stream in list(self.streams.items()):
+            stream.fields.setdefault("grpc-status", "14")
+            stream.fields.setdefault("grpc-message", "the connection was closed after its GOAWAY, before the answer")
+            self._tell(stream_id, stream, True, progress)
 
     def _settings(self, payload: bytes) -> None:
         for place in range(0, len(payload), 6):
@@ -246,21 +285,14 @@ class Connection:
 
     def _send(self, data: bytes | memoryview) -> int:
         try:
-            return int(self.socket.send(data))
+            return self.socket.send(data)
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise self._lost(error.strerror) from error
-
-    def _lost(self, reason: str | None) -> ConnectionLost:
-        return ConnectionLost(
-            f"the connection was lost ({(reason or 'unknown reason').lower()})",
-            where=str(self._endpoint),
-            hint="look at the server's log: it stopped, or was restarted",
-        )
+            raise lost(self._endpoint, error.strerror) from error
 
 
 def _unpadded(payload: bytes) -> bytes:
     if not payload or payload[0] >= len(payload):
-        raise MeasureError("the server sent an HTTP/2 frame that cannot be read", hint="try --protocol http")
+        raise MeasureError("an HTTP/2 frame came that cannot be read", hint="try --protocol http")
     return payload[1 : len(payload) - payload[0]]

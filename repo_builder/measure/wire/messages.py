@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -55,10 +56,49 @@ class Input:
     data: bytes | Region
 
     @classmethod
-    def of(cls, name: str, array: Array) -> Input:
-        """Make an input of an array's content."""
-        dtype = DType.of_numpy(array.dtype)
+    def of(cls, name: str, array: Array, dtype: DType | None = None) -> Input:
+        """Make an input of an array's content; ``dtype`` where numpy has no such type."""
+        dtype = dtype or DType.of_numpy(array.dtype)
         return cls(name=name, dtype=dtype, shape=tuple(array.shape), data=to_bytes(array))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """What a request says beside its tensors.
+
+    Attributes:
+        request_id: Comes back with the response; empty for none.
+        priority: Of the queue that it waits in; 0 for the model's own.
+        timeout_us: How long it may wait in that queue, microseconds; 0 for the model's own limit.
+        sequence: Correlation id of its sequence, a number or a text as the model takes it; None for none.
+        starts: Whether it is the first of the sequence.
+        ends: Whether it is the last.
+        asks_for_last: Whether the server is to say which response is the last, for decoupled models.
+    """
+
+    request_id: str = ""
+    priority: int = 0
+    timeout_us: int = 0
+    sequence: int | str | None = None
+    starts: bool = False
+    ends: bool = False
+    asks_for_last: bool = False
+
+    def parameters(self) -> dict[str, int | str | bool]:
+        """Return what is set, by the names of Triton's protocol extensions."""
+        found: dict[str, int | str | bool] = {}
+        if self.sequence is not None:
+            found |= {"sequence_id": self.sequence, "sequence_start": self.starts, "sequence_end": self.ends}
+        if self.priority:
+            found["priority"] = self.priority
+        if self.timeout_us:
+            found["timeout"] = self.timeout_us
+        if self.asks_for_last:
+            found["triton_enable_empty_final_response"] = True
+        return found
+
+
+NOTHING = Extra()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +125,9 @@ class Codec(Protocol):
 
     path: str
 
-    def encode(self, inputs: Sequence[Input], outputs: Sequence[tuple[str, Region]] = ()) -> bytes:
+    def encode(
+        self, inputs: Sequence[Input], outputs: Sequence[tuple[str, Region]] = (), extra: Extra = NOTHING
+    ) -> bytes:
         """Return a request as a transport sends it; ``outputs`` are those that go to shared memory."""
 
     def decode(self, raw: bytes) -> Response:
@@ -110,14 +152,20 @@ class HttpCodec:
         self._endpoint = endpoint
         self.path = f"/v2/models/{quote(model)}" + (f"/versions/{quote(version)}" if version else "") + "/infer"
 
-    def encode(self, inputs: Sequence[Input], outputs: Sequence[tuple[str, Region]] = ()) -> bytes:
+    def encode(
+        self, inputs: Sequence[Input], outputs: Sequence[tuple[str, Region]] = (), extra: Extra = NOTHING
+    ) -> bytes:
         """Return a whole HTTP request."""
-        document: dict[str, Any] = {"inputs": [_http_input(item) for item in inputs]}
+        document: dict[str, Any] = {"id": extra.request_id} if extra.request_id else {}
+        document["inputs"] = [_http_input(item) for item in inputs]
+        parameters = extra.parameters()
         if outputs:
             inline = {"binary_data": False}  # as tritonclient says it
             document["outputs"] = [{"name": name, "parameters": inline | place.parameters()} for name, place in outputs]
         else:
-            document["parameters"] = {"binary_data_output": True}
+            parameters["binary_data_output"] = True
+        if parameters:
+            document["parameters"] = parameters
         text = json.dumps(document, separators=(",", ":")).encode()
         binary = [item.data for item in inputs if isinstance(item.data, bytes)]
         return http1.request(self._endpoint, self.path, b"".join([text, *binary]), len(text) if binary else None)
@@ -155,19 +203,23 @@ class GrpcCodec:
         self._stream = stream
         self.path = grpc_wire.STREAM if stream else grpc_wire.UNARY
 
-    def encode(self, inputs: Sequence[Input], outputs: Sequence[tuple[str, Region]] = ()) -> bytes:
+    def encode(
+        self, inputs: Sequence[Input], outputs: Sequence[tuple[str, Region]] = (), extra: Extra = NOTHING
+    ) -> bytes:
         """Return a prefixed ModelInferRequest."""
         from tritonclient.grpc import service_pb2
 
         message = service_pb2.ModelInferRequest(model_name=self._model, model_version=self._version)
+        message.id = extra.request_id
+        _set_parameters(message.parameters, extra.parameters())
         for item in inputs:
             tensor = message.inputs.add(name=item.name, datatype=item.dtype.triton, shape=item.shape)
             if isinstance(item.data, Region):
-                _set_parameters(tensor.parameters, item.data)
+                _set_parameters(tensor.parameters, item.data.parameters())
             else:
                 message.raw_input_contents.append(item.data)
         for name, place in outputs:
-            _set_parameters(message.outputs.add(name=name).parameters, place)
+            _set_parameters(message.outputs.add(name=name).parameters, place.parameters())
         return grpc_wire.request(message.SerializeToString())
 
     def decode(self, raw: bytes) -> Response:
@@ -177,13 +229,13 @@ class GrpcCodec:
 
         try:
             if self._stream:
-                outer = service_pb2.ModelStreamInferResponse.FromString(raw[5:])
+                outer = service_pb2.ModelStreamInferResponse.FromString(_unpacked(raw))
                 if outer.error_message:
                     raise MeasureError(f"the server refuses the request: {outer.error_message}", where=self._model)
                 message = outer.infer_response
             else:
-                message = service_pb2.ModelInferResponse.FromString(raw[5:])
-        except DecodeError as error:
+                message = service_pb2.ModelInferResponse.FromString(_unpacked(raw))
+        except (DecodeError, zlib.error) as error:
             raise MeasureError(f"the response cannot be read ({error})", where=self._model) from error
         found = Response(model=message.model_name, version=message.model_version)
         contents = iter(message.raw_output_contents)
@@ -230,9 +282,12 @@ def _http_input(item: Input) -> dict[str, Any]:
     return {"name": item.name, "shape": list(item.shape), "datatype": item.dtype.triton, "parameters": place}
 
 
-def _set_parameters(target: Any, place: Region) -> None:  # noqa: ANN401 - a protobuf map
-    for key, value in place.parameters().items():
-        if isinstance(value, str):
-            target[key].string_param = value
-        else:
-            target[key].int64_param = value
+def _set_parameters(target: Any, values: Mapping[str, int | str | bool]) -> None:  # noqa: ANN401 - a protobuf map
+    for key, value in values.items():
+        kind = "bool_param" if isinstance(value, bool) else "int64_param" if isinstance(value, int) else "string_param"
+        setattr(target[key], kind, value)
+
+
+def _unpacked(raw: bytes) -> bytes:
+    """Return a prefixed message's content; a server may compress it (gzip or deflate)."""
+    return zlib.decompress(raw[5:], wbits=47) if raw[:1] == b"\x01" else raw[5:]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from repo_builder.core.errors import MeasureError, did_you_mean
-from repo_builder.core.tensors import Array, DType, TensorSpec
+from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.measure.wire.control import Control
 from repo_builder.measure.wire.transport import ConnectionLost
+from repo_builder.results import BuildIdentity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,17 @@ class ServedModel:
         preferred_batch_sizes: Batch sizes that the dynamic batcher tries to reach.
         max_queue_delay_us: How long a request may wait for others, microseconds.
         instances: Number of model instances.
-        composing: Models that an ensemble is made of; empty for others.
+        parts: Models that an ensemble is made of, each with its own; empty for others.
         decoupled: Whether a request may have any number of responses.
+        optional: Names of the inputs that a request may leave out.
+        sequence: Whether requests belong to sequences.
+        text_ids: Whether sequences are known by texts, and not by numbers.
+        native: Whether the backend is a library of its own, and not one written in Python.
+        own_axis: Whether Triton does not batch the model and yet the first dimension of every tensor varies, which may
+            or may not mean that it counts samples.
+        response_cache: Whether the server may answer from its response cache.
+        identity: Which build it is, as its configuration says; None where it says none.
+        config: The whole configuration as JSON values.
     """
 
     name: str
@@ -45,8 +53,42 @@ class ServedModel:
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
     instances: int = 1
-    composing: tuple[str, ...] = ()
+    parts: tuple[ServedModel, ...] = ()
     decoupled: bool = False
+    optional: frozenset[str] = frozenset()
+    sequence: bool = False
+    text_ids: bool = False
+    native: bool = False
+    own_axis: bool = False
+    response_cache: bool = False
+    identity: BuildIdentity | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def composing(self) -> tuple[str, ...]:
+        """Names of the models inside an ensemble, at any depth, each once."""
+        return tuple(self.inside())
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """Names of those of them that are no ensembles themselves."""
+        return tuple(name for name, item in self.inside().items() if not item.parts)
+
+    def inside(self) -> dict[str, ServedModel]:
+        """Return the models inside an ensemble by name, those of a step before those of the next."""
+        found: dict[str, ServedModel] = {}
+        for part in self.parts:
+            found |= {part.name: part} | part.inside()
+        return found
+
+    def counting_samples(self) -> ServedModel:
+        """Return the model with the first dimension of its own taken as that of a batch."""
+        if not self.own_axis or self.batch_axis:
+            return self
+        inputs, outputs = (
+            [replace(item, shape=item.shape[1:]) for item in side] for side in (self.inputs, self.outputs)
+        )
+        return replace(self, inputs=tuple(inputs), outputs=tuple(outputs), batch_axis=True)
 
     def full_shape(self, shape: Sequence[int], batch: int) -> tuple[int, ...]:
         """Return a tensor's shape in a request."""
@@ -73,82 +115,86 @@ def describe(control: Control, name: str, version: str = "") -> ServedModel:
                 f"the model '{name}' is not ready: {error.message}", hint="look at the server's log"
             ) from None
         raise MeasureError(f"the server has no model '{name}'", hint=did_you_mean(name, known)) from None
+    return _described(control, name, version, metadata, config, seen=(name,))
+
+
+def _described(
+    control: Control,
+    name: str,
+    version: str,
+    metadata: Mapping[str, Any],
+    config: Mapping[str, Any],
+    seen: tuple[str, ...],
+) -> ServedModel:
     max_batch_size = int(config.get("max_batch_size", 0))
-    # A model that Triton does not batch may still have a batch dimension of its own: all tensors begin with -1.
     tensors = [*metadata.get("inputs", ()), *metadata.get("outputs", ())]
-    own_axis = all(item.get("shape") and int(item["shape"][0]) == -1 for item in tensors)
-    batch_axis = max_batch_size > 0 or own_axis
+    first_varies = all(item.get("shape") and int(item["shape"][0]) == -1 for item in tensors)
     batching = config.get("dynamic_batching")
     groups = config.get("instance_group", ())
-    policy = config.get("model_transaction_policy", {})
-    found = ServedModel(
+    parts = _parts(control, config, seen)
+    sequences = config.get("sequence_batching")
+    return ServedModel(
         name=name,
         version=version or max((str(item) for item in metadata.get("versions", ("",))), key=_as_number, default=""),
         backend=str(config.get("backend") or config.get("platform") or metadata.get("platform", "")),
-        inputs=tuple(_spec(item, batch_axis) for item in metadata.get("inputs", ())),
-        outputs=tuple(_spec(item, batch_axis) for item in metadata.get("outputs", ())),
+        inputs=tuple(_spec(name, item, max_batch_size > 0) for item in metadata.get("inputs", ())),
+        outputs=tuple(_spec(name, item, max_batch_size > 0) for item in metadata.get("outputs", ())),
         max_batch_size=max_batch_size,
-        batch_axis=batch_axis,
+        batch_axis=max_batch_size > 0,
+        own_axis=not max_batch_size and first_varies,
         dynamic_batching=batching is not None,
         preferred_batch_sizes=tuple(int(item) for item in (batching or {}).get("preferred_batch_size", ())),
         max_queue_delay_us=int((batching or {}).get("max_queue_delay_microseconds", 0)),
         instances=max(1, sum(int(item.get("count", 1)) * max(1, len(item.get("gpus", ()))) for item in groups)),
-        composing=_composing(config),
-        decoupled=bool(policy.get("decoupled", False)),
+        parts=parts,
+        decoupled=bool((config.get("model_transaction_policy") or {}).get("decoupled", False))
+        or any(item.decoupled for item in parts),
+        optional=frozenset(str(item["name"]) for item in config.get("input", ()) if item.get("optional")),
+        sequence=sequences is not None or any(item.sequence for item in parts),
+        text_ids=_text_ids(sequences or {}) or any(item.text_ids for item in parts),
+        native=str(config.get("runtime", "")).startswith("lib"),
+        response_cache=bool((config.get("response_cache") or {}).get("enable", False)),
+        identity=_identity(config),
+        config=config,
     )
-    if found.decoupled:
-        raise MeasureError(f"the model '{name}' is decoupled: its responses cannot be matched to requests")
-    return found
 
 
-def random_samples(model: ServedModel, count: int, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Array]:
-    """Make up inputs, ``(count, *shape)`` each: floats uniform in [0, 1), integers 0 to 9, strings of digits.
-
-    Args:
-        model: Whose inputs.
-        count: Number of samples.
-        shapes: Shapes, batch left out, of inputs with dynamic dimensions.
-        seed: Seed.
-
-    Raises:
-        MeasureError: A dynamic dimension has no size, or a shape does not fit.
-    """
-    generator = np.random.default_rng(seed)
-    made: dict[str, Array] = {}
-    for unknown in set(shapes) - {spec.name for spec in model.inputs}:
-        hint = did_you_mean(unknown, (spec.name for spec in model.inputs))
-        raise MeasureError(f"the model '{model.name}' has no input '{unknown}'", where="--shape", hint=hint)
-    for spec in model.inputs:
-        shape = tuple(shapes.get(spec.name, spec.shape))
-        if -1 in shape:
-            example = ",".join(str(size if size > 0 else 16) for size in shape)
-            raise MeasureError(
-                f"the input {spec} has dynamic dimensions", hint=f"give its shape, as in --shape {spec.name}:{example}"
-            )
-        if not spec.fits(shape):
-            raise MeasureError(f"the shape {list(shape)} does not fit the input {spec}", where="--shape")
-        made[spec.name] = _random(generator, spec.dtype, (count, *shape))
-    return made
+def _parts(control: Control, config: Mapping[str, Any], seen: tuple[str, ...]) -> tuple[ServedModel, ...]:
+    """Describe the models of an ensemble's steps, each once, and of those that are ensembles again."""
+    steps = (config.get("ensemble_scheduling") or {}).get("step", ())
+    found = []
+    for name in dict.fromkeys(str(item["model_name"]) for item in steps):
+        if name not in seen:
+            described = control.metadata(name), control.config(name)
+            found.append(_described(control, name, "", *described, seen=(*seen, name)))
+    return tuple(found)
 
 
-def _random(generator: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> Array:
-    if dtype is DType.STRING:
-        return generator.integers(0, 10, shape).astype(str).astype(object)
-    if dtype is DType.BOOL:
-        return generator.integers(0, 2, shape).astype(bool)
-    if dtype.numpy.kind == "f":
-        return generator.random(shape).astype(dtype.numpy)
-    return generator.integers(0, 10, shape).astype(dtype.numpy)
+def _text_ids(sequences: Mapping[str, Any]) -> bool:
+    """Whether a model takes its sequences' ids as texts."""
+    controls = (item for control in sequences.get("control_input", ()) for item in control.get("control", ()))
+    return any(
+        item.get("kind") == "CONTROL_SEQUENCE_CORRID" and item.get("data_type") == "TYPE_STRING" for item in controls
+    )
 
 
-def _spec(item: Mapping[str, Any], batch_axis: bool) -> TensorSpec:
+def _identity(config: Mapping[str, Any]) -> BuildIdentity | None:
+    """Return what ``build`` wrote among the parameters."""
+    given = {key: str(value.get("string_value", "")) for key, value in (config.get("parameters") or {}).items()}
+    names = ("engine_sha256", "build_key", "recipe")
+    values = {name: given.get(f"repo_builder_{name}", "") for name in names}
+    return BuildIdentity(**values) if values["engine_sha256"] else None
+
+
+def _spec(model: str, item: Mapping[str, Any], batch_axis: bool) -> TensorSpec:
     shape = tuple(int(size) for size in item.get("shape", ()))
-    return TensorSpec(name=item["name"], dtype=DType.of(item["datatype"]), shape=shape[1:] if batch_axis else shape)
-
-
-def _composing(config: Mapping[str, Any]) -> tuple[str, ...]:
-    steps = config.get("ensemble_scheduling", {}).get("step", ())
-    return tuple(dict.fromkeys(str(item["model_name"]) for item in steps))
+    try:
+        dtype = DType.of(item["datatype"])
+    except KeyError:
+        raise MeasureError(
+            f"the model '{model}' has a tensor '{item['name']}' of a type that is not known here ({item['datatype']})"
+        ) from None
+    return TensorSpec(name=item["name"], dtype=dtype, shape=shape[1:] if batch_axis else shape)
 
 
 def _as_number(version: str) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from repo_builder.core.errors import MeasureError
-from repo_builder.core.tensors import Array, DType, TensorSpec, narrowed
-from repo_builder.measure.wire.messages import Codec, Input
+from repo_builder.core.tensors import Array, DType
+from repo_builder.measure.wire.messages import NOTHING, Codec, Extra, Input
 from repo_builder.measure.wire.model import ServedModel
 
 _MOST = 16
@@ -26,17 +26,17 @@ def check_samples(model: ServedModel, samples: Mapping[str, Array]) -> int:
         MeasureError: Names, types or shapes differ from the model's inputs.
     """
     wanted = {spec.name: spec for spec in model.inputs}
-    if set(samples) != set(wanted):
+    if not set(wanted) - model.optional <= set(samples) <= set(wanted):
         raise MeasureError(
             f"the model takes {', '.join(map(str, model.inputs))}; the samples hold {', '.join(samples) or 'nothing'}",
             where=model.name,
             hint="rename the recipe's inputs, or pass data with these names",
         )
     counts = set()
-    for name, spec in wanted.items():
-        array = samples[name]
+    for name, array in samples.items():
+        spec = wanted[name]
         counts.add(len(array))
-        if DType.of_numpy(_served(array, spec, model).dtype) is not spec.dtype or not spec.fits(tuple(array.shape[1:])):
+        if not holds(array, spec.dtype) or not spec.fits(tuple(array.shape[1:])):
             raise MeasureError(
                 f"the model takes {spec}; the samples are {DType.of_numpy(array.dtype).value}{list(array.shape[1:])}",
                 where=model.name,
@@ -46,22 +46,23 @@ def check_samples(model: ServedModel, samples: Mapping[str, Array]) -> int:
     return counts.pop()
 
 
+def holds(array: Array, dtype: DType) -> bool:
+    """Whether an array's elements are of a type; BF16's bits travel as uint16."""
+    found = DType.of_numpy(array.dtype)
+    return found is dtype or (dtype is DType.BF16 and found is DType.UINT16)
+
+
 def as_request(model: ServedModel, batch: Mapping[str, Array]) -> dict[str, Array]:
     """Return a batch in the full shapes of a request; a model without batches gets its only sample as it is."""
-    served = {spec.name: _served(batch[spec.name], spec, model) for spec in model.inputs}
-    return {name: array if model.batch_axis else array[0] for name, array in served.items()}
-
-
-def _served(array: Array, spec: TensorSpec, model: ServedModel) -> Array:
-    """Return whole numbers in the whole type that the server takes, as a plan's int32 where the network says int64."""
-    try:
-        return narrowed(array, spec.dtype)
-    except ValueError as error:
-        raise MeasureError(f"{error}, the type of its input '{spec.name}'", where=model.name) from None
+    return {name: array if model.batch_axis else array[0] for name, array in batch.items()}
 
 
 def batches(
-    model: ServedModel, samples: Mapping[str, Array], batch_size: int, least: int = 1
+    model: ServedModel,
+    samples: Mapping[str, Array],
+    batch_size: int,
+    least: int = 1,
+    exactly: int | None = None,
 ) -> list[dict[str, Array]]:
     """Return a few batches of consecutive samples, in the full shapes of a request.
 
@@ -70,14 +71,16 @@ def batches(
         samples: ``(n, *shape)`` by input name; used again from the start where there are too few.
         batch_size: Samples a batch.
         least: Number of batches at the least.
+        exactly: Number of batches; None takes as many as there are samples for, up to 16 or 64 MiB.
     """
     total = len(next(iter(samples.values())))
     size = sum(array[:1].nbytes for array in samples.values()) * batch_size
-    number = max(least, min(_MOST, -(-total // batch_size), _MOST_BYTES // max(1, size)))
+    number = exactly or max(least, min(_MOST, -(-total // batch_size), _MOST_BYTES // max(1, size)))
     picks = [np.arange(place * batch_size, (place + 1) * batch_size) % total for place in range(number)]
     return [as_request(model, {name: array[pick] for name, array in samples.items()}) for pick in picks]
 
 
-def encode(wire: Codec, batch: Mapping[str, Array]) -> bytes:
+def encode(wire: Codec, model: ServedModel, batch: Mapping[str, Array], extra: Extra = NOTHING) -> bytes:
     """Return a prepared request that carries its tensors."""
-    return wire.encode([Input.of(name, array) for name, array in batch.items()])
+    inputs = [Input.of(spec.name, batch[spec.name], spec.dtype) for spec in model.inputs if spec.name in batch]
+    return wire.encode(inputs, extra=extra)

@@ -20,7 +20,7 @@ import numpy as np
 from repo_builder.core.errors import MeasureError, MissingDependency
 from repo_builder.core.tensors import Array, DType
 from repo_builder.measure.wire.control import Control
-from repo_builder.measure.wire.messages import Codec, Input, Region, from_bytes, to_bytes
+from repo_builder.measure.wire.messages import Codec, Extra, Input, Region, from_bytes, to_bytes
 from repo_builder.measure.wire.model import ServedModel
 
 _ALIGN = 256
@@ -117,6 +117,7 @@ class SharedRequests:
         reference: For each batch the outputs that came inline; they say how large outputs are, and are compared with
             what lies in shared memory in the end.
         kind: ``system`` or ``cuda``.
+        extras: What each request says beside its tensors.
     """
 
     def __init__(
@@ -127,10 +128,8 @@ class SharedRequests:
         batches: Sequence[Mapping[str, Array]],
         reference: Sequence[Mapping[str, Array]],
         kind: str,
+        extras: Sequence[Extra],
     ) -> None:
-        for spec in (*model.inputs, *model.outputs):
-            if spec.dtype is DType.STRING:
-                raise MeasureError(f"the tensor {spec} has no fixed size", where="--shared-memory", hint="use none")
         self._control = control
         self._model = model.name
         self._kind = kind
@@ -139,7 +138,10 @@ class SharedRequests:
         mark = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._names = [f"repo-builder-{mark}-{side}" for side in ("in", "out")]
         content, self._inputs = _lay_out([[(name, to_bytes(batch[name])) for name in batch] for batch in batches])
-        space, self._outputs = _lay_out([[(name, bytes(batch[name].nbytes)) for name in batch] for batch in reference])
+        # Strings take as much room as those that came inline: equal requests give equal outputs.
+        space, self._outputs = _lay_out(
+            [[(name, bytes(len(to_bytes(batch[name])))) for name in batch] for batch in reference]
+        )
         self._memories: list[SystemMemory | CudaMemory] = []
         try:
             for data in (content, space):
@@ -147,7 +149,9 @@ class SharedRequests:
         except BaseException:
             self.close()
             raise
-        self.payloads = tuple(self._encode(wire, model, batch, place) for place, batch in enumerate(batches))
+        self.payloads = tuple(
+            self._encode(wire, model, batch, place, extras[place]) for place, batch in enumerate(batches)
+        )
 
     def __enter__(self) -> SharedRequests:
         try:
@@ -183,9 +187,9 @@ class SharedRequests:
             for name, expected in batch.items():
                 offset, size = self._outputs[place][name]
                 data = content[offset : offset + size]
-                found = from_bytes(data, DType.of_numpy(expected.dtype), expected.shape)
+                found = from_bytes(data, DType.of_numpy(expected.dtype), expected.shape) if any(data) else expected
                 # A batch whose turn never came is still all zero.
-                if any(data) and not np.allclose(found, expected, rtol=1e-2, atol=1e-3):
+                if not _alike(found, expected):
                     raise MeasureError(
                         f"the output '{name}' of batch {place} in shared memory differs from the one sent inline",
                         where="--shared-memory",
@@ -212,7 +216,7 @@ class SharedRequests:
             return False
         return True
 
-    def _encode(self, wire: Codec, model: ServedModel, batch: Mapping[str, Array], place: int) -> bytes:
+    def _encode(self, wire: Codec, model: ServedModel, batch: Mapping[str, Array], place: int, extra: Extra) -> bytes:
         inputs = [
             Input(
                 name=spec.name,
@@ -221,9 +225,16 @@ class SharedRequests:
                 data=_region(self._names[0], self._inputs[place][spec.name]),
             )
             for spec in model.inputs
+            if spec.name in batch
         ]
         outputs = [(name, _region(self._names[1], where)) for name, where in self._outputs[place].items()]
-        return wire.encode(inputs, outputs)
+        return wire.encode(inputs, outputs, extra)
+
+
+def _alike(found: Array, expected: Array) -> bool:
+    if expected.dtype.kind in "fiu":
+        return bool(np.allclose(found, expected, rtol=1e-2, atol=1e-3))
+    return bool(np.array_equal(found, expected))
 
 
 def _region(name: str, where: tuple[int, int]) -> Region:

@@ -10,12 +10,13 @@ import errno
 import select
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.loading import load
+from repo_builder.measure.wire.tls import Socket, Tls
 
 ProtocolName = Literal["grpc", "http", "grpc-stream"]
 TRANSPORTS: dict[str, str] = {
@@ -23,6 +24,7 @@ TRANSPORTS: dict[str, str] = {
     "grpc": "repo_builder.measure.wire.grpc:GrpcTransport",
     "grpc-stream": "repo_builder.measure.wire.grpc:GrpcStreamTransport",
 }
+_SCHEMES = {"http": False, "grpc": False, "https": True, "grpcs": True}
 DEFAULT_PORTS: dict[str, int] = {"http": 8000, "grpc": 8001, "grpc-stream": 8001}
 
 # slot, time of completion (time.monotonic_ns), the raw response or None, the server's error or None
@@ -37,19 +39,38 @@ class ConnectionLost(MeasureError):  # noqa: N818 - reads as what it is
 class Endpoint:
     """Where the server listens and how it is spoken to.
 
+    Nothing of the environment decides on the way there: proxies that ``http_proxy`` and the like name are not used, for
+    what is measured is the server and not they.
+
     Attributes:
         protocol: ``grpc``, ``http`` or ``grpc-stream``.
         host: Name or address.
         port: TCP port.
+        prefix: Path in front of every request's own, as a proxy routes it: ``/models``; empty for none.
+        tls: How the connection is encrypted; None where it is not.
+        headers: Names and values that go with every request.
     """
 
     protocol: ProtocolName
     host: str
     port: int
+    prefix: str = ""
+    tls: Tls | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def parse(cls, url: str | None, protocol: ProtocolName, option: str = "--url") -> Endpoint:
-        """Read ``host``, ``host:port`` or ``http://host:port``; None is this machine and the protocol's usual port.
+    def parse(
+        cls,
+        url: str | None,
+        protocol: ProtocolName,
+        option: str = "--url",
+        *,
+        tls: Tls | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> Endpoint:
+        """Read ``host``, ``host:port`` or ``SCHEME://host:port/prefix``; None is this machine and the usual port.
+
+        Schemes are ``http`` and ``grpc``, and with TLS ``https`` and ``grpcs``.
 
         Raises:
             MeasureError: The URL is of another form.
@@ -57,25 +78,39 @@ class Endpoint:
         text = (url or "localhost").strip()
         scheme, found, rest = text.partition("://")
         if found:
-            if scheme not in ("http", "grpc"):
-                raise MeasureError(f"'{scheme}://' is not supported", where=text, hint="write host:port, without TLS")
+            if scheme not in _SCHEMES:
+                message = f"'{scheme}://' is not supported"
+                raise MeasureError(message, where=text, hint=f"use {', '.join(_SCHEMES)}, or host:port alone")
             text = rest
-        host, colon, port = text.rstrip("/").rpartition(":")
+            tls = (tls or Tls()) if _SCHEMES[scheme] else tls
+        text, slash, path = text.partition("/")
+        host, colon, port = text.rpartition(":")
         if not colon or port.endswith("]"):
-            host, port = text.rstrip("/"), str(DEFAULT_PORTS[protocol])
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            usual = DEFAULT_PORTS[protocol] if not found or tls is None else 443
+            host, port = text, str(usual)
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536 or not text.isprintable() or " " in text:
             raise MeasureError(f"'{url}' is not host:port", where=option, hint=f"as in {option} localhost:8001")
-        return cls(protocol=protocol, host=host.strip("[]"), port=int(port))
+        if ":" in host and not host.startswith("["):
+            raise MeasureError(f"'{url}' is not host:port", where=option, hint=f"write [{text}]:8001 for IPv6")
+        prefix = slash + path.rstrip("/") if path.strip("/") else ""
+        return cls(protocol=protocol, host=host.strip("[]"), port=int(port), prefix=prefix, tls=tls, headers=headers)
 
     def __str__(self) -> str:
-        """Return ``host:port``."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """Return ``host:port``, and the prefix."""
+        place = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return place + self.prefix
+
+    @property
+    def authority(self) -> str:
+        """``host:port`` as it stands in requests."""
+        return str(self).removesuffix(self.prefix) if self.prefix else str(self)
 
 
 class Transport(Protocol):
     """Carries requests to the server, one at a time in each slot, without ever blocking in ``send``."""
 
     slots: int
+    reconnects: int
 
     def send(self, slot: int, payload: bytes) -> None:
         """Start sending a prepared request in a slot that is free."""
@@ -86,6 +121,9 @@ class Transport(Protocol):
         Raises:
             ConnectionLost: The server closed a connection.
         """
+
+    def parts(self, slot: int) -> Sequence[int]:
+        """Return when the responses of a slot's last request came, ``time.monotonic_ns``; none where it has but one."""
 
     def close(self) -> None:
         """Close every connection."""
@@ -107,8 +145,8 @@ def open_transport(endpoint: Endpoint, path: str, *, slots: int, timeout_s: floa
     return transport
 
 
-def connect(endpoint: Endpoint, timeout_s: float) -> socket.socket:
-    """Return a connected, non-blocking TCP socket without Nagle's delay.
+def connect(endpoint: Endpoint, timeout_s: float) -> Socket:
+    """Return a connected, non-blocking socket without Nagle's delay, encrypted where the endpoint says so.
 
     Raises:
         ConnectionLost: The connection was refused, or the deadline has passed.
@@ -129,8 +167,29 @@ def connect(endpoint: Endpoint, timeout_s: float) -> socket.socket:
             hint="start the server with repo-builder serve, or name another with --url",
         ) from error
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if endpoint.tls is not None:
+        try:
+            return endpoint.tls.wrap(made, endpoint.host, http2=endpoint.protocol != "http")
+        except BaseException:
+            made.close()
+            raise
     made.setblocking(False)
     return made
+
+
+def lost(endpoint: Endpoint, reason: str | None) -> ConnectionLost:
+    """Return what to say of a connection that ended with requests on it."""
+    return ConnectionLost(
+        f"the connection was lost ({(reason or 'unknown reason').lower()})",
+        where=str(endpoint),
+        hint="the server stopped or was restarted, or a proxy before it closed the connection: see both their logs",
+    )
+
+
+def lost_for_good(error: ConnectionLost) -> ConnectionLost:
+    """Return what to say where a connection that ended cannot be made anew."""
+    message = f"the connection was lost, and the server {error.message}"
+    return ConnectionLost(message, where=error.where, hint="it stopped, or a proxy before it did: look at their logs")
 
 
 def wait_precisely(selector: selectors.BaseSelector, timeout_s: float) -> list[tuple[selectors.SelectorKey, int]]:
