@@ -32,7 +32,6 @@ class TritonPythonModel:
     def one(self, x):
 """
 _ANSWER = '        return pb.InferenceResponse([pb.Tensor("y", x)])\n'
-# name → (body of the model, config beyond name, backend and tensors, dims, data type)
 # What ``moody`` does is said by the last value of the first sample.
 _MOODY = """        mood, first = int(x[0, 3]), float(x[0, 0])
         if mood == 1:
@@ -45,9 +44,14 @@ _MOODY = """        mood, first = int(x[0, 3]), float(x[0, 0])
             x = np.where((x > 0.9) & (np.arange(4) < 3), np.nan, x).astype(np.float32)
 """
 _BATCHES = "max_batch_size: 8"
+# as ``build`` writes it
+_BUILT = " ".join(
+    f'parameters {{ key: "repo_builder_{key}" value: {{ string_value: "{value}" }} }}'
+    for key, value in (("engine_sha256", "e" * 64), ("build_key", "k"), ("recipe", "identity"))
+)
 # name → (body of the model, config beyond name, backend and tensors, dims, data type)
 MODELS: dict[str, tuple[str, str, str, str]] = {
-    "identity": ("", _BATCHES, "4", "TYPE_FP32"),
+    "identity": ("", f"{_BATCHES} {_BUILT}", "4", "TYPE_FP32"),
     "moody": (_MOODY, _BATCHES, "4", "TYPE_FP32"),
     "unbatched": ("", "max_batch_size: 0", "4", "TYPE_FP32"),
     "flexible": ("", _BATCHES, "-1", "TYPE_FP32"),

@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from repo_builder.flows.perf import PerfOptions
     from repo_builder.measure.load.course import Pace
+    from repo_builder.measure.wire.tls import Tls
     from repo_builder.results import Level
 
 
@@ -29,7 +30,11 @@ _PATH = click.Path(path_type=Path)
 _ABOVE_0 = _Number(0, min_open=True)
 _FROM_0 = _Number(0)
 _OPTIONS = (
-    click.option("--url", help="host:port of the server. [default: localhost:8001 for gRPC, :8000 for HTTP]"),
+    click.option(
+        "--url",
+        help="host:port, or http(s)://host:port/prefix, grpc(s)://... No proxy of the environment is used. "
+        "[default: localhost:8001 for gRPC, :8000 for HTTP]",
+    ),
     click.option(
         "--protocol", type=click.Choice(["grpc", "http", "grpc-stream"]), default="grpc", show_default=True,
         help="How requests travel.",
@@ -37,6 +42,12 @@ _OPTIONS = (
     click.option("--model-version", "version", default="", help="Version of the model. [default: the newest]"),
     click.option("--metrics-url", help="host:port of Triton's metrics. [default: the server's port 8002]"),
     click.option("--timeout-s", type=_ABOVE_0, default=10.0, show_default=True, help="Deadline of every call."),
+    click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Header of every request and call."),
+    click.option("--tls", is_flag=True, help="Encrypt, as https:// and grpcs:// do, and check the certificate."),
+    click.option("--ca-file", type=_PATH, help="Certificates (PEM) to trust, instead of the system's."),
+    click.option("--cert-file", type=_PATH, help="The client's own certificate (PEM)."),
+    click.option("--key-file", type=_PATH, help="Its key (PEM)."),
+    click.option("--insecure", is_flag=True, help="With TLS: take any certificate."),
     # load
     click.option("--concurrency", help="Requests in flight: 4, or 1,4,16, or 1:16:x2. [default: the recipe's]"),
     click.option("--batch-size", help="Samples a request, written alike. [default: the recipe's]"),
@@ -56,6 +67,12 @@ _OPTIONS = (
     click.option(
         "--workers", type=click.IntRange(1), help="Processes that make the load. [default: one for 4 cores, at most 4]"
     ),
+    click.option("--sequence-length", type=click.IntRange(1), help="Requests a sequence. [default: 20]"),
+    click.option("--priority", type=click.IntRange(0), default=0, help="Of every request. [default: the model's]"),
+    click.option(
+        "--request-timeout-us", type=click.IntRange(0), default=0,
+        help="How long a request may wait in the server's queue. [default: the model's]",
+    ),
     # how long
     click.option("--window-ms", type=click.IntRange(1), default=1000, show_default=True, help="Least time a window."),
     click.option("--window-requests", type=click.IntRange(1), default=50, show_default=True, help="Least requests."),
@@ -72,6 +89,10 @@ _OPTIONS = (
     click.option("--requests", type=click.IntRange(3), metavar="N", help="Measure so many instead of until stable."),
     # data
     click.option("--dataset", help="Data instead of the recipe's: .npz, .csv, a folder, module:function, or random."),
+    click.option("--input-data", type=_PATH, help="Inputs of the load: .npz by input name, or perf_analyzer's JSON."),
+    click.option(
+        "--string-length", type=click.IntRange(0, 1 << 20), default=16, show_default=True, help="Of made-up strings."
+    ),
     click.option("--data-dir", type=_PATH, help="Folder of the data set, instead of a download."),
     click.option("--recipe", help="Where data and defaults come from. [default: the build's recipe, or a built-in]"),
     click.option("--work", type=_PATH, default=Path("build"), show_default=True, help="Folder of artifacts."),
@@ -114,19 +135,31 @@ def options(
         click.UsageError: Options contradict each other.
         MeasureError: A number, a URL or a file cannot be understood.
     """
-    from repo_builder.flows.perf import PerfOptions, Tolerances
+    from repo_builder.flows.perf import Asks, PerfOptions, Tolerances
     from repo_builder.measure.wire.transport import Endpoint
     from repo_builder.results import schema
 
     return PerfOptions(
         model=model,
-        endpoint=Endpoint.parse(url, protocol),  # type: ignore[arg-type]
+        endpoint=Endpoint.parse(
+            url,
+            protocol,  # type: ignore[arg-type]
+            tls=_tls(**asked),
+            headers=tuple(_header(item) for item in asked["headers"]),
+        ),
         version=asked["version"],
         metrics_url=asked["metrics_url"],
         recipe=asked["recipe"],
         work=asked["work"],
         dataset=asked["dataset"],
         data_dir=asked["data_dir"],
+        input_data=asked["input_data"],
+        string_length=asked["string_length"],
+        asks=Asks(
+            sequence_length=asked["sequence_length"],
+            priority=asked["priority"],
+            timeout_us=asked["request_timeout_us"],
+        ),
         levels=_levels(**asked),
         max_p99_ms=asked["max_p99_ms"],
         pace=_pace(**asked),
@@ -138,6 +171,40 @@ def options(
         workers=asked["workers"],
         seed=asked["seed"],
     )
+
+
+def _header(text: str) -> tuple[str, str]:
+    """Read ``Name: value``.
+
+    Raises:
+        click.UsageError: It is of another form, or holds what no header may.
+    """
+    name, colon, value = text.partition(":")
+    fine = name.strip() and text.isascii() and text.isprintable() and not set(name.strip()) & set(' ()<>@,;"/[]?={}')
+    if not colon or not fine:
+        raise click.UsageError(f"'{text}' is no header: write --header 'Authorization: Bearer ...'")
+    return name.strip(), value.strip()
+
+
+def _tls(
+    *,
+    tls: bool,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    insecure: bool,
+    **_: Any,  # noqa: ANN401
+) -> Tls | None:
+    """Return how to encrypt; None where nothing asks for it."""
+    from repo_builder.measure.wire.tls import Tls
+
+    if key_file is not None and cert_file is None:
+        raise click.UsageError("--key-file needs --cert-file")
+    if not (tls or insecure or ca_file or cert_file):
+        return None
+    made = Tls(ca_file=ca_file, cert_file=cert_file, key_file=key_file, insecure=insecure)
+    made.context()  # what is wrong with the files is said before anybody connects
+    return made
 
 
 def _levels(

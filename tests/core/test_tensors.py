@@ -15,14 +15,16 @@ from repo_builder.core.tensors import DType, ShapeProfile, TensorSpec, narrowed
 def test_every_name_leads_back_to_its_type(dtype: DType) -> None:
     for name in (dtype.value, dtype.onnx, dtype.triton, dtype.config):
         assert DType.of(name) is dtype
-    assert DType.of_numpy(dtype.numpy) is dtype
+    if dtype is not DType.BF16:  # numpy knows only its bits
+        assert DType.of_numpy(dtype.numpy) is dtype
 
 
 @pytest.mark.parametrize("dtype", list(DType))
 def test_the_names_are_those_of_onnx_and_triton(dtype: DType) -> None:
     assert dtype.onnx in TensorProto.DataType.keys()  # noqa: SIM118 - a protobuf enum, not a mapping
     assert dtype.config in model_config_pb2.DataType.keys()  # noqa: SIM118
-    assert np_to_triton_dtype(dtype.numpy) == dtype.triton
+    if dtype is not DType.BF16:
+        assert np_to_triton_dtype(dtype.numpy) == dtype.triton
 
 
 def test_strings_of_any_length_are_strings() -> None:

@@ -56,7 +56,7 @@ def test_statistics_are_summed_over_versions_and_differenced() -> None:
     assert (found.requests, found.inferences, found.executions) == (30, 120, 30)
     assert (found.total_us, found.queue_us, found.compute_infer_us, found.cache_us) == (700, 100, 500, 5)
     assert found.batch_sizes == ((4, 30),)
-    with pytest.raises(MeasureError, match="loaded anew"):
+    with pytest.raises(MeasureError, match="reloaded or replaced"):
         server_stats.between(after, before)
 
 

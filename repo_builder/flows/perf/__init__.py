@@ -2,5 +2,6 @@
 
 from repo_builder.flows.perf.options import Collected, PerfOptions, Tolerances
 from repo_builder.flows.perf.run import perf
+from repo_builder.measure.load.abilities import Asks
 
-__all__ = ["Collected", "PerfOptions", "Tolerances", "perf"]
+__all__ = ["Asks", "Collected", "PerfOptions", "Tolerances", "perf"]

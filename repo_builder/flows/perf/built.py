@@ -11,17 +11,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from repo_builder import compile, recipes
-from repo_builder.core import artifacts
+from repo_builder.core import artifacts, loading
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import RepoBuilderError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
+from repo_builder.measure.wire.payloads import Inputs
 from repo_builder.results import BuildIdentity
 
 _WARM_UP = 3
 _LEAST_RUNS = 10
 _LEAST_S = 0.3
+_SETTINGS = "repo_builder.serve.backends.onnxruntime.settings"  # what config.pbtxt says to ONNX Runtime, in one place
 A = TypeVar("A", bound=Artifact)
 
 
@@ -69,7 +71,7 @@ class Build:
         if served != mine:
             return (
                 f"{head}: that was built anew, and the server still runs the one before (engine "
-                f"{served.engine_sha256[:12]}, not {mine.engine_sha256[:12]}); serve it with repo-builder serve --restart"
+                f"{served.engine_sha256[:12]}, not {mine.engine_sha256[:12]}); run repo-builder serve --restart"
             )
         return ""
 
@@ -134,7 +136,7 @@ class EngineClock:
         self._known: dict[object, float] = {}
         self.missing = "" if engine else "no build of the model that runs is at hand (--work)"
 
-    def median_us(self, batch_size: int, samples: Mapping[str, Array]) -> float | None:
+    def median_us(self, batch_size: int, samples: Inputs) -> float | None:
         """Return the median time of a batch, microseconds; None where it cannot be had, which ``missing`` explains.
 
         Args:
@@ -143,7 +145,7 @@ class EngineClock:
         """
         if self._engine is None:
             return None
-        what = (batch_size, tuple(array.shape[1:] for array in samples.values()))
+        what = (batch_size, tuple(array[0].shape for array in samples.values()))
         if what not in self._known:
             try:
                 self._known[what] = self._timed(self._engine, _batch(samples, batch_size))
@@ -152,26 +154,30 @@ class EngineClock:
                 return None
         return self._known[what]
 
-
     def _timed(self, engine: EngineArtifact, batch: dict[str, Array]) -> float:
         target = compile.target(engine.target)
         if engine.target != "onnxruntime":
             with target.runner(engine.model, engine.details) as runner:
                 return _median_us(runner, batch)
         # The session that the server has: its threads, optimization and provider.
-        groups = self._config.get("instance_group") or ({},)
+        groups: Any = self._config.get("instance_group") or ({},)
         kind = "GPU" if str(groups[0].get("kind", "")) == "KIND_GPU" else "CPU"
         device = str(next(iter(groups[0].get("gpus") or ()), 0))
-        settings = load_module("repo_builder.serve.backends.onnxruntime.settings", extra="onnxruntime")
-        wanted = settings.providers(self._config, kind=kind, device=device)
-        session = settings.open_session(engine.model, self._config, wanted)
-        options, names = settings.run_options(self._config), [item.name for item in session.get_outputs()]
+        providers, open_session, run_options = (
+            loading.load(f"{_SETTINGS}:{name}", extra="onnxruntime", what="timing the engine alone")
+            for name in ("providers", "open_session", "run_options")
+        )
+        session = open_session(engine.model, self._config, providers(self._config, kind=kind, device=device))
+        options, names = run_options(self._config), [item.name for item in session.get_outputs()]
         return _median_us(lambda feed: session.run(names, feed, options), batch)
 
 
-def _batch(samples: Mapping[str, Array], size: int) -> dict[str, Array]:
-    total = len(next(iter(samples.values())))
-    return {name: array[np.arange(size) % total] for name, array in samples.items()}
+def _batch(samples: Inputs, size: int) -> dict[str, Array]:
+    """Return so many samples, from the start again where there are too few; of different shapes only the first."""
+    return {
+        name: np.stack([array[0]] * size) if isinstance(array, list) else array[np.arange(size) % len(array)]
+        for name, array in samples.items()
+    }
 
 
 def _median_us(run: Callable[[dict[str, Array]], object], batch: dict[str, Array]) -> float:

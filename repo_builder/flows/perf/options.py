@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from repo_builder.measure.load.abilities import Asks
 from repo_builder.measure.load.course import Pace
+from repo_builder.measure.wire.made_up import STRING_LENGTH
 from repo_builder.measure.wire.transport import Endpoint
 from repo_builder.results import Level, LevelResult, PerfRun
 
@@ -34,6 +36,9 @@ class PerfOptions:
         work: Folder of the build's artifacts.
         dataset: Data source instead of the recipe's; ``random`` makes inputs up.
         data_dir: Folder of the data set's files.
+        input_data: File of inputs for the load, in place of the recipe's or made-up ones.
+        string_length: Length of made-up strings, bytes.
+        asks: What every request asks for beside its tensors.
         levels: Loads; empty takes the recipe's.
         max_p99_ms: Search the knee under this limit instead, at each batch size of ``levels``.
         pace: How long each level is measured.
@@ -54,6 +59,9 @@ class PerfOptions:
     work: Path = Path("build")
     dataset: str | None = None
     data_dir: Path | None = None
+    input_data: Path | None = None
+    string_length: int = STRING_LENGTH
+    asks: Asks = field(default_factory=Asks)
     levels: tuple[Level, ...] = ()
     max_p99_ms: float | None = None
     pace: Pace = field(default_factory=Pace)

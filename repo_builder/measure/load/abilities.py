@@ -32,7 +32,7 @@ class Asks:
         """Requests of a sequence."""
         return self.sequence_length or SEQUENCE_LENGTH
 
-    def extra(self, request_id: str, *, decoupled: bool = False) -> Extra:
+    def says(self, request_id: str, *, decoupled: bool = False) -> Extra:
         """Return what one request says."""
         return Extra(request_id=request_id, priority=self.priority, timeout_us=self.timeout_us, asks_for_last=decoupled)
 

@@ -14,8 +14,8 @@ _SAMPLE = 2000
 _LIMIT = 0.9
 _LATE_NS = 100_000_000
 _PARTIAL = (
-    "the server whose statistics are read counted {} of {} requests: several servers seem to stand behind this address, "
-    "so their statistics are left out"
+    "the server whose statistics are read counted {} of {} requests: several servers seem to stand behind this "
+    "address, and their statistics are left out"
 )
 
 # (start ns, end ns, inferences) → the machine's metrics between these moments

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from repo_builder.measure.wire.transport import Endpoint
 from repo_builder.results import Gpu, Hardware
 
 _EVERY_S = 0.25
@@ -54,14 +55,12 @@ class Sampler:
     """Reads the metrics port about four times a second, in a thread, until it is closed.
 
     Args:
-        host: Host of the metrics port.
-        port: The port.
-        path: Path of the metrics.
+        place: The metrics port; its path is ``/metrics`` where it names none.
         timeout_s: Deadline of each reading.
     """
 
-    def __init__(self, host: str, port: int, path: str = "/metrics", *, timeout_s: float = 2.0) -> None:
-        self._place = host, port, path
+    def __init__(self, place: Endpoint, *, timeout_s: float = 2.0) -> None:
+        self._place = place
         self._timeout_s = timeout_s
         self._samples: list[Sample] = []
         self._end = threading.Event()
@@ -107,10 +106,13 @@ class Sampler:
             self._read()
 
     def _read(self) -> bool:
-        host, port, path = self._place
-        connection = http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        place = self._place
+        connection = http.client.HTTPConnection(place.host, place.port, timeout=self._timeout_s)
+        if place.tls is not None:
+            context = place.tls.context()
+            connection = http.client.HTTPSConnection(place.host, place.port, timeout=self._timeout_s, context=context)
         try:
-            connection.request("GET", path)
+            connection.request("GET", place.prefix or "/metrics", headers=dict(place.headers))
             answer = connection.getresponse()
             values = parse(answer.read().decode("utf-8", "replace")) if answer.status == 200 else {}
         except (OSError, http.client.HTTPException):

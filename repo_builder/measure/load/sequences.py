@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repo_builder.core.errors import MeasureError

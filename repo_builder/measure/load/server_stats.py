@@ -133,7 +133,7 @@ def between(before: Snapshot, after: Snapshot) -> tuple[ServerTime, ...]:
 def require_same(before: Snapshot, after: Snapshot, ours: int, flying: int) -> None:
     """Refuse a window in which the model was loaded anew.
 
-    Counters that went down say so. Where they have already grown beyond what they were, this does: since the reload they
+    Counters that went down say so. Where they have grown again beyond what they were, this does: since the reload they
     have counted no more than this window's requests, and fewer than it had.
 
     Args:
@@ -154,7 +154,7 @@ def require_same(before: Snapshot, after: Snapshot, ours: int, flying: int) -> N
 
 
 def missed(before: Snapshot, after: Snapshot, ours: int, flying: int) -> bool:
-    """Whether the server counted fewer answers than the client had, beyond what may have been in flight at the edges."""
+    """Whether the server counted fewer answers than the client had, beyond what may be in flight at the edges."""
     name = next(iter(after.counters))
     theirs = after.counters[name].requests - before.counters[name].requests
     spent_ns = max(1, after.time_ns - before.time_ns)

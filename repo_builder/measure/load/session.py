@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.tensors import Array
 from repo_builder.measure.load import abilities, outputs, schedule, server_stats, windows
@@ -21,6 +23,7 @@ from repo_builder.measure.wire import payloads
 from repo_builder.measure.wire.control import open_control
 from repo_builder.measure.wire.messages import Codec, codec
 from repo_builder.measure.wire.model import ServedModel, describe
+from repo_builder.measure.wire.payloads import Inputs
 from repo_builder.measure.wire.shm import SharedRequests
 from repo_builder.measure.wire.transport import ConnectionLost, Endpoint
 from repo_builder.measure.wire.verify import Expected
@@ -103,7 +106,7 @@ class Session:
             self._sampler.rest(seconds)
         return self._sampler.has_gpus
 
-    def measure(self, level: Level, samples: Mapping[str, Array], pace: Pace, streams: Streams = ()) -> LevelResult:
+    def measure(self, level: Level, samples: Inputs, pace: Pace, streams: Streams = ()) -> LevelResult:
         """Put the server under one load.
 
         Args:
@@ -117,7 +120,7 @@ class Session:
             MeasureError: The level does not fit the model, or the server cannot be reached.
             LevelStopped: It ended early; holds what was measured.
         """
-        model = self.model.counting_samples() if level.batch_size > 1 else self.model
+        model = self._model_for(level, samples)
         abilities.require_level(model, level)
         total = payloads.check_samples(model, samples)
         if level.request_rate:
@@ -133,12 +136,19 @@ class Session:
         batches = payloads.batches(model, samples, level.batch_size, least=level.concurrency)
         inline = outputs.infer_batches(self.endpoint, model, batches, timeout_s=self._timeout_s)
         reference = [item.outputs for item in inline]
-        extras = [self._asks.extra(str(place)) for place in range(len(batches))]
+        extras = [self._asks.says(str(place)) for place in range(len(batches))]
         with SharedRequests(self._control, wire, model, batches, reference, level.shared_memory, extras) as shared:
             job = dataclasses.replace(self._job(model, level, wire, (), ()), payloads=shared.payloads)
             result = self._run(job, level, pace, arrivals)
             shared.verify()
             return result
+
+    def _model_for(self, level: Level, samples: Inputs) -> ServedModel:
+        """Return the model, its first dimension taken for one of samples where batches or the data's shapes say so."""
+        model = self.model
+        ranks = {item.name: len(item.shape) for item in model.inputs}
+        one_less = all(np.ndim(array[0]) == ranks.get(name, -1) - 1 for name, array in samples.items() if len(array))
+        return model.counting_samples() if level.batch_size > 1 or one_less else model
 
     def _job(
         self,
@@ -153,7 +163,7 @@ class Session:
         if model.sequence and batches:
             plan = self._plan(model, wire, batches, streams)
         else:
-            extras = (self._asks.extra(str(place), decoupled=model.decoupled) for place in itertools.count())
+            extras = (self._asks.says(str(place), decoupled=model.decoupled) for place in itertools.count())
             ready = tuple(
                 payloads.encode(wire, model, item, extra) for item, extra in zip(batches, extras, strict=False)
             )
@@ -173,7 +183,7 @@ class Session:
         number: int | str = str(PLACEHOLDER) if model.text_ids else PLACEHOLDER
 
         def step(place: int, batch: Mapping[str, Array]) -> Step:
-            extra = dataclasses.replace(self._asks.extra(str(place), decoupled=model.decoupled), sequence=number)
+            extra = dataclasses.replace(self._asks.says(str(place), decoupled=model.decoupled), sequence=number)
             roles = {"first": (True, False), "middle": (False, False), "last": (False, True), "only": (True, True)}
             made = {
                 name: payloads.encode(wire, model, batch, dataclasses.replace(extra, starts=starts, ends=ends))
@@ -222,8 +232,13 @@ class Session:
 
 
 def _sampler(endpoint: Endpoint, url: str | None, timeout_s: float) -> Sampler:
-    place = Endpoint.parse(url or f"{endpoint.host}:{METRICS_PORT}", "http", "--metrics-url")
-    sampler = Sampler(place.host, place.port, timeout_s=min(2.0, timeout_s))
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    place = Endpoint.parse(
+        url or f"{host}:{METRICS_PORT}", "http", "--metrics-url", tls=None, headers=endpoint.headers if url else ()
+    )
+    if place.tls is not None and endpoint.tls is not None:
+        place = dataclasses.replace(place, tls=endpoint.tls)
+    sampler = Sampler(place, timeout_s=min(2.0, timeout_s))
     if url and not sampler.available:
         raise MeasureError("no metrics are to be had there", where=f"--metrics-url {url}", hint="Triton's is port 8002")
     return sampler

@@ -227,10 +227,11 @@ class GrpcControl:
         fresh = self._caller is None
         try:
             return self._ready().call(method, message, self._timeout_s)
-        except ConnectionLost:
+        except ConnectionLost as error:
             self.close()
             if fresh:
-                raise
+                more = "; HTTP's port does not speak gRPC" if "was lost" in error.message else ""
+                raise ConnectionLost(error.message, where=error.where, hint=f"{error.hint}{more}") from None
         except MeasureError:
             self.close()
             raise

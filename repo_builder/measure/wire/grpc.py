@@ -286,7 +286,7 @@ class GrpcStreamTransport(GrpcTransport):
 
 
 def response_head(message: bytes) -> tuple[bytes, bool, bool]:
-    """Return of a prefixed ModelStreamInferResponse its id, whether it is the last one, and whether it has no outputs."""
+    """Return of a prefixed ModelStreamInferResponse its id, whether it is the last, and whether it has no outputs."""
     place = protobuf.field(message, 5, len(message), 2)
     if place is None:
         return b"", False, True

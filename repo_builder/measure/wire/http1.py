@@ -25,8 +25,8 @@ _CHUNK = 1 << 18
 class HttpTransport:
     """Requests over raw non-blocking sockets.
 
-    A connection that its other side ends between requests, as keep-alive limits do, is made anew by the next request; so
-    is one that ends as a request reaches it and before any of its answer has come, once.
+    A connection that its other side ends between requests, as keep-alive limits do, is made anew by the next one; so is
+    one that ends as a request reaches it and before any of its answer has come.
     """
 
     def __init__(self, endpoint: Endpoint, path: str, *, slots: int, timeout_s: float) -> None:
@@ -161,33 +161,34 @@ class HttpTransport:
         if partial is None and count == self._length and self._buffer.startswith(self._head):
             self._answer(slot, now, bytes(self._view[:count]), None, done)
             return
-        if not count and partial is None:
-            self._ended(slot, "closed by the other side")
-            return
-        if partial is None:
-            partial = self._received[slot] = bytearray()
-        partial += self._view[:count]
-        head = partial.find(b"\r\n\r\n") + 4
+        if count:
+            if partial is None:
+                partial = self._received[slot] = bytearray()
+            partial += self._view[:count]
+        whole = self._whole(slot, partial or bytearray(), ended=not count, now=now, done=done)
+        if not count and not whole:
+            self._ended(slot, "closed by the other side" + (" within an answer" if partial else ""))
+
+    def _whole(self, slot: int, data: bytearray, *, ended: bool, now: int, done: Done) -> bool:
+        """Answer a slot's request where all of the response is there; return whether it was."""
+        head = data.find(b"\r\n\r\n") + 4
         if head < 4:
-            if not count:
-                self._ended(slot, "closed by the other side")
-            return
-        fields = parse_head(bytes(partial[:head]))
-        whole = _whole(partial, head, fields, ended=not count)
+            return False
+        fields = parse_head(bytes(data[:head]))
+        whole = _whole(data, head, fields, ended=ended)
         if whole is None:
-            if not count:
-                self._ended(slot, "closed by the other side within an answer")
-            return
+            return False
         self._received[slot] = None
-        last = not count or "close" in fields.get("connection", "").lower() or fields[":version"] == "HTTP/1.0"
+        last = ended or "close" in fields.get("connection", "").lower() or fields[":version"] == "HTTP/1.0"
         if last:
             self._shut(slot)
         if fields[":status"] == "200":
             if "content-length" in fields and not last:
-                self._head, self._length = bytes(partial[:head]), len(whole)
+                self._head, self._length = bytes(data[:head]), len(whole)
             self._answer(slot, now, whole, None, done)
         else:
             self._answer(slot, now, None, error_text(whole[head:], fields[":status"]), done)
+        return True
 
     def _answer(self, slot: int, now: int, raw: bytes | None, error: str | None, done: Done) -> None:
         self._flying[slot] = None

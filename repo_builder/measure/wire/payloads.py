@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,13 @@ from repo_builder.core.tensors import Array, DType
 from repo_builder.measure.wire.messages import NOTHING, Codec, Extra, Input
 from repo_builder.measure.wire.model import ServedModel
 
+# ``(n, *shape)`` by input name; a list where samples have different shapes
+Inputs = Mapping[str, "Array | list[Array]"]
 _MOST = 16
 _MOST_BYTES = 64 << 20
 
 
-def check_samples(model: ServedModel, samples: Mapping[str, Array]) -> int:
+def check_samples(model: ServedModel, samples: Inputs) -> int:
     """Refuse samples that the model does not take; return how many there are.
 
     Args:
@@ -36,19 +39,23 @@ def check_samples(model: ServedModel, samples: Mapping[str, Array]) -> int:
     for name, array in samples.items():
         spec = wanted[name]
         counts.add(len(array))
-        if not holds(array, spec.dtype) or not spec.fits(tuple(array.shape[1:])):
-            raise MeasureError(
-                f"the model takes {spec}; the samples are {DType.of_numpy(array.dtype).value}{list(array.shape[1:])}",
-                where=model.name,
-            )
+        shapes = (
+            {(one.dtype, one.shape) for one in array} if isinstance(array, list) else {(array.dtype, array.shape[1:])}
+        )
+        for kind, shape in shapes:
+            if not holds(kind, spec.dtype) or not spec.fits(shape):
+                raise MeasureError(
+                    f"the model takes {spec}; the samples are {DType.of_numpy(kind).value}{list(shape)}",
+                    where=model.name,
+                )
     if len(counts) != 1 or not min(counts):
         raise MeasureError(f"the inputs hold {sorted(counts)} samples", where=model.name)
     return counts.pop()
 
 
-def holds(array: Array, dtype: DType) -> bool:
+def holds(kind: np.dtype[Any], dtype: DType) -> bool:
     """Whether an array's elements are of a type; BF16's bits travel as uint16."""
-    found = DType.of_numpy(array.dtype)
+    found = DType.of_numpy(kind)
     return found is dtype or (dtype is DType.BF16 and found is DType.UINT16)
 
 
@@ -59,7 +66,7 @@ def as_request(model: ServedModel, batch: Mapping[str, Array]) -> dict[str, Arra
 
 def batches(
     model: ServedModel,
-    samples: Mapping[str, Array],
+    samples: Inputs,
     batch_size: int,
     least: int = 1,
     exactly: int | None = None,
@@ -74,10 +81,20 @@ def batches(
         exactly: Number of batches; None takes as many as there are samples for, up to 16 or 64 MiB.
     """
     total = len(next(iter(samples.values())))
-    size = sum(array[:1].nbytes for array in samples.values()) * batch_size
+    size = sum(np.asarray(array[0]).nbytes for array in samples.values()) * batch_size
     number = exactly or max(least, min(_MOST, -(-total // batch_size), _MOST_BYTES // max(1, size)))
     picks = [np.arange(place * batch_size, (place + 1) * batch_size) % total for place in range(number)]
-    return [as_request(model, {name: array[pick] for name, array in samples.items()}) for pick in picks]
+    return [as_request(model, {name: _taken(name, array, pick) for name, array in samples.items()}) for pick in picks]
+
+
+def _taken(name: str, array: Array | list[Array], pick: Array) -> Array:
+    if not isinstance(array, list):
+        return array[pick]
+    chosen = [array[place] for place in pick]
+    if len({item.shape for item in chosen}) > 1:
+        message = f"the samples of '{name}' have different shapes, which are no batch"
+        raise MeasureError(message, where="--batch-size", hint="send them one by one, with --batch-size 1")
+    return np.stack(chosen)
 
 
 def encode(wire: Codec, model: ServedModel, batch: Mapping[str, Array], extra: Extra = NOTHING) -> bytes:

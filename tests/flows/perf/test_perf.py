@@ -19,6 +19,7 @@ from repo_builder.core.records import LayerRecord
 from repo_builder.flows import perf as measuring
 from repo_builder.measure.load.course import Pace
 from repo_builder.measure.wire.transport import Endpoint
+from repo_builder.report.verdict import verdict
 from repo_builder.results import Level, PerfRun
 
 pytestmark = pytest.mark.server
@@ -67,6 +68,7 @@ def build(folder: Path, made: Recipe, **forms: np.ndarray) -> None:
             inputs=made.model.inputs,
             outputs=made.model.outputs,
             layers=layers,
+            files={"model.onnx": "e" * 64},
             details=details,
         )
         artifacts.write_manifest(artifact)
@@ -165,6 +167,56 @@ def test_an_engine_that_cannot_run_here_is_said(triton: serve.Server, tmp_path: 
     assert "compute" in [item.name for item in run.levels[0].explanation.terms]
     assert "the engine alone was not timed: " in run.notes[0]
     assert "model.onnx" in run.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"key": "of another build"}, "built anew, and the server still runs the one before"),
+        ({"files": {"model.onnx": "f" * 64}}, "built anew, and the server still runs the one before"),
+        ({"recipe.name": "other"}, "was built from the recipe 'identity', and that from 'other'"),
+        ({"kind": "onnx"}, "that was never compiled"),
+    ],
+)
+def test_nothing_of_a_build_is_said_of_another_model(
+    triton: serve.Server, tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    right = values()[0]
+    build(tmp_path, recipe(tmp_path), fp32=right, onnx=right, engine=right)
+    manifest = tmp_path / "build/identity/engine/manifest.json"
+    recorded = json.loads(manifest.read_text())
+    for key, value in changes.items():
+        place = recorded["recipe"] if key == "recipe.name" else recorded
+        place[key.rpartition(".")[2]] = value
+    manifest.write_text(json.dumps(recorded))
+    run = measured(triton, tmp_path, levels=(Level(),), with_explanation=True)
+    assert words in run.not_the_build
+    assert (run.layers, run.ladder) == ((), None)
+    assert run.identity is not None
+    assert run.identity.engine_sha256 == "e" * 64
+    assert run.accuracy is not None  # of the model that runs, on the recipe's data
+    assert run.levels[0].explanation is not None
+    assert not {"engine", "backend"} & {item.name for item in run.levels[0].explanation.terms}
+    assert words in " ".join(item.text for item in verdict(run))
+
+
+def test_a_model_that_names_no_build_is_none(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
+    build(tmp_path, recipe(tmp_path), fp32=right, onnx=right, engine=right)
+    (tmp_path / "build/identity").rename(tmp_path / "build/moody")
+    run = measured(triton, tmp_path, model="moody", levels=(Level(),))
+    assert "it names no build" in run.not_the_build
+    assert (run.layers, run.ladder, run.identity) == ((), None, None)
+
+
+def test_the_build_that_runs_is_named(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
+    build(tmp_path, recipe(tmp_path), fp32=right, onnx=right, engine=right)
+    run = measured(triton, tmp_path, levels=(Level(),))
+    assert run.not_the_build == ""
+    assert "is the build at hand: recipe 'identity', sha256 eeeeeeeeeeee" in " ".join(i.text for i in verdict(run))
+    bare = measured(triton, tmp_path / "nowhere", levels=(Level(),))
+    assert "of a build that is not at hand (recipe 'identity')" in bare.not_the_build
 
 
 def test_shapes_that_vary_are_explained_too(triton: serve.Server, tmp_path: Path) -> None:

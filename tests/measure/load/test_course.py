@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from repo_builder.measure.judge.statistics import summarise
 from repo_builder.measure.load import merging
 from repo_builder.measure.load.course import Course, Pace, stable
-from repo_builder.measure.load.loop import Records
+from repo_builder.measure.load.records import Records
 from repo_builder.measure.load.server_stats import Counters, Snapshot
 from repo_builder.results import Hardware, Level, Window
 

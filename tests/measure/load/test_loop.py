@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from repo_builder.core.errors import MeasureError
-from repo_builder.measure.load.loop import Loop, Records
+from repo_builder.measure.load.loop import Loop
+from repo_builder.measure.load.records import Records
 from repo_builder.measure.wire.transport import Done
 
 
@@ -18,6 +19,7 @@ class Instant:
         self, slots: int, *, takes_s: float = 0.002, answer: Callable[[bytes], tuple[bytes | None, str | None]]
     ) -> None:
         self.slots = slots
+        self.reconnects = 0
         self.sent: list[tuple[int, bytes]] = []
         self.most = 0
         self._takes_ns = int(takes_s * 1e9)
@@ -37,6 +39,9 @@ class Instant:
         due, slot, payload = self._flying.pop(0)
         time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
         done(slot, time.monotonic_ns(), *self._answer(payload))
+
+    def parts(self, slot: int) -> tuple[int, ...]:
+        return ()
 
     def close(self) -> None:
         self._flying = []

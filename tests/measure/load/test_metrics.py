@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from repo_builder.measure.load.metrics import Sampler
+from repo_builder.measure.wire.transport import Endpoint
 
 POWER_W, STEP_S = 200.0, 0.3
 
@@ -36,6 +37,10 @@ class Metrics(http.server.BaseHTTPRequestHandler):
         """Be silent."""
 
 
+def place(port: int, prefix: str = "") -> Endpoint:
+    return Endpoint(protocol="http", host="127.0.0.1", port=port, prefix=prefix)
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metrics)
@@ -48,7 +53,7 @@ def port() -> Iterator[int]:
 
 
 def test_energy_power_and_utilisation_of_a_load_and_of_rest(port: int) -> None:
-    sampler = Sampler("127.0.0.1", port)
+    sampler = Sampler(place(port))
     try:
         assert sampler.available
         assert sampler.has_gpus
@@ -72,7 +77,7 @@ def test_energy_power_and_utilisation_of_a_load_and_of_rest(port: int) -> None:
 
 
 def test_power_stands_in_where_the_counter_is_too_slow(port: int) -> None:
-    sampler = Sampler("127.0.0.1", port)
+    sampler = Sampler(place(port))
     start = time.monotonic_ns()
     time.sleep(0.3)
     sampler.close()
@@ -84,8 +89,8 @@ def test_power_stands_in_where_the_counter_is_too_slow(port: int) -> None:
 
 
 def test_a_port_that_has_no_metrics_is_not_available(port: int) -> None:
-    for place in (("127.0.0.1", port, "/other"), ("127.0.0.1", 9, "/metrics")):
-        sampler = Sampler(place[0], place[1], place[2])
+    for where in (place(port, "/other"), place(9)):
+        sampler = Sampler(where)
         assert not sampler.available
         assert sampler.over(0, time.monotonic_ns(), 1) is None
         sampler.close()

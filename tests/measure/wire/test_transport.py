@@ -327,15 +327,18 @@ def test_nobody_listens(protocol: ProtocolName) -> None:
         ("http://box:9000/", "http", ("box", 9000)),
         ("[::1]:9000", "grpc", ("::1", 9000)),
         ("[::1]", "grpc", ("::1", 8001)),
+        ("https://box", "http", ("box", 443)),
+        ("grpcs://box:9/models/", "grpc", ("box", 9)),
     ],
 )
 def test_urls(url: str | None, protocol: ProtocolName, found: tuple[str, int]) -> None:
     endpoint = Endpoint.parse(url, protocol)
     assert (endpoint.host, endpoint.port) == found
-    assert Endpoint.parse(str(endpoint), protocol) == endpoint
+    assert Endpoint.parse(str(endpoint), protocol, tls=endpoint.tls) == endpoint
+    assert (endpoint.tls is not None) == (url or "").startswith(("https", "grpcs"))
 
 
-@pytest.mark.parametrize("url", ["https://box", "box:port", "box:0", "box:70000", ":8000"])
+@pytest.mark.parametrize("url", ["ftp://box", "::1:9", "box:port", "box:0", "box:70000", ":8000"])
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(MeasureError):
         Endpoint.parse(url, "http")
