@@ -199,7 +199,7 @@ class GrpcStreamTransport(GrpcTransport):
 
     def __init__(self, endpoint: Endpoint, path: str, *, slots: int, timeout_s: float) -> None:
         super().__init__(endpoint, path, slots=slots, timeout_s=timeout_s)
-        self._streams: list[tuple[Connection, int] | None] = [None] * slots
+        self._streams: list[tuple[Connection, int, Stream] | None] = [None] * slots
         self._ids = [b""] * slots
         self._many = [False] * slots  # whether the request in flight may have any number of responses
         self._parts: list[list[int]] = [[] for _ in range(slots)]
@@ -219,7 +219,8 @@ class GrpcStreamTransport(GrpcTransport):
             stream = None
         if stream is None:
             connection = self._ready(slot)
-            self._streams[slot] = connection, connection.open(slot, self._block, payload, last=False)
+            stream_id = connection.open(slot, self._block, payload, last=False)
+            self._streams[slot] = connection, stream_id, connection.streams[stream_id]
         else:
             connection = stream[0]
             connection.push(stream[1], payload, last=False)
@@ -232,7 +233,7 @@ class GrpcStreamTransport(GrpcTransport):
     def _progress(self, stream_id: int, stream: Stream, ended: bool, done: Done) -> None:
         now, slot = time.monotonic_ns(), stream.slot
         current = self._streams[slot]
-        if current is None or current[1] != stream_id:
+        if current is None or current[2] is not stream:
             return  # a stream that was given up
         body = stream.body
         while len(body) >= 5 and len(body) >= (size := 5 + int.from_bytes(body[1:5], "big")):

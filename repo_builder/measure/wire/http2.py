@@ -266,8 +266,9 @@ class Connection:
         parts: list[bytes | memoryview] = [head]
         while stream.unsent is not None:
             size = min(len(stream.unsent), stream.window, self._window, self._frame_size)
-            if size <= 0:
-                break
+            if size <= 0 and stream.unsent:
+                break  # nothing at all, which only ends the stream, needs no window
+            size = max(0, size)
             chunk, rest = stream.unsent[:size], stream.unsent[size:]
             stream.window -= size
             self._window -= size

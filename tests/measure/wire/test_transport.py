@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.measure.wire import grpc as grpc_wire
-from repo_builder.measure.wire import http1
+from repo_builder.measure.wire import hpack, http1, http2
 from repo_builder.measure.wire.control import open_control
 from repo_builder.measure.wire.transport import ConnectionLost, Endpoint, ProtocolName, Transport, open_transport
 
@@ -143,6 +143,77 @@ def test_many_requests_share_few_connections(grpc_port: int) -> None:
         assert len(exchange(transport, [grpc_wire.request(b"a")] * 13, rounds=50)) == 650
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "grpc-stream"])
+def test_connections_that_are_sent_away_are_made_anew(protocol: ProtocolName) -> None:
+    """As --grpc-max-connection-age has it: GOAWAY, what was begun is answered, and another connection does the rest."""
+    options = [("grpc.max_connection_age_ms", 150), ("grpc.max_connection_age_grace_ms", 2000)]
+    server = grpc.server(futures.ThreadPoolExecutor(20), handlers=(Echo(),), options=options)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    payloads = [grpc_wire.request(bytes([65 + slot]) * 1000) for slot in range(8)]
+    with opened(port, protocol, 8) as transport:
+        until, answers = time.monotonic() + 1.0, 0
+        while time.monotonic() < until:
+            found = exchange(transport, payloads, rounds=5)
+            assert [error for _, _, error in found if error] == []
+            answers += len(found)
+        assert answers % 40 == 0  # each request has one answer
+        assert transport.reconnects >= 2
+    server.stop(None).wait()
+
+
+def frames(*parts: tuple[int, int, int, bytes]) -> bytes:
+    return b"".join(http2.frame(*part) for part in parts)
+
+
+def test_a_request_that_a_goaway_says_was_not_begun_is_sent_again() -> None:
+    """The first connection refuses stream 1 by its GOAWAY; the second answers it."""
+    count = iter(range(10))
+    answer = grpc_wire.request(b"yes")
+
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(frames((http2.SETTINGS, 0, 0, b"")))
+        data = b""
+        while grpc_wire.request(b"q") not in data:
+            data += connection.recv(65536)
+        if next(count) == 0:
+            connection.sendall(frames((http2.GOAWAY, 0, 0, bytes(8))))
+            time.sleep(0.1)
+            return
+        head = hpack.encode(((":status", "200"),))
+        last = hpack.encode((("grpc-status", "0"),))
+        connection.sendall(
+            frames(
+                (http2.HEADERS, http2.END_HEADERS, 1, head),
+                (http2.DATA, 0, 1, answer),
+                (http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, 1, last),
+            )
+        )
+        time.sleep(1)
+
+    with raw_server(serve) as port, opened(port, "grpc", 1) as transport:
+        assert exchange(transport, [grpc_wire.request(b"q")]) == [(0, answer, None)]
+        assert transport.reconnects == 1
+
+
+def test_an_answer_that_a_proxy_cuts_short_is_a_failure() -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(frames((http2.SETTINGS, 0, 0, b"")))
+        data = b""
+        while grpc_wire.request(b"q") not in data:
+            data += connection.recv(65536)
+        head = hpack.encode(((":status", "200"),))
+        connection.sendall(
+            frames((http2.HEADERS, http2.END_HEADERS, 1, head), (http2.DATA, http2.END_STREAM, 1, b"\0\0\0\0\x09abc"))
+        )
+        time.sleep(1)
+
+    with raw_server(serve) as port, opened(port, "grpc", 1) as transport:
+        ((_, raw, error),) = exchange(transport, [grpc_wire.request(b"q")])
+        assert raw is None
+        assert "ended early" in str(error)
+
+
 def test_grpc_server_that_stops_is_a_lost_connection() -> None:
     server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(Echo(),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -264,6 +335,55 @@ def test_http_responses_in_pieces_are_put_together(pieces: list[bytes]) -> None:
 def test_http_errors_carry_the_servers_words(response: bytes, text: str) -> None:
     with raw_server(answering(response)) as port, opened(port, "http", 1) as transport:
         assert exchange(transport, [http_request(b"")], rounds=2) == [(0, None, text)] * 2
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("limit", [1, 3])
+def test_http_keep_alive_limits_are_lived_through(limit: int, said: bool) -> None:
+    """A server or proxy that ends each connection after some answers, with or without saying so."""
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        for turn in range(limit):
+            body = read_request(connection)
+            seen.append(body)
+            close = b"Connection: close\r\n" if said and turn == limit - 1 else b""
+            connection.sendall(b"HTTP/1.1 200 OK\r\n%bContent-Length: 1\r\n\r\n%b" % (close, body))
+
+    with raw_server(serve) as port, opened(port, "http", 2) as transport:
+        answers = exchange(transport, [http_request(b"a"), http_request(b"b")], rounds=7)
+        assert sorted(raw[-1:] for _, raw, _ in answers if raw) == [b"a"] * 7 + [b"b"] * 7
+        assert transport.reconnects >= 14 // limit - 2
+    if said:
+        assert len(seen) == 14  # each request was sent once
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_http_bodies_that_end_with_the_connection(version: bytes) -> None:
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/%b 200 OK\r\nConnection: close\r\n\r\nhel" % version)
+        time.sleep(0.02)
+        connection.sendall(b"lo")
+
+    with raw_server(serve) as port, opened(port, "http", 1) as transport:
+        for _, raw, error in exchange(transport, [http_request(b"x")], rounds=3):
+            assert error is None
+            assert raw is not None
+            assert raw.endswith(b"\r\n\r\nhello")
+
+
+def test_an_http_answer_that_is_cut_off_is_a_lost_connection() -> None:
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel")
+
+    with (
+        raw_server(serve) as port,
+        opened(port, "http", 1) as transport,
+        pytest.raises(ConnectionLost, match="within an"),
+    ):
+        exchange(transport, [http_request(b"x")])
 
 
 def hang_up(connection: socket.socket) -> None:
