@@ -1,4 +1,4 @@
-"""Every kind of model that Triton serves, measured on a real one: sequences, streams, optional inputs, BF16, shedding."""
+"""Every kind of model that Triton serves, measured on a real one: sequences, streams, odd tensors, queues that shed."""
 
 from __future__ import annotations
 
@@ -108,8 +108,9 @@ KINDS: dict[str, tuple[str, str, str, str]] = {
     ),
 }  # fmt: skip
 STEP = (
-    'platform: "ensemble" max_batch_size: 4 input [ {0} ] output [ {1} ] ensemble_scheduling {{ step {{ model_name: "{2}" '
-    'model_version: -1 input_map {{ key: "x" value: "x" }} output_map {{ key: "y" value: "y" }} }} }}'
+    'platform: "ensemble" max_batch_size: 4 input [ {0} ] output [ {1} ] ensemble_scheduling {{ '
+    'step {{ model_name: "{2}" model_version: -1 '
+    'input_map {{ key: "x" value: "x" }} output_map {{ key: "y" value: "y" }} }} }}'
 )
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from repo_builder.measure.judge import explain
 from repo_builder.measure.judge.statistics import summarise
 from repo_builder.measure.load import metrics, search, server_stats
 from repo_builder.measure.load.metrics import Sample
-from repo_builder.measure.load.server_stats import Snapshot
+from repo_builder.measure.load.server_stats import Counters, Snapshot
 from repo_builder.measure.wire.model import ServedModel
 from repo_builder.report import csv as perf_csv
 from repo_builder.results import ClientCost, Hardware, Level, LevelResult, PerfRun, ServerTime, schema
@@ -58,6 +59,54 @@ def test_statistics_are_summed_over_versions_and_differenced() -> None:
     assert found.batch_sizes == ((4, 30),)
     with pytest.raises(MeasureError, match="reloaded or replaced"):
         server_stats.between(after, before)
+
+
+def counters(requests: int, *, versions: dict[str, int] | None = None) -> Counters:
+    found = server_stats.count([entry("1", requests, 1)])
+    return found if versions is None else dataclasses.replace(found, versions=versions)
+
+
+def edge(requests: int, seconds: float, *, slack_ms: float = 0.0, **more: Any) -> Snapshot:
+    found = {"m": counters(requests, **more)}
+    return Snapshot(time_ns=int(seconds * 1e9), counters=found, slack_ns=int(slack_ms * 1e6))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ours", "anew"),
+    [
+        (edge(1000, 0), edge(2000, 1), 1000, False),
+        (edge(1000, 0), edge(2000, 1), 1004, False),  # in flight at an edge
+        (edge(1000, 0), edge(900, 1), 1000, True),  # counters fell
+        (edge(1000, 0), edge(1300, 1), 1400, True),  # they fell, and have grown again beyond what they were
+        (edge(10, 0), edge(600, 1), 1000, True),
+        (edge(10, 0), edge(960, 1, slack_ms=50), 1000, False),  # the server was slow to tell
+        (edge(100_000, 0), edge(100_300, 1), 1000, False),  # one of several servers behind an address
+        (edge(1000, 0), edge(3000, 1), 1000, False),  # others use it, too
+        (edge(1000, 0, versions={"1": 1000}), edge(2000, 1, versions={"2": 2000}), 1000, True),
+        (edge(1000, 0, versions={"1": 1000}), edge(2000, 1, versions={"1": 5, "2": 1995}), 1000, True),
+    ],
+)
+def test_a_model_that_is_loaded_anew_is_noticed_at_the_next_edge(
+    before: Snapshot, after: Snapshot, ours: int, anew: bool
+) -> None:
+    if anew:
+        with pytest.raises(MeasureError, match="reloaded or replaced"):
+            server_stats.require_same(before, after, ours, 4)
+    else:
+        server_stats.require_same(before, after, ours, 4)
+
+
+def test_queues_inside_ensembles_are_those_of_the_leaves_only() -> None:
+    def of(requests: int, name: str) -> Counters:
+        queue = 0 if name == "top" else requests * 100_000
+        return dataclasses.replace(counters(requests), parts_ns=(queue, 0, 0, 0, 0, 0))
+
+    def snapshot(requests: int) -> Snapshot:
+        found = {name: of(requests, name) for name in ("top", "inner", "leaf")}
+        return Snapshot(time_ns=0, counters=found, leaves=("leaf",))
+
+    top, *_ = server_stats.between(snapshot(0), snapshot(10))
+    assert top.queue_us == 100
 
 
 METRICS = """# HELP nv_cpu_utilization CPU
@@ -117,7 +166,8 @@ def level_result(
         "cache_us": 0.0,
     }
     counts = {"requests": 100, "inferences": 100, "executions": 100}
-    inside = ServerTime(model="m", total_us=0, **{**counts, **times, **server})  # type: ignore[arg-type]
+    whole = sum(value for key, value in {**times, **server}.items() if key in times)
+    inside = ServerTime(model="m", **{"total_us": whole, **counts, **times, **server})  # type: ignore[arg-type]
     latency = summarise(np.full(100, mean_us * 1000))
     return LevelResult(
         level=load or Level(concurrency=4),
@@ -172,6 +222,40 @@ def test_the_largest_part_is_named_with_what_follows_from_it(
     found = explained(level_result(**server), **facts)
     assert found[0] == largest
     assert re.search(words, found[1]), found[1]
+
+
+def test_a_native_backend_is_not_advised_where_it_serves() -> None:
+    _, words = explained(level_result(compute_infer_us=1500), engine_us=200.0, model=served(native=True))
+    assert "native backend" not in words
+
+
+def test_what_no_statistic_holds_is_called_unexplained() -> None:
+    largest, words = explained(level_result(total_us=1800.0))
+    assert largest == "unexplained"
+    assert "in none of the server's statistics" in words
+
+
+def test_steps_that_run_side_by_side_do_not_take_more_than_the_whole() -> None:
+    found = explain.explain(
+        level_result(compute_infer_us=3000, total_us=1500.0),
+        explain.Facts(model=served(), engine_us=None, request_bytes=1, protocol="grpc"),
+    )
+    assert found is not None
+    assert sum(item.us for item in found.terms) == pytest.approx(found.mean_latency_us)
+    assert all(item.us >= 0 for item in found.terms)
+
+
+@pytest.mark.parametrize("slow", ["a", "b"])
+def test_an_ensembles_largest_part_is_of_a_model_inside(slow: str) -> None:
+    result = level_result(queue_us=1500)
+    times = [
+        dataclasses.replace(result.server[0], model=name, queue_us=1400.0 if name == slow else 100.0) for name in "ab"
+    ]
+    whole = served(name="m", parts=(served(name="a"), served(name="b", dynamic_batching=False)), dynamic_batching=False)
+    largest, words = explained(dataclasses.replace(result, server=(*result.server, *times)), model=whole)
+    assert largest == "queue"
+    assert words.startswith(f"most of it in '{slow}': requests wait 1400 µs")
+    assert ("turn on dynamic batching" in words) == (slow == "b")
 
 
 def test_an_idle_processor_asks_for_another_instance() -> None:

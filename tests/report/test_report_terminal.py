@@ -47,6 +47,51 @@ def test_square_brackets_of_servers_are_text(perf_run: PerfRun) -> None:
     assert "[link=x]note[/link]" in shown(run)
 
 
+@pytest.mark.parametrize(
+    "label", ["[/x]", "[red]c", "two\nlines", "tab\there", "\x1b[31mred", "[link=http://x]y[/link]"]
+)
+def test_labels_are_text_whatever_they_are(perf_run: PerfRun, label: str) -> None:
+    assert perf_run.accuracy is not None
+    names = (label, *perf_run.accuracy.classes[1:])
+    run = dataclasses.replace(perf_run, accuracy=dataclasses.replace(perf_run.accuracy, classes=names))
+    text = shown(run)
+    assert numbers.one_line(label) in text
+    assert "\x1b" not in text
+    assert label.split("\n")[0].encode("unicode_escape").decode() in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stable": False},
+        {"errors": 3, "failures": {"no": 3}},
+        {"refused": 3},
+        {"stopped": "gone"},
+        {"requests": 0, "latency": None},
+    ],
+)
+def test_no_figure_gets_a_tick_that_does_not_stand_for_the_model(perf_run: PerfRun, change: dict[str, object]) -> None:
+    level = dataclasses.replace(perf_run.levels[0], notes=(), **change)  # type: ignore[arg-type]
+    run = dataclasses.replace(perf_run, levels=(level,), comparison=None, knee=None, notes=())
+    assert best(run) is None
+    assert not [item for item in verdict(run) if item.tone == "good" and "throughput" in item.text]
+    hits = dataclasses.replace(perf_run.levels[0].server[0], cache_hits=5)
+    cached = dataclasses.replace(perf_run.levels[0], server=(hits,))
+    assert best(dataclasses.replace(run, levels=(cached,))) is None
+
+
+def test_an_empty_comparison_is_bad(perf_run: PerfRun) -> None:
+    assert perf_run.comparison is not None
+    empty = dataclasses.replace(perf_run.comparison, findings=())
+    found = verdict(dataclasses.replace(perf_run, comparison=empty))
+    assert any("Nothing could be compared" in item.text and item.tone == "bad" for item in found)
+
+
+def test_what_is_not_the_build_is_said(perf_run: PerfRun) -> None:
+    run = dataclasses.replace(perf_run, not_the_build="the model that runs is not the build in build/m", layers=())
+    assert "The model that runs is not the build in build/m." in shown(run)
+
+
 def test_many_classes_have_no_matrix_on_the_terminal(perf_run: PerfRun) -> None:
     assert perf_run.accuracy is not None
     many = dataclasses.replace(perf_run.accuracy, classes=tuple(map(str, range(13))), confusion=((0,) * 13,) * 13)

@@ -70,7 +70,7 @@ def read(path: Path, model: ServedModel, shapes: Mapping[str, Sequence[int]]) ->
 
 
 def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, Array | list[Array]]:
-    with np.load(path, allow_pickle=False) as saved:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
         # arrays that are no inputs are not unpacked
         found: dict[str, Array | list[Array]] = {}
         for name in set(saved.files) & set(specs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from repo_builder import __version__
@@ -19,6 +20,8 @@ STREAM = f"{SERVICE}/ModelStreamInfer"
 # NVIDIA's clients let as many requests share a connection; a server must see the same load from us.
 SHARED_BY = 6
 _ID = 3  # the field of ModelInferRequest and ModelInferResponse
+_ERROR = 0x0A  # the tag of error_message, which stands first where there is one
+_MOST_KNOWN = 1024
 _HEAD = 4096  # no request's own fields are longer than that
 # map entries of parameters: the name, then InferParameter.bool_param = true
 _ASKS_FOR_LAST = b"triton_enable_empty_final_response\x12\x02\x08\x01"
@@ -190,6 +193,22 @@ class Caller:
         self._transport.close()
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a prepared request says of its responses: its id, that field as it stands in them, whether they are many."""
+
+    payload: bytes = b""
+    request_id: bytes = b""
+    mark: bytes = b""
+    many: bool = False
+
+    @classmethod
+    def of(cls, payload: bytes) -> _Asked:
+        found = protobuf.text(payload, 5, len(payload), _ID)
+        mark = bytes((_ID << 3 | 2, len(found) & 127)) + found
+        return cls(payload, found, mark, _ASKS_FOR_LAST in payload[:_HEAD])
+
+
 class GrpcStreamTransport(GrpcTransport):
     """One bidirectional stream a slot: prefixed ModelInferRequests out, prefixed ModelStreamInferResponses in.
 
@@ -200,17 +219,23 @@ class GrpcStreamTransport(GrpcTransport):
     def __init__(self, endpoint: Endpoint, path: str, *, slots: int, timeout_s: float) -> None:
         super().__init__(endpoint, path, slots=slots, timeout_s=timeout_s)
         self._streams: list[tuple[Connection, int, Stream] | None] = [None] * slots
-        self._ids = [b""] * slots
-        self._many = [False] * slots  # whether the request in flight may have any number of responses
+        self._asked = [_Asked()] * slots  # what is known of each slot's request in flight
+        self._known: dict[int, _Asked] = {}  # the same by the identity of prepared requests, which are sent again
+        self._places: dict[int, int] = {}  # length of a response → where in it its id stood the last time
         self._parts: list[list[int]] = [[] for _ in range(slots)]
         self._last: list[bytes] = [b""] * slots
 
     def send(self, slot: int, payload: bytes) -> None:
         """Send a message on the slot's stream, which the first one opens."""
         self._flying[slot] = payload
-        self._ids[slot] = protobuf.text(payload, 5, len(payload), _ID)
-        self._many[slot] = _ASKS_FOR_LAST in payload[:_HEAD]
-        self._parts[slot], self._last[slot] = [], b""
+        asked = self._known.get(id(payload))
+        if asked is None or asked.payload is not payload:
+            asked = _Asked.of(payload)
+            if len(self._known) < _MOST_KNOWN:
+                self._known[id(payload)] = asked
+        self._asked[slot] = asked
+        if asked.many:
+            self._parts[slot], self._last[slot] = [], b""
         stream = self._streams[slot]
         if stream is not None and not stream[0].usable:
             if stream[1] in stream[0].streams:
@@ -255,20 +280,28 @@ class GrpcStreamTransport(GrpcTransport):
             raise MeasureError(
                 "a response came that belongs to no request", hint="does the model send more responses than it says?"
             )
+        asked = self._asked[slot]
+        place = self._places.get(len(message))
+        if place and not asked.many and message.startswith(asked.mark, place) and message[5] != _ERROR:
+            self._flying[slot] = None
+            done(slot, now, message, None)
+            return
         error = stream_error(message[5:])
         if error is not None:
-            if self._many[slot]:
+            if asked.many:
                 self._give_up(slot)  # nothing says whether more of this request will come
             self._flying[slot] = None
             done(slot, now, None, error)
             return
         found, final, empty = response_head(message)
-        if found != self._ids[slot]:
+        if found != asked.request_id:
             raise MeasureError(
-                f"the response to request '{found.decode('utf-8', 'replace')}' came for '{self._ids[slot].decode()}'",
+                f"the response to request '{found.decode('utf-8', 'replace')}' came for "
+                f"'{asked.request_id.decode('utf-8', 'replace')}'",
                 hint="whatever answers mixes responses up",
             )
-        if not self._many[slot]:
+        if not asked.many:
+            self._places[len(message)] = message.find(asked.mark)
             self._flying[slot] = None
             done(slot, now, message, None)
             return

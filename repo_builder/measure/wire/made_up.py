@@ -83,7 +83,9 @@ def _random(generator: np.random.Generator, dtype: DType, shape: tuple[int, ...]
     if dtype is DType.BOOL:
         return generator.integers(0, 2, shape, dtype=np.uint8).view(bool)
     if dtype is DType.BF16:  # its bits, the upper half of an fp32's
-        return (generator.random(shape, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        bits = generator.random(shape, dtype=np.float32).view(np.uint32)
+        bits >>= np.uint32(16)
+        return bits.astype(np.uint16)
     if dtype is DType.FP16:
         halves: Array = generator.integers(0, 2048, shape, dtype=np.uint16).astype(np.float16) / np.float16(2048)
         return halves

@@ -111,6 +111,16 @@ def test_slower_by_more_than_the_tolerance_is_a_regression() -> None:
     assert compared(before, run(right="1" * 100, latencies=LATENCIES * 0.5)) == []
 
 
+@pytest.mark.parametrize("change", [{"errors": 1}, {"refused": 1}, {"stopped": "gone"}, {"requests": 0}])
+def test_levels_that_are_not_of_the_model_alone_are_not_compared(change: dict[str, object]) -> None:
+    before = dataclasses.replace(run(right="1" * 100, latencies=LATENCIES), accuracy=None)
+    broken = dataclasses.replace(before, levels=(dataclasses.replace(before.levels[0], **change),))  # type: ignore[arg-type]
+    for old, new in ((before, broken), (broken, before)):
+        found = baseline.compare(old, new, accuracy_tolerance=0.01, latency_tolerance=0.1)
+        assert found.findings == ()
+        assert "nothing could be compared" in found.notes[-1]
+
+
 def test_other_samples_are_compared_by_interval_and_said_so() -> None:
     before = run(right="1" * 190 + "0" * 10, latencies=LATENCIES)
     after = run(right="1" * 120 + "0" * 80, latencies=LATENCIES, fingerprint="b")

@@ -125,6 +125,21 @@ def test_some_failures_are_counted_and_kept_out_of_the_latencies() -> None:
     assert 0 < len(records.failed_ns) < len(records.done_ns)
 
 
+def test_a_server_that_sheds_load_is_no_server_that_refuses_everything() -> None:
+    """Many quick refusals for every answer, as a full queue gives them."""
+    count = iter(range(10**9))
+
+    def answer(payload: bytes) -> tuple[bytes | None, str | None]:
+        return (payload, None) if next(count) % 200 == 0 else (None, "[x] Exceeds maximum queue size (UNAVAILABLE)")
+
+    loop = Loop(Instant(4, takes_s=0.0002, answer=answer), [b"a"], never, timeout_s=5)
+    loop.run(None, for_ticks(30))
+    records = loop.take()
+    assert len(records.refused_ns) > 100
+    assert len(records.failed_ns) == 0
+    assert sum(records.failures.values()) == len(records.refused_ns)
+
+
 def test_a_server_that_refuses_everything_ends_the_load() -> None:
     transport = Instant(2, takes_s=0, answer=lambda payload: (None, "model unloaded"))
     loop = Loop(transport, [b"a"], never, timeout_s=5)
