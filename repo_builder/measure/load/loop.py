@@ -180,7 +180,7 @@ class Loop:
             self._in_a_row = 0
             self._answered_ns = now
             if self._decoupled:
-                self._on_parts(slot)
+                self._on_parts(slot, now)
             self._due_ns.append(self._due[slot])
             self._sent_ns.append(self._sent[slot])
             self._done_ns.append(now)
@@ -197,14 +197,14 @@ class Loop:
             self._lengths[turn] = len(raw)
             self._next_sample = now + _SAMPLE_NS
 
-    def _on_parts(self, slot: int) -> None:
+    def _on_parts(self, slot: int, now: int) -> None:
         """Write down when the responses of a decoupled model came."""
         times = self._transport.parts(slot)
         self._first_ns.append(times[0] if times else 0)
         self._responses.append(len(times))
         for before, after in itertools.pairwise(times):
             self._gaps_ns.append(after - before)
-            self._gap_ends_ns.append(after)
+            self._gap_ends_ns.append(now)
 
     def _on_failure(self, now: int, text: str) -> None:
         shed = any(words in text for words in _SHED)

@@ -38,7 +38,7 @@ class Records:
         first_ns: When the first of its responses came, 0 where none did; empty unless the model is decoupled.
         responses: How many responses it had; empty unless the model is decoupled.
         gaps_ns: Times between two responses to one request, ``(g,)``.
-        gap_ends_ns: When each of these ended.
+        gap_ends_ns: When the request of each of these ended.
         failed_ns: When each failed request failed, ``(m,)``; these are in none of the above.
         refused_ns: When each request was refused that the server's queue policy sheds; none of the failed.
         failures: What the server said of both, by text → count.

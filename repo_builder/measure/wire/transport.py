@@ -22,7 +22,7 @@ ProtocolName = Literal["grpc", "http", "grpc-stream"]
 TRANSPORTS: dict[str, str] = {
     "http": "repo_builder.measure.wire.http1:HttpTransport",
     "grpc": "repo_builder.measure.wire.grpc:GrpcTransport",
-    "grpc-stream": "repo_builder.measure.wire.grpc:GrpcStreamTransport",
+    "grpc-stream": "repo_builder.measure.wire.grpc_stream:GrpcStreamTransport",
 }
 _SCHEMES = {"http": False, "grpc": False, "https": True, "grpcs": True}
 DEFAULT_PORTS: dict[str, int] = {"http": 8000, "grpc": 8001, "grpc-stream": 8001}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from repo_builder.measure.wire import grpc as grpc_wire
-from repo_builder.measure.wire import protobuf
+from repo_builder.measure.wire import grpc_stream, protobuf
 
 TEXTS = st.text(max_size=300)
 
@@ -33,7 +33,7 @@ def test_the_head_of_a_streams_response(name: str, request_id: str, last: bool, 
         inner.outputs.add(name="y", datatype="FP32", shape=[1])
         inner.raw_output_contents.append(b"1234")
     raw = grpc_wire.request(outer.SerializeToString())
-    assert grpc_wire.response_head(raw) == (request_id.encode(), last, empty)
+    assert grpc_stream.response_head(raw) == (request_id.encode(), last, empty)
 
 
 @given(st.binary(max_size=200), st.integers(1, 8))

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.measure.wire import grpc as grpc_wire
-from repo_builder.measure.wire import hpack, http1, http2
+from repo_builder.measure.wire import grpc_stream, hpack, http1, http2
 from repo_builder.measure.wire.control import open_control
 from repo_builder.measure.wire.transport import ConnectionLost, Endpoint, ProtocolName, Transport, open_transport
 
@@ -131,10 +131,10 @@ def test_a_stream_that_fails_is_opened_again(grpc_port: int) -> None:
 def test_an_error_in_a_stream_is_read_as_protobuf_writes_it() -> None:
     for text in ("short", "long " * 100, "ü" * 20_000):
         message = service_pb2.ModelStreamInferResponse(error_message=text)
-        assert grpc_wire.stream_error(message.SerializeToString()) == text
+        assert grpc_stream.stream_error(message.SerializeToString()) == text
     fine = service_pb2.ModelStreamInferResponse()
     fine.infer_response.model_name = "m"
-    assert grpc_wire.stream_error(fine.SerializeToString()) is None
+    assert grpc_stream.stream_error(fine.SerializeToString()) is None
 
 
 def test_many_requests_share_few_connections(grpc_port: int) -> None:
