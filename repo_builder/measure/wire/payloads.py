@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from repo_builder.core.errors import MeasureError
-from repo_builder.core.tensors import Array, DType
+from repo_builder.core.tensors import Array, DType, narrowed
 from repo_builder.measure.wire.messages import NOTHING, Codec, Extra, Input
 from repo_builder.measure.wire.model import ServedModel
 
@@ -54,14 +54,25 @@ def check_samples(model: ServedModel, samples: Inputs) -> int:
 
 
 def holds(kind: np.dtype[Any], dtype: DType) -> bool:
-    """Whether an array's elements are of a type; BF16's bits travel as uint16."""
+    """Whether an array's elements can be sent as a type.
+
+    BF16's bits travel as uint16, and int64 as the int32 that a plan of TensorRT 8 takes, as far as they fit.
+    """
     found = DType.of_numpy(kind)
-    return found is dtype or (dtype is DType.BF16 and found is DType.UINT16)
+    return found is dtype or (found, dtype) in ((DType.UINT16, DType.BF16), (DType.INT64, DType.INT32))
 
 
 def as_request(model: ServedModel, batch: Mapping[str, Array]) -> dict[str, Array]:
     """Return a batch in the full shapes of a request; a model without batches gets its only sample as it is."""
-    return {name: array if model.batch_axis else array[0] for name, array in batch.items()}
+    types = {spec.name: spec.dtype for spec in model.inputs}
+    found = {}
+    for name, array in batch.items():
+        try:
+            sent = array if types[name] is DType.BF16 else narrowed(array, types[name])
+        except ValueError as error:
+            raise MeasureError(f"{error}, the type of its input '{name}'", where=model.name) from None
+        found[name] = sent if model.batch_axis else sent[0]
+    return found
 
 
 def batches(
