@@ -28,7 +28,7 @@ DOCUMENT: dict[str, Any] = {
 
 def written(folder: Path) -> OnnxArtifact:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(b"model")
+    (folder / "model.fp32.onnx").write_bytes(b"model")
     recipe = parse(DOCUMENT)
     artifact = OnnxArtifact(
         path=folder,
@@ -43,7 +43,7 @@ def written(folder: Path) -> OnnxArtifact:
             AccuracyRecord(form="fp32", samples=10, top1=0.9, low=0.6, high=0.98),
             AccuracyRecord(form="onnx", samples=10, outputs=(OutputRecord(name="logits", cosine=0.99),)),
         ),
-        details=OnnxDetails(layer_precisions={"conv": "int8"}),
+        details=OnnxDetails(data="digits", calibration_samples=8),
     )
     artifacts.write_manifest(artifact)
     return artifact
@@ -83,14 +83,14 @@ def test_an_artifact_is_whole_when_its_files_are_those_of_the_manifest(tmp_path:
     artifact = written(tmp_path)
     (tmp_path / "notes.txt").write_text("someone's own")
     artifact.require_whole()
-    with pytest.raises(RepositoryError, match=r"model\.onnx: is not the file that manifest\.json lists → copy all of"):
+    with pytest.raises(RepositoryError, match=r"model\.fp32\.onnx: is not the file that manifest\.json lists → copy all of"):
         dataclasses.replace(artifact, files={}).require_whole()
     with pytest.raises(
         RepositoryError, match=r"outputs\.npz: cannot be read \(No such file or directory\) → copy all of"
     ):
         dataclasses.replace(artifact, files={**artifact.files, "outputs.npz": ""}).require_whole()
     artifact.model.write_bytes(b"mod")
-    with pytest.raises(RepositoryError, match=r"model\.onnx: is not the file"):
+    with pytest.raises(RepositoryError, match=r"model\.fp32\.onnx: is not the file"):
         artifact.require_whole()
 
 
@@ -104,9 +104,9 @@ def test_an_artifact_is_whole_when_its_files_are_those_of_the_manifest(tmp_path:
         ({"accuracy": {}}, "accuracy: expected an array"),
         ({"files": {"model.onnx": 7}}, r"files\.model\.onnx: expected a string"),
         ({"details": []}, r"details: expected a table, found \[\]"),
-        ({"details": {}}, "details: the key 'layer_precisions' is missing"),
-        ({"details": {"layer_precisions": ["int8"]}}, r"details\.layer_precisions: expected a table"),
-        ({"details": {"layer_precisions": {"conv": 8}}}, r"layer_precisions\.conv: 8 is not one of"),
+        ({"details": {"layer_precisions": {}}}, r"details\.layer_precisions: unknown key"),
+        ({"details": {"calibration_samples": "8"}}, r"details\.calibration_samples: expected a whole number"),
+        ({"layers": [{"name": "a", "type": "b", "asked": "int7"}]}, r"layers\[0\]\.asked: 'int7' is not one of"),
         ({"recipe": {**DOCUMENT, "seed": -1}}, "seed"),
         ({"environment": {"a": 10**400}}, r"environment\.a: a number of about 401 digits is too large"),
     ],

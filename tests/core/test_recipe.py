@@ -35,7 +35,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_a_minimal_recipe_has_defaults() -> None:
     recipe = parse(MINIMAL)
     assert recipe.export.opset == 17
-    assert recipe.quantize.backend == "modelopt"
+    assert recipe.quantize.backend == "onnxruntime"
     assert recipe.model.inputs[0].shape == (3, 32, 32)
 
 
