@@ -59,7 +59,7 @@ def test_a_copy_that_is_not_whole_is_refused(
     assert not Path("model_repository").exists()
 
 
-@pytest.mark.parametrize("damaged", [None, "yes"])
+@pytest.mark.parametrize("damaged", [{"layers.0": "int7"}, "yes"])
 def test_a_manifest_whose_details_are_damaged_is_refused(
     copied: Path, damaged: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
