@@ -17,6 +17,7 @@ from repo_builder.core.errors import QuantizeError, first_line
 from repo_builder.core.graphs import DQ, LAYER_OPS, MOVES, TYPE, Graph, Q, drop_unused, opset
 from repo_builder.core.onnx_files import LARGEST_BYTES
 from repo_builder.core.tensors import Array
+from repo_builder.quantize.affine import fold_affine
 
 _OPSET = 13  # the first with per-channel QuantizeLinear
 
@@ -41,6 +42,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     _name_nodes(result)
     _plain_constants(result)
     fold_batch_norm(result)
+    fold_affine(result)
     if result.ByteSize() > LARGEST_BYTES:
         return result  # more than ONNX's inference takes; who needs shapes does without weights
     try:

@@ -4,9 +4,10 @@
     index.py      who makes and reads a tensor, subgraphs and functions counted; constants
     layers.py     which node is which layer, and whether the profile has an int8 form for it
     choose.py     which tensors carry Q/DQ, from the profile alone
-    scales.py     their scales and zero points, from ranges
+    scales.py     their codes, from ranges (codes.py: one tensor's)
     weights.py    weights and biases as the target wants them
-    write.py      the placed graph                       place.py    the order of these
+    lower.py      glue without an int8 kernel, written with those that there are
+    write.py      the placed graph (writer.py: its names)     place.py    the order of these
 
 How it is used::
 

@@ -12,6 +12,7 @@ from onnx import helper
 from repo_builder.core.recipe import InputQuantizer
 from repo_builder.quantize.placement.index import Index, attribute, own
 from repo_builder.quantize.placement.layers import Layers
+from repo_builder.quantize.placement.lower import lowers
 from repo_builder.quantize.placement.table import Glue, Profile
 
 CLIPS = frozenset({"Relu", "Clip"})
@@ -137,6 +138,8 @@ def _form(index: Index, layers: Layers, profile: Profile, place: int, blocked: s
     if not all(name in index.floats and name not in blocked for name in tensors):
         return None
     if not form.constants and form.operands == "all" and any(index.constant(name) for name in node.input):
+        return None
+    if form.lowered and not lowers(index, node, form.lowered):
         return None
     if form.pairs == "output" and not folds(index, node):
         form = Glue()  # a clip that starts elsewhere: Q on both sides, in float between them

@@ -11,10 +11,11 @@ from repo_builder.core.errors import QuantizeError, first_line
 from repo_builder.core.graphs import opset
 from repo_builder.core.recipe import InputQuantizer
 from repo_builder.quantize.placement.choose import Choice, choose
+from repo_builder.quantize.placement.codes import Codes
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import Layers, find
 from repo_builder.quantize.placement.placed import LayerOutcome, Placed, PlacedTensor, Wanted
-from repo_builder.quantize.placement.scales import Codes, tensor_codes
+from repo_builder.quantize.placement.scales import tensor_codes
 from repo_builder.quantize.placement.table import Profile
 from repo_builder.quantize.placement.write import write
 from repo_builder.quantize.ranges import Ranges

@@ -15,6 +15,9 @@ Needs = Literal["all", "any"]
 # it, which clips as it does. ``residual`` is the operand of a sum that no int8 layer makes for this sum alone.
 Pairs = Literal["inputs and output", "inputs", "output", "residual", "none"]
 
+# How a glue node without an int8 kernel is written with others that have one (``lower.py``).
+Lowering = Literal["", "reciprocal", "hard sigmoid", "hard swish"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerForm:
@@ -39,6 +42,7 @@ class Glue:
         one_scale: Inputs and outputs share a scale, as codes are moved or picked.
         operands: ``first``: the first input is its activation and the others are settings; ``all``: every input.
         constants: A constant operand is stored as codes.
+        lowered: How it is written for the target; empty for as it is.
         attributes: Attribute → value that the int8 form is limited to (ONNX's default where it is not written).
     """
 
@@ -47,6 +51,7 @@ class Glue:
     one_scale: bool = False
     operands: Literal["first", "all"] = "first"
     constants: bool = False
+    lowered: Lowering = ""
     attributes: Mapping[str, str | int] = field(default_factory=dict)
 
 

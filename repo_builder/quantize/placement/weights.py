@@ -9,8 +9,8 @@ import onnx
 
 from repo_builder.core.errors import QuantizeError
 from repo_builder.core.tensors import Array
+from repo_builder.quantize.placement.codes import LEAST_SCALE
 from repo_builder.quantize.placement.index import Index, attribute
-from repo_builder.quantize.placement.scales import LEAST_SCALE
 
 # Half of what int32 holds is left to the sum of products.
 _BIAS_STEPS = 2.0**30

@@ -2,77 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from repo_builder.core.errors import QuantizeError
 from repo_builder.core.graphs import DQ, Q
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.choose import CLIPS, Choice, bias_add
+from repo_builder.quantize.placement.codes import Codes, codes_for
 from repo_builder.quantize.placement.index import Index, own, reads, subgraphs
-from repo_builder.quantize.placement.scales import Codes, codes_for
-from repo_builder.quantize.placement.table import Profile
+from repo_builder.quantize.placement.lower import lower, reciprocal
+from repo_builder.quantize.placement.table import Glue, Profile
 from repo_builder.quantize.placement.weights import Weights, weights_of
+from repo_builder.quantize.placement.writer import Writer
 from repo_builder.quantize.ranges import WeightRange
 
 _GUARDED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _LOWEST = np.float32(np.finfo(np.float32).min)
-
-
-class _Writer:
-    """Collects the nodes and initializers of a placed graph under names that nobody bears."""
-
-    def __init__(self, taken: set[str]) -> None:
-        self.taken = taken
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.biases: dict[int, str] = {}  # place of an Add → the bias of the MatMul before it, dequantized
-        self._stored: dict[tuple[str, str, bytes], str] = {}
-
-    def name(self, stem: str) -> str:
-        """Return a name that is free, and take it."""
-        found, count = stem, 1
-        while found in self.taken:
-            count += 1
-            found = f"{stem}_{count}"
-        self.taken.add(found)
-        return found
-
-    def constant(self, stem: str, value: Array) -> str:
-        """Store a constant; equal ones are stored once."""
-        value = np.ascontiguousarray(value).reshape(value.shape)
-        key = (str(value.dtype), str(value.shape), hashlib.sha256(value.tobytes()).digest())
-        if key not in self._stored:
-            self._stored[key] = self.name(stem)
-            self.initializers.append(numpy_helper.from_array(value, self._stored[key]))
-        return self._stored[key]
-
-    def node(self, kind: str, inputs: list[str], output: str, stem: str, **settings: int | list[int]) -> str:
-        """Append a node and return its output."""
-        made = helper.make_node(kind, inputs, [output], self.name(stem))
-        made.attribute.extend(helper.make_attribute(key, value) for key, value in settings.items())
-        self.nodes.append(made)
-        return output
-
-    def pair(self, tensor: str, output: str, codes: Codes, stem: str) -> None:
-        """Append QuantizeLinear and DequantizeLinear from ``tensor`` to ``output``."""
-        settings = [self.constant(f"{stem}/scale", np.asarray(codes.scale)), self.constant(f"{stem}/zero", codes.zero)]
-        middle = self.node(Q, [tensor, *settings], self.name(f"{stem}/codes"), f"{stem}/{Q}")
-        self.node(DQ, [middle, *settings], output, f"{stem}/{DQ}")
-
-    def dequantized(self, stem: str, codes: Array, scale: Array, axis: int | None) -> str:
-        """Append the DequantizeLinear of stored codes and return its output."""
-        names = [
-            self.constant(f"{stem}/codes", codes),
-            self.constant(f"{stem}/scale", scale),
-            self.constant(f"{stem}/zero", np.zeros(scale.shape, codes.dtype)),
-        ]
-        more: dict[str, int | list[int]] = {} if axis is None else {"axis": axis}
-        return self.node(DQ, names, self.name(f"{stem}/dequantized"), f"{stem}/{DQ}", **more)
 
 
 def write(
@@ -95,7 +44,7 @@ def write(
         QuantizeError: A layer has no weight range, or one that does not fit.
     """
     index = choice.index
-    out = _Writer(index.names())
+    out = Writer(index.names())
     raw, read = _names(out, choice)
     for tensor in index.inputs:
         if tensor in codes:
@@ -109,23 +58,22 @@ def write(
                 copy.input[position] = read[tensor]
         for position, tensor in enumerate(node.output):
             copy.output[position] = raw.get(tensor, tensor)
+        before = None
         if place in choice.layers.int8:
             _layer(out, choice, place, copy, codes, weights, profile)
+        elif place in choice.glue:
+            before = _glue(out, choice, place, copy, codes)
         else:
-            if place in out.biases:
-                constant = next(at for at, name in enumerate(node.input) if index.constant(name))
-                copy.input[constant] = out.biases[place]
-            elif place in choice.glue and choice.glue[place].constants:
-                _operand_codes(out, index, place, copy, choice)
+            _bias_of_matmul(out, index, place, copy)
             out.nodes.append(copy)
         _guard(out, choice, place, copy, codes, profile)
         for tensor in node.output:
             if tensor in codes:
-                out.pair(raw.get(tensor, tensor), read[tensor], codes[tensor], tensor)
+                out.pair(raw.get(tensor, tensor), read[tensor], codes[tensor], tensor, quantized=before)
     return _assembled(model, index, out)
 
 
-def _names(out: _Writer, choice: Choice) -> tuple[dict[str, str], dict[str, str]]:
+def _names(out: Writer, choice: Choice) -> tuple[dict[str, str], dict[str, str]]:
     """Return how the values before Q are called where they cannot keep their name, and those behind DQ.
 
     The values behind DQ take a tensor's own name where the graph's output or a subgraph reads it by that name.
@@ -133,15 +81,19 @@ def _names(out: _Writer, choice: Choice) -> tuple[dict[str, str], dict[str, str]
     index, raw, read = choice.index, {}, {}
     for tensor in choice.tensors:
         kept = tensor in index.outputs or tensor in index.inner
+        form = choice.glue.get(index.makers.get(tensor, -1))
+        if form is not None and form.lowered == "hard sigmoid":
+            raw[tensor] = out.name(f"{tensor}/sum")
         if kept and tensor in choice.made:
-            raw[tensor], read[tensor] = out.name(f"{tensor}/original"), tensor
+            raw.setdefault(tensor, out.name(f"{tensor}/original"))
+            read[tensor] = tensor
         else:
             read[tensor] = out.name(f"{tensor}/dequantized")
     return raw, read
 
 
 def _layer(
-    out: _Writer,
+    out: Writer,
     choice: Choice,
     place: int,
     node: onnx.NodeProto,
@@ -185,7 +137,7 @@ def _layer(
         _add_rest(out, index, node, found.rest, stem)
 
 
-def _float_weight(out: _Writer, node: onnx.NodeProto, found: Weights, stem: str) -> str:
+def _float_weight(out: Writer, node: onnx.NodeProto, found: Weights, stem: str) -> str:
     """Append Q/DQ behind a float weight; a linear layer's is stored (outputs, inputs), so that its axis is 0."""
     weight, axis, turned = found.weight, found.axis, node.op_type == "MatMul"
     if node.op_type == "Gemm":
@@ -213,7 +165,7 @@ def _float_weight(out: _Writer, node: onnx.NodeProto, found: Weights, stem: str)
     return tensor
 
 
-def _bias(out: _Writer, found: Weights, stem: str, step: float | None) -> str:
+def _bias(out: Writer, found: Weights, stem: str, step: float | None) -> str:
     """Append a layer's bias: int32 codes where ``step`` is the input's scale, float32 otherwise, or none."""
     if found.bias is None:
         return ""
@@ -230,7 +182,7 @@ def _constant_of(index: Index, place: int) -> Array | None:
     return next((index.value(name) for name in index.nodes[place].input if index.constant(name)), None)
 
 
-def _add_rest(out: _Writer, index: Index, node: onnx.NodeProto, rest: tuple[str, float], stem: str) -> None:
+def _add_rest(out: Writer, index: Index, node: onnx.NodeProto, rest: tuple[str, float], stem: str) -> None:
     """Add a Gemm's bias of an odd shape behind it."""
     name, factor = rest
     value = index.value(name)
@@ -244,26 +196,42 @@ def _add_rest(out: _Writer, index: Index, node: onnx.NodeProto, rest: tuple[str,
     out.node("Add", [node.output[0], name], final, f"{stem}/bias/Add")
 
 
-def _operand_codes(out: _Writer, index: Index, place: int, node: onnx.NodeProto, choice: Choice) -> None:
+def _bias_of_matmul(out: Writer, index: Index, place: int, node: onnx.NodeProto) -> None:
+    """Give an Add the bias of the MatMul before it as codes, where both become one operator."""
+    if place in out.biases:
+        constant = next(at for at, name in enumerate(index.nodes[place].input) if index.constant(name))
+        node.input[constant] = out.biases[place]
+
+
+def _glue(out: Writer, choice: Choice, place: int, node: onnx.NodeProto, codes: Mapping[str, Codes]) -> Codes | None:
+    """Append a glue node, and return the codes of the Q behind it where they are not those of its DQ."""
+    form, output = choice.glue[place], choice.index.nodes[place].output[0]
+    if form.lowered in ("hard sigmoid", "hard swish") and output in codes:
+        return lower(out, node, form.lowered, codes[output])
+    if form.constants:
+        _operand_codes(out, choice.index, place, node, form)
+    if form.lowered == "reciprocal":
+        node.op_type = "Mul"
+    out.nodes.append(node)
+    return None
+
+
+def _operand_codes(out: Writer, index: Index, place: int, node: onnx.NodeProto, form: Glue) -> None:
     """Store a glue node's constant operands as codes over all that they hold."""
     for position, name in enumerate(index.nodes[place].input):
         value = index.value(name) if name else None
-        if choice.glue[place].operands != "all" or value is None or value.dtype != np.float32 or value.size == 0:
+        if form.operands != "all" or value is None or value.dtype != np.float32 or value.size == 0:
             continue
+        if form.lowered == "reciprocal":
+            value = reciprocal(value)
         low, high = float(value.min()), float(value.max())
         codes = codes_for(low, high, max(abs(low), abs(high)), "uint8")
         stem = f"{node.name or node.output[0]}/{position}"
-        scale = np.asarray(codes.scale)
-        names = [
-            out.constant(f"{stem}/codes", codes.of(value)),
-            out.constant(f"{stem}/scale", scale),
-            out.constant(f"{stem}/zero", codes.zero),
-        ]
-        node.input[position] = out.node(DQ, names, out.name(f"{stem}/dequantized"), f"{stem}/{DQ}")
+        node.input[position] = out.dequantized(stem, codes.of(value), np.asarray(codes.scale), None, codes.zero)
 
 
 def _guard(
-    out: _Writer, choice: Choice, place: int, node: onnx.NodeProto, codes: Mapping[str, Codes], profile: Profile
+    out: Writer, choice: Choice, place: int, node: onnx.NodeProto, codes: Mapping[str, Codes], profile: Profile
 ) -> None:
     """Put a node that changes nothing between a float layer and the Q behind it.
 
@@ -289,7 +257,7 @@ def _guard(
         out.node("Max", [node.output[0], lowest], final, f"{original.name or original.output[0]}/Max")
 
 
-def _assembled(model: onnx.ModelProto, index: Index, out: _Writer) -> onnx.ModelProto:
+def _assembled(model: onnx.ModelProto, index: Index, out: Writer) -> onnx.ModelProto:
     """Return a model like another with a writer's nodes; initializers that nothing reads any more are left out."""
     result = onnx.ModelProto()
     for field, value in model.ListFields():

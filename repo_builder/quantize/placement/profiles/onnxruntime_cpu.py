@@ -15,7 +15,6 @@ from repo_builder.quantize.placement.table import Glue, LayerForm, Profile
 _MOVE = Glue(one_scale=True)  # runs on codes as they are
 _LOOKUP = Glue()  # a table of 256 entries
 _CLIP = Glue(pairs="output")
-_FLOAT = Glue()  # no int8 kernel, but Q/DQ on both sides lets its int8 neighbours stay so
 
 ONNXRUNTIME_CPU = Profile(
     name="onnxruntime-cpu",
@@ -34,8 +33,9 @@ ONNXRUNTIME_CPU = Profile(
         "GlobalAveragePool": Glue(),
         "LeakyRelu": _LOOKUP,
         "Sigmoid": _LOOKUP,
-        "HardSigmoid": _FLOAT,
-        "HardSwish": _FLOAT,
+        "Div": Glue(operands="all", constants=True, lowered="reciprocal"),
+        "HardSigmoid": Glue(lowered="hard sigmoid"),
+        "HardSwish": Glue(lowered="hard swish"),
         "Relu": _CLIP,
         "Clip": _CLIP,
         "DepthToSpace": _MOVE,
