@@ -32,6 +32,7 @@ _INTEGER = frozenset({
 _ADDED = re.compile(r"(_token_\d+|/MatMulAddFusion|_nchwc|_nhwc|/DuplicateTranspose|_transformed|_fused)+$")
 _MADE = re.compile(r"^(fused |gemm_|matmul_)")
 _FOLDED = "it was folded into another operator"
+_QGEMM_CODES = 8
 _FUSED = 4  # nodes that a fusion takes in behind a layer at most: bias, sum, activation, its product
 _CODES = (TensorProto.INT8, TensorProto.UINT8)
 
@@ -215,8 +216,11 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
             kind = found.get(node.input[zero])
         elif node.op_type.startswith("QLinear"):
             kind = next((found[name] for name in node.input if found.get(name) in _CODES), None)
-        elif node.op_type == DQ:
-            kind = TensorProto.FLOAT
+        elif node.op_type == DQ or node.op_type in _INTEGER:
+            # A QGemm that is given its output's scale and zero point makes codes; the others make floats.
+            kind = (
+                TensorProto.UINT8 if node.op_type == "QGemm" and len(node.input) > _QGEMM_CODES else TensorProto.FLOAT
+            )
         else:
             kind = found.get(node.input[0]) if node.input else None
         for name in node.output:

@@ -11,8 +11,8 @@ from onnx import helper
 
 from repo_builder.core.recipe import InputQuantizer
 from repo_builder.quantize.placement.index import Index, attribute, own
-from repo_builder.quantize.placement.layers import Layers
-from repo_builder.quantize.placement.lower import lowers
+from repo_builder.quantize.placement.layers import Layers, without
+from repo_builder.quantize.placement.lower import factor, lowers
 from repo_builder.quantize.placement.table import Glue, Profile
 
 CLIPS = frozenset({"Relu", "Clip"})
@@ -65,6 +65,7 @@ def choose(index: Index, layers: Layers, profile: Profile, known: Callable[[str]
         if not missing:
             return replace(choice, demands=_demands(choice))
         blocked |= missing
+        layers = without(layers, {place for place in layers.int8 if index.nodes[place].input[0] in missing})
 
 
 def _attempt(index: Index, layers: Layers, profile: Profile, blocked: set[str]) -> Choice:
@@ -139,6 +140,8 @@ def _form(index: Index, layers: Layers, profile: Profile, place: int, blocked: s
         return None
     if not form.constants and form.operands == "all" and any(index.constant(name) for name in node.input):
         return None
+    if form.rescales and factor(index, node) is not None and not _shares(index, profile, node.output[0]):
+        form = Glue(operands="all", constants=True, lowered="rescale", pairs="inputs")
     if form.lowered and not lowers(index, node, form.lowered):
         return None
     if form.pairs == "output" and not folds(index, node):
@@ -152,6 +155,12 @@ def _written(node: onnx.NodeProto, name: str) -> str | int | None:
             value = helper.get_attribute_value(item)
             return value.decode() if isinstance(value, bytes) else int(value)
     return _DEFAULTS.get(name)
+
+
+def _shares(index: Index, profile: Profile, tensor: str) -> bool:
+    """Whether a reader of a tensor needs it to have codes that it can hand on."""
+    kinds = [index.nodes[place].op_type for place in index.readers[tensor]]
+    return any(kind in profile.glue and (profile.glue[kind].one_scale or kind in CLIPS) for kind in kinds)
 
 
 def _folded(index: Index, place: int, form: Glue) -> bool:
@@ -226,6 +235,8 @@ def _add_pairs(index: Index, layers: Layers, place: int, form: Glue, chosen: set
     reads = list(operands(index, place, form))
     if form.pairs in ("inputs", "inputs and output"):
         chosen.update(reads)
+    if form.lowered == "rescale":
+        folded.update(node.output)
     if form.pairs in ("output", "inputs and output"):
         chosen.update(name for name in node.output if name)
     if form.pairs == "output":

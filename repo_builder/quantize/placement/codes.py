@@ -6,7 +6,7 @@ Unsigned codes: zero point 0 and amax / 255 for a tensor that is never negative,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -45,6 +45,10 @@ class Codes:
     def high(self) -> float:
         """The largest."""
         return float(self.scale) * (int(np.iinfo(self.dtype).max) - self.zero_point)
+
+    def times(self, factor: float) -> Codes:
+        """Return the same codes for values that are so many times as large."""
+        return replace(self, scale=np.float32(float(self.scale) * factor))
 
     def of(self, values: Array) -> Array:
         """Return values' codes, as QuantizeLinear rounds and clips."""

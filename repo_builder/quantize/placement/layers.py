@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -35,14 +35,13 @@ class Layers:
     reasons: Mapping[str, str]
 
 
-def find(index: Index, plans: Sequence[LayerPlan], profile: Profile, known: Callable[[str], bool]) -> Layers:
+def find(index: Index, plans: Sequence[LayerPlan], profile: Profile) -> Layers:
     """Match plans with nodes.
 
     Args:
         index: The graph.
         plans: What each layer is to become.
         profile: The target.
-        known: Whether a tensor has a range.
     """
     by_name: dict[str, list[int]] = defaultdict(list)
     for place, node in enumerate(index.nodes):
@@ -62,7 +61,7 @@ def find(index: Index, plans: Sequence[LayerPlan], profile: Profile, known: Call
         for place in by_name[item.name]:
             node = index.nodes[place]
             weighted = node.op_type in LAYER_OPS
-            why_not = _weighted(index, node, profile, known) if weighted else _weightless(index, node, profile)
+            why_not = _weighted(index, node, profile) if weighted else _weightless(index, node, profile)
             why = why or why_not
             if not why_not:
                 (int8 if weighted else asked).add(place)
@@ -71,7 +70,13 @@ def find(index: Index, plans: Sequence[LayerPlan], profile: Profile, known: Call
     return Layers(plans=found, int8=frozenset(int8), asked=frozenset(asked), reasons=reasons)
 
 
-def _weighted(index: Index, node: onnx.NodeProto, profile: Profile, known: Callable[[str], bool]) -> str:
+def without(layers: Layers, places: Collection[int]) -> Layers:
+    """Return the same without some int8 nodes, whose input no calibration sample reached."""
+    lost = {layers.plans[place].name: NO_RANGE for place in places}
+    return replace(layers, int8=layers.int8 - set(places), reasons={**layers.reasons, **lost})
+
+
+def _weighted(index: Index, node: onnx.NodeProto, profile: Profile) -> str:
     """Return why a node with a weight cannot be int8, an empty text where it can."""
     form = profile.layers.get(node.op_type)
     if form is None:
@@ -90,7 +95,7 @@ def _weighted(index: Index, node: onnx.NodeProto, profile: Profile, known: Calla
         return "its input is constant or no float32 tensor"
     if node.op_type not in ("Gemm", "MatMul") and profile.stored_codes and _bias_is_computed(index, node):
         return "its bias is computed while the model runs"
-    return "" if known(node.input[0]) else NO_RANGE
+    return ""
 
 
 def _bias_is_computed(index: Index, node: onnx.NodeProto) -> bool:

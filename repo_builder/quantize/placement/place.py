@@ -13,7 +13,7 @@ from repo_builder.core.recipe import InputQuantizer
 from repo_builder.quantize.placement.choose import Choice, choose
 from repo_builder.quantize.placement.codes import Codes
 from repo_builder.quantize.placement.index import Index
-from repo_builder.quantize.placement.layers import Layers, find
+from repo_builder.quantize.placement.layers import find
 from repo_builder.quantize.placement.placed import LayerOutcome, Placed, PlacedTensor, Wanted
 from repo_builder.quantize.placement.scales import tensor_codes
 from repo_builder.quantize.placement.table import Profile
@@ -41,7 +41,7 @@ def wanted(model: onnx.ModelProto, plans: Sequence[LayerPlan], profiles: Sequenc
     index = Index(_current(model))
     found: dict[str, tuple[set[InputQuantizer], dict[str, None]]] = {}
     for profile in profiles:
-        layers = find(index, plans, profile, lambda _: True)
+        layers = find(index, plans, profile)
         choice = choose(index, layers, profile, lambda _: True)
         for tensor, (calibrators, names) in choice.demands.items():
             specs, asking = found.setdefault(tensor, (set(), {}))
@@ -78,14 +78,14 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     model = _current(model)
     index = Index(model)
     known = ranges.tensors.__contains__
-    layers = find(index, plans, profile, known)
+    layers = find(index, plans, profile)
     choice = choose(index, layers, profile, known)
     codes = tensor_codes(choice, ranges.tensors, profile.activations)
     return Placed(
         model=write(model, choice, codes, ranges.weights, profile),
         profile=profile.name,
         tensors={tensor: _placed(choice, tensor, codes[tensor]) for tensor in choice.tensors},
-        layers=tuple(_outcome(item, layers, choice) for item in plans),
+        layers=tuple(_outcome(item, choice) for item in plans),
     )
 
 
@@ -121,8 +121,9 @@ def _placed(choice: Choice, tensor: str, codes: Codes) -> PlacedTensor:
     )
 
 
-def _outcome(plan: LayerPlan, layers: Layers, choice: Choice) -> LayerOutcome:
+def _outcome(plan: LayerPlan, choice: Choice) -> LayerOutcome:
     """Return a layer's row."""
+    layers = choice.layers
     reason, precision = layers.reasons.get(plan.name, ""), plan.precision
     if precision == "int8" and not reason:
         places = [place for place, item in layers.plans.items() if item.name == plan.name]

@@ -16,7 +16,7 @@ Needs = Literal["all", "any"]
 Pairs = Literal["inputs and output", "inputs", "output", "residual", "none"]
 
 # How a glue node without an int8 kernel is written with others that have one (``lower.py``).
-Lowering = Literal["", "reciprocal", "hard sigmoid", "hard swish"]
+Lowering = Literal["", "reciprocal", "rescale", "hard sigmoid", "hard swish"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class Glue:
         one_scale: Inputs and outputs share a scale, as codes are moved or picked.
         operands: ``first``: the first input is its activation and the others are settings; ``all``: every input.
         constants: A constant operand is stored as codes.
+        rescales: With one constant above 0 it is no operator: its output are its input's codes with another step.
         lowered: How it is written for the target; empty for as it is.
         attributes: Attribute → value that the int8 form is limited to (ONNX's default where it is not written).
     """
@@ -51,6 +52,7 @@ class Glue:
     one_scale: bool = False
     operands: Literal["first", "all"] = "first"
     constants: bool = False
+    rescales: bool = False
     lowered: Lowering = ""
     attributes: Mapping[str, str | int] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.choose import CLIPS, Choice, bias_add
 from repo_builder.quantize.placement.codes import Codes, codes_for
 from repo_builder.quantize.placement.index import Index, own, reads, subgraphs
-from repo_builder.quantize.placement.lower import lower, reciprocal
+from repo_builder.quantize.placement.lower import factor, lower, reciprocal
 from repo_builder.quantize.placement.table import Glue, Profile
 from repo_builder.quantize.placement.weights import Weights, weights_of
 from repo_builder.quantize.placement.writer import Writer
@@ -43,18 +43,18 @@ def write(
     Raises:
         QuantizeError: A layer has no weight range, or one that does not fit.
     """
-    index = choice.index
+    index, codes = choice.index, dict(codes)
     out = Writer(index.names())
     raw, read = _names(out, choice)
     for tensor in index.inputs:
         if tensor in codes:
-            out.pair(tensor, read[tensor], codes[tensor], tensor)
+            out.codes[tensor] = out.pair(tensor, read[tensor], codes[tensor], tensor)
     for place, node in enumerate(index.nodes):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         through = set(choice.int8_reads(place))
         for position, tensor in enumerate(node.input):
-            if tensor in codes and (tensor in choice.made or tensor in through):
+            if tensor in read and (tensor in choice.made or tensor in through):
                 copy.input[position] = read[tensor]
         for position, tensor in enumerate(node.output):
             copy.output[position] = raw.get(tensor, tensor)
@@ -68,8 +68,9 @@ def write(
             out.nodes.append(copy)
         _guard(out, choice, place, copy, codes, profile)
         for tensor in node.output:
-            if tensor in codes:
-                out.pair(raw.get(tensor, tensor), read[tensor], codes[tensor], tensor, quantized=before)
+            if tensor in read:
+                source = raw.get(tensor, tensor)
+                out.codes[tensor] = out.pair(source, read[tensor], codes[tensor], tensor, quantized=before)
     return _assembled(model, index, out)
 
 
@@ -203,9 +204,12 @@ def _bias_of_matmul(out: Writer, index: Index, place: int, node: onnx.NodeProto)
         node.input[constant] = out.biases[place]
 
 
-def _glue(out: Writer, choice: Choice, place: int, node: onnx.NodeProto, codes: Mapping[str, Codes]) -> Codes | None:
+def _glue(out: Writer, choice: Choice, place: int, node: onnx.NodeProto, codes: dict[str, Codes]) -> Codes | None:
     """Append a glue node, and return the codes of the Q behind it where they are not those of its DQ."""
     form, output = choice.glue[place], choice.index.nodes[place].output[0]
+    if form.lowered == "rescale":
+        _rescale(out, choice, place, codes)
+        return None
     if form.lowered in ("hard sigmoid", "hard swish") and output in codes:
         return lower(out, node, form.lowered, codes[output])
     if form.constants:
@@ -214,6 +218,20 @@ def _glue(out: Writer, choice: Choice, place: int, node: onnx.NodeProto, codes: 
         node.op_type = "Mul"
     out.nodes.append(node)
     return None
+
+
+def _rescale(out: Writer, choice: Choice, place: int, codes: dict[str, Codes]) -> None:
+    """Append the DequantizeLinear that a product with one constant is, and note its codes."""
+    index, node = choice.index, choice.index.nodes[place]
+    (tensor,), output, times = choice.int8_reads(place), node.output[0], factor(index, node)
+    assert times is not None  # noqa: S101 - the table gives no other node this form
+    codes[output] = codes[tensor].times(times)
+    out.codes[output] = out.codes[tensor]
+    settings = [
+        out.constant(f"{output}/scale", np.asarray(codes[output].scale)),
+        out.constant(f"{output}/zero", codes[output].zero),
+    ]
+    out.nodes.append(helper.make_node(DQ, [out.codes[tensor], *settings], [output], node.name))
 
 
 def _operand_codes(out: Writer, index: Index, place: int, node: onnx.NodeProto, form: Glue) -> None:

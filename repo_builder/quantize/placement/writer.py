@@ -21,6 +21,7 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.biases: dict[int, str] = {}  # place of an Add → the bias of the MatMul before it, dequantized
+        self.codes: dict[str, str] = {}  # tensor → its codes
         self._stored: dict[tuple[str, str, bytes], str] = {}
 
     def name(self, stem: str) -> str:
@@ -48,8 +49,8 @@ class Writer:
         self.nodes.append(made)
         return output
 
-    def pair(self, tensor: str, output: str, codes: Codes, stem: str, *, quantized: Codes | None = None) -> None:
-        """Append QuantizeLinear, with a step of its own where ``quantized`` is given, and DequantizeLinear."""
+    def pair(self, tensor: str, output: str, codes: Codes, stem: str, *, quantized: Codes | None = None) -> str:
+        """Append QuantizeLinear, with a step of its own where one is given, and DequantizeLinear; return the codes."""
         middle = tensor
         for kind, used in ((Q, quantized or codes), (DQ, codes)):
             word = "scale" if used is codes else "scale_before"
@@ -58,7 +59,9 @@ class Writer:
                 self.constant(f"{stem}/zero", used.zero),
             ]
             target = output if kind == DQ else self.name(f"{stem}/codes")
-            middle = self.node(kind, [middle, *settings], target, f"{stem}/{kind}")
+            made = self.node(kind, [middle, *settings], target, f"{stem}/{kind}")
+            middle = made if kind == Q else middle
+        return middle
 
     def dequantized(self, stem: str, codes: Array, scale: Array, axis: int | None, zero: Array | None = None) -> str:
         """Append the DequantizeLinear of stored codes, zero point 0 unless given, and return its output."""
