@@ -482,3 +482,34 @@ def test_a_profile_has_a_name_and_an_unknown_one_is_refused() -> None:
     assert all(profile(name).name == name for name in PROFILES)
     with pytest.raises(QuantizeError, match="onnxruntime-cpu"):
         profile("onnxruntime-cpus")
+
+
+# --- glue that is written in another form ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["HardSwish", "HardSigmoid", "written out", "Scale", "Over"])
+def test_hard_activations_and_scalings_leave_no_float_operator_behind(kit, tmp_path: Path, form: str) -> None:
+    stored = weights(kit, (4, 3, 1, 1), (4, 4, 1, 1))
+    stored |= {"three": np.float32(3), "zero": np.float32(0), "six": np.float32([6]), "six0": np.float32(6)}
+    middle = {
+        "HardSwish": [N("HardSwish", ["c"], ["h"], name="h")],
+        "HardSigmoid": [N("HardSigmoid", ["c"], ["s"], name="s", alpha=0.2), N("Mul", ["c", "s"], ["h"], name="h")],
+        "Scale": [N("Mul", ["six", "c"], ["h"], name="h")],
+        "Over": [N("Relu", ["c"], ["r"], name="r"), N("Div", ["r", "six"], ["h"], name="h")],
+        "written out": [
+            N("Add", ["c", "three"], ["a"], name="a+"), N("Clip", ["a", "zero", "six0"], ["s"], name="s"),
+            N("Mul", ["c", "s"], ["m"], name="m"), N("Div", ["m", "six"], ["h"], name="h"),
+        ],
+    }[form]  # fmt: skip
+    nodes = [N("Conv", ["x", "w0"], ["c"], name="a"), *middle, N("Conv", ["h", "w1"], ["y"], name="b")]
+    model = kit.model(nodes, stored, {"x": [2, 3, 6, 6]})
+    model = onnx.shape_inference.infer_shapes(model)  # not prepared, which would fold a scaling into the convolution
+    feeds = {"x": kit.noise(2, 3, 6, 6) * np.float32(2)}
+    placed = kit.placed(model, feeds)
+    onnx.checker.check_model(placed.model, full_check=True)
+    for optimize in (False, True):
+        assert kit.decibels(kit.run(model, feeds)[0], kit.run(placed.model, feeds, optimize=optimize)[0]) > 28
+    kernels = set(kit.operators(placed.model, feeds, tmp_path))
+    assert kernels <= {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearAdd", "QLinearMul", "Transpose"}
+    if form in ("Scale", "Over"):
+        assert not {"QLinearMul", "QLinearAdd"} & kernels  # the same codes, with another step
