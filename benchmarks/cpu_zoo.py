@@ -76,6 +76,7 @@ def exported(name: str, size: int) -> onnx.ModelProto:
 
 
 def session(model: onnx.ModelProto, *, optimize: bool = True, keep: Path | None = None) -> ort.InferenceSession:
+    """Load a model on one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -120,6 +121,7 @@ def weight_ranges(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[st
 
 
 def ours(model: onnx.ModelProto, batches: Sequence[Feeds], profile: Profile) -> Placed:
+    """Place a model by a rule that asks int8 of every layer."""
     plans = plan(list(find_layers(model)), QuantizeSpec(layers=(LayerRule(precision="int8"),)))
     needed: Mapping[str, Wanted] = wanted(model, plans, [profile])
     ranges = Ranges(tensors=observe(model, needed, batches), weights=weight_ranges(model, plans))
@@ -127,6 +129,8 @@ def ours(model: onnx.ModelProto, batches: Sequence[Feeds], profile: Profile) -> 
 
 
 def theirs(model: onnx.ModelProto, batches: Sequence[Feeds], folder: Path) -> onnx.ModelProto:
+    """Quantize a model with ONNX Runtime's own quantizer."""
+
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.left = iter(batches)
@@ -164,6 +168,7 @@ def in_turns(
 
 
 def sqnr_db(exact: Sequence[np.ndarray], noisy: Sequence[np.ndarray]) -> float:
+    """Return the signal-to-noise ratio, 200 dB where there is no noise."""
     signal = sum(float(np.square(item, dtype=np.float64).sum()) for item in exact)
     noise = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(exact, noisy, strict=True))
     return 10 * float(np.log10(signal / noise)) if noise else 200.0
@@ -172,6 +177,7 @@ def sqnr_db(exact: Sequence[np.ndarray], noisy: Sequence[np.ndarray]) -> float:
 def measure(
     name: str, size: int, batch_sizes: Sequence[int], rounds: int, seconds: float, samples: int, keep: Path | None
 ) -> dict[str, Any]:
+    """Measure one network: speed by batch size, signal to noise, and what runs in int8."""
     model = exported(name, size)
     batches = [{"x": data(name, size, 4, 100 + place)} for place in range(samples // 4)]
     with tempfile.TemporaryDirectory() as folder:
@@ -207,6 +213,7 @@ def measure(
 
 
 def hardware() -> dict[str, Any]:
+    """Return what the figures depend on."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
     flags = next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), [])
@@ -221,6 +228,7 @@ def hardware() -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--size", type=int, default=224, help="height and width of images")
@@ -243,7 +251,8 @@ def main() -> None:
         found = row["sqnr_db"]
         counts = row["int8_and_float_layers"]
         sys.stderr.write(
-            f"{name}: {speeds}; dB {found['static']:.1f} {found['ours']:.1f}; layers {counts['static']} {counts['ours']}\n"
+            f"{name}: {speeds}; dB {found['static']:.1f} {found['ours']:.1f}; "
+            f"layers {counts['static']} {counts['ours']}\n"
         )
     result = {"size": asked.size, "samples": asked.samples, "hardware": hardware(), "networks": rows}
     if asked.out:

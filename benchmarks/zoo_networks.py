@@ -4,14 +4,19 @@ Weights are drawn as torch draws them; BatchNorm statistics are those of seeded 
 spread of a network that was trained with them. Signal-to-noise ratios compare within one network only.
 """
 
+# ruff: noqa: D102, D103 - the networks are known by their names
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from repo_builder.models import jsc, vgg
+
+Act = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class Network:
 
 
 def conv(
-    inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1, act: Any = nn.ReLU
+    inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1, act: Act | None = nn.ReLU
 ) -> nn.Sequential:
     layers = [nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs)]
     return nn.Sequential(*layers, *([act()] if act else []))
@@ -72,7 +77,7 @@ def resnet(depths: tuple[int, ...], *, bottleneck: bool) -> nn.Module:
 class Squeeze(nn.Module):
     """Squeeze and excitation."""
 
-    def __init__(self, channels: int, inner: int, act: Any, gate: Any) -> None:
+    def __init__(self, channels: int, inner: int, act: Act, gate: Act) -> None:
         super().__init__()
         self.pool, self.down, self.up = (
             nn.AdaptiveAvgPool2d(1),
@@ -86,7 +91,7 @@ class Squeeze(nn.Module):
 
 
 def inverted(
-    inputs: int, hidden: int, outputs: int, size: int, stride: int, act: Any, squeeze: nn.Module | None = None
+    inputs: int, hidden: int, outputs: int, size: int, stride: int, act: Act, squeeze: nn.Module | None = None
 ) -> nn.Module:
     layers: list[nn.Module] = [] if hidden == inputs else [conv(inputs, hidden, 1, act=act)]
     layers += [
@@ -371,7 +376,10 @@ def conv1d() -> nn.Module:
 
 
 IMAGE = (3, 0, 0)
+JSC = (64, "bn", "relu", 32, "bn", "relu", 32, "bn", "relu", 5)  # the recipe's
 NETWORKS: dict[str, Network] = {
+    "vgg": Network(make=vgg.build, shape=(3, 32, 32)),
+    "jsc": Network(make=lambda: jsc.build(layers=JSC), shape=(16,)),
     "resnet18": Network(make=lambda: resnet((2, 2, 2, 2), bottleneck=False), shape=IMAGE),
     "resnet50": Network(make=lambda: resnet((3, 4, 6, 3), bottleneck=True), shape=IMAGE),
     "mobilenet_v2": Network(make=mobilenet_v2, shape=IMAGE),
