@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder.core.errors import first_line
-from repo_builder.core.graphs import Graph, drop_unused, layer_of, opset
+from repo_builder.core.graphs import Graph, drop_unused, layer_of, opset, outer_reads, rename
 
 
 @pytest.fixture
@@ -85,3 +85,36 @@ def test_only_what_nobody_reads_is_dropped(model: onnx.ModelProto) -> None:
 def test_the_first_line_of_an_error_that_says_anything() -> None:
     assert first_line(ValueError("\n  one \ntwo")) == "one"
     assert first_line(ValueError("")) == "ValueError"
+
+
+def test_what_bodies_read_from_outside_counts_and_is_renamed_with_it() -> None:
+    inner = helper.make_graph(
+        [helper.make_node("Add", ["own", "deep"], ["sum"])],
+        "inner",
+        [],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, None)],
+    )
+    body = helper.make_graph(
+        [
+            helper.make_node("Relu", ["outside"], ["own"]),
+            helper.make_node("If", ["flag"], ["sum2"], then_branch=inner, else_branch=inner),
+        ],
+        "body",
+        [],
+        [helper.make_tensor_value_info("sum2", TensorProto.FLOAT, None)],
+        [helper.make_tensor("flag", TensorProto.BOOL, [], [True])],
+    )
+    node = helper.make_node("If", ["c"], ["y"], name="if", then_branch=body, else_branch=body)
+    assert outer_reads(node) == ("outside", "deep")
+    stored = [helper.make_tensor(name, TensorProto.FLOAT, [1], [1.0]) for name in ("deep", "unused")]
+    infos = [
+        helper.make_tensor_value_info(name, kind, [1])
+        for name, kind in (("c", TensorProto.BOOL), ("outside", TensorProto.FLOAT), ("y", TensorProto.FLOAT))
+    ]
+    model = helper.make_model(helper.make_graph([node], "g", infos[:2], infos[2:], stored))
+    assert Graph(model).consumers["outside"] == [node]
+    drop_unused(model)
+    assert [item.name for item in model.graph.initializer] == ["deep"]
+    rename(model.graph.node, {"outside": "renamed", "y": "z"})
+    assert outer_reads(model.graph.node[0]) == ("renamed", "deep")
+    assert list(model.graph.node[0].output) == ["z"]
