@@ -3,6 +3,9 @@
 ``torch.onnx.export(dynamo=False)`` names nodes by its own rules, which lose parts of qualified names; so each layer's
 output passes through a marker node while it exports, which says whose output it is and is taken out again. BatchNorm is
 left as it is: what is done to the graph afterwards folds it (``quantize.prepare``).
+
+The exporter on torch.export (``dynamo=True``, torch 2.13 with onnxscript 0.7) starts at opset 18. For 17, the newest
+that TensorRT 8.5 parses, it converts the finished graph down, and the modules' names, which rules select by, get lost.
 """
 
 from __future__ import annotations
