@@ -4,7 +4,9 @@
 
 Each model is an ONNX file of two operators with one instance on the CPU and a complete config.pbtxt. Memory is the
 *proportional set size* of each model's process (``/proc/PID/smaps_rollup``): its own pages and its share of those that
-it has in common with others.
+it has in common with others. ``cpu_s`` is the processor time of all of them until they have ended: on a machine that
+does other things besides, it tells more than ``ready_s``, beside which the load average of the last minute stands. There
+``chrt -r 1 python benchmarks/many_models.py`` has the cores for itself, as ``real_time`` tells.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import tempfile
 import time
@@ -53,13 +56,13 @@ def main() -> None:
     result = {
         "models": given.models,
         "cores": len(os.sched_getaffinity(0)),
+        "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
         "cpu": _cpu(),
         "python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,
         "date": time.strftime("%Y-%m-%d"),
         "runs": runs,
-        "median_ready_s": statistics.median(run["ready_s"] for run in runs),
-        "median_model_mib": statistics.median(run["model_mib"] for run in runs),
+        **{f"median_{key}": statistics.median(run[key] for run in runs) for key in ("ready_s", "cpu_s", "model_mib")},
     }
     text = json.dumps(result, indent=2) + "\n"
     if given.output:
@@ -87,6 +90,7 @@ def _write(folder: Path, seed: int) -> None:
 def _measure(repository: Path) -> dict[str, Any]:
     log = repository.parent / "log"
     log.unlink(missing_ok=True)
+    load, before = os.getloadavg()[0], _children_cpu_s()
     began = time.perf_counter()
     with serve.start(repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, log=log) as server:
         server.wait_ready(600)
@@ -98,7 +102,14 @@ def _measure(repository: Path) -> dict[str, Any]:
         "processes": len(sizes),
         "model_mib": round(statistics.mean(sizes) / 2**20, 1),
         "tritonserver_mib": round(tritonserver / 2**20, 1),
+        "cpu_s": round(_children_cpu_s() - before, 2),
+        "load_average": round(load, 1),
     }
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _stubs(group: int) -> list[int]:
