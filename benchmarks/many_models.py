@@ -5,8 +5,8 @@
 Each model is an ONNX file of two operators with one instance on the CPU and a complete config.pbtxt. Memory is the
 *proportional set size* of each model's process (``/proc/PID/smaps_rollup``): its own pages and its share of those that
 it has in common with others. ``cpu_s`` is the processor time of all of them until they have ended: on a machine that
-does other things besides, it tells more than ``ready_s``, beside which the load average of the last minute stands. There
-``chrt -r 1 python benchmarks/many_models.py`` has the cores for itself, as ``real_time`` tells.
+does other things besides, it tells more than ``ready_s``, beside which the load average of the last minute stands;
+there ``chrt -r 1 python benchmarks/many_models.py`` has the cores for itself, as ``real_time`` tells.
 """
 
 from __future__ import annotations

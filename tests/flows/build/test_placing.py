@@ -13,7 +13,7 @@ from repo_builder.core.servers import Process, ServerNote
 from repo_builder.flows.build import placing
 
 
-@pytest.mark.parametrize(("after", "named"), [(-60.0, True), (60.0, False)])
+@pytest.mark.parametrize(("after", "named"), [(-1e6, True), (1e6, False)])
 def test_servers_of_an_older_model_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: float, named: bool
 ) -> None:
