@@ -26,7 +26,8 @@ from repo_builder.core import environment
 from repo_builder.serve.run import assembly, embedded
 
 ORACLE = Path(__file__).with_name("oracle.json")
-PATIENCE_S = 45.0  # some broken models keep the server waiting for ever
+PATIENCE_S = 150.0
+PATIENCE_FOR_ONE_S = 45.0  # some broken models keep the server waiting for ever
 AT_ONCE = 32  # models a server: each of the Python backend is a process
 
 
@@ -85,7 +86,8 @@ def serve(repository: Path, log: Path) -> dict[str, dict[str, Any]] | None:
     with log.open("wb") as stream:
         server = subprocess.Popen(command, stdout=stream, stderr=stream, env=embedded.stub_environment(wheel))
     try:
-        rows = index(server, port)
+        alone = len(list(repository.iterdir())) == 1
+        rows = index(server, port, PATIENCE_FOR_ONE_S if alone else PATIENCE_S)
     finally:
         server.kill()
         server.wait()
@@ -101,10 +103,10 @@ def serve(repository: Path, log: Path) -> dict[str, dict[str, Any]] | None:
     return said
 
 
-def index(server: subprocess.Popen[bytes], port: int) -> list[dict[str, Any]] | None:
+def index(server: subprocess.Popen[bytes], port: int, patience_s: float) -> list[dict[str, Any]] | None:
     """Wait until every model has loaded or failed, and return the repository's index; None where the server ended."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v2/repository/index", method="POST")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while server.poll() is None and time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - a loopback address
