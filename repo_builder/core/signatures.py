@@ -44,7 +44,7 @@ class OnnxTensor:
     @property
     def config_type(self) -> str:
         """Its type in config.pbtxt, empty where Triton has none."""
-        return self.dtype.config if self.dtype else {"BFLOAT16": "TYPE_BF16"}.get(self.type, "")
+        return self.dtype.config if self.dtype else ""
 
     def spec(self, *, batched: bool, dims: tuple[int, ...] | None, where: Path) -> TensorSpec:
         """Return the tensor as config.pbtxt names it.
@@ -58,11 +58,7 @@ class OnnxTensor:
             RepositoryError: Triton has no such type, or there is no shape.
         """
         if self.dtype is None:
-            message = f"'{self.name}' is {self.type}, a type that Triton does not have"
-            if self.config_type:
-                message = f"'{self.name}' is {self.type}, of which numpy, and so this tool, has no arrays"
-            hint = f"write config.pbtxt by hand, with {self.config_type}" if self.config_type else None
-            raise RepositoryError(message, where=str(where), hint=hint)
+            raise RepositoryError(f"'{self.name}' is {self.type}, a type that Triton does not have", where=str(where))
         if dims is None and self.shape is None:
             raise RepositoryError(
                 f"'{self.name}' has no shape in the file",

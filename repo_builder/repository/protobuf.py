@@ -9,6 +9,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from repo_builder.core.errors import RepositoryError, did_you_mean
+from repo_builder.core.releases import NEWER_FIELDS
 from repo_builder.core.tensors import TensorSpec
 from repo_builder.repository.spec import LABELS, ModelConfigSpec
 
@@ -44,6 +45,9 @@ def _other_field(reason: str) -> str | None:
     found = re.fullmatch(r'Message type "(.+)" has no field named "(.+)"', reason)
     if found is None:
         return None
+    since = NEWER_FIELDS.get((found[1].rpartition(".")[2], found[2]))
+    if since is not None:  # the protobuf here is that of the installed tritonclient
+        return f"Triton reads it from {since} on: pip install --upgrade tritonclient, to have it checked"
     message = model_config_pb2.DESCRIPTOR.pool.FindMessageTypeByName(found[1])
     return did_you_mean(found[2], message.fields_by_name)
 

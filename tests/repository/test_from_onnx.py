@@ -51,9 +51,16 @@ def test_every_type_that_triton_has_is_named(write_onnx: Callable[..., Path], tm
 
 
 def test_a_type_that_triton_lacks_is_one_sentence(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx", types={"x": TensorProto.BFLOAT16})
-    with pytest.raises(RepositoryError, match="'x' is BFLOAT16, of which numpy, and so this tool, has no arrays"):
+    path = write_onnx(tmp_path / "net.onnx", types={"x": TensorProto.FLOAT8E4M3FN, "y": TensorProto.FLOAT8E4M3FN})
+    with pytest.raises(RepositoryError, match="'x' is FLOAT8E4M3FN, a type that Triton does not have"):
         from_onnx(path)
+
+
+def test_a_type_that_numpy_lacks_is_written_and_not_tried(write_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    spec = from_onnx(write_onnx(tmp_path / "net.onnx", types={"x": TensorProto.BFLOAT16, "y": TensorProto.BFLOAT16}))
+    assert "data_type: TYPE_BF16" in config.render(spec)
+    assert spec.max_batch_size == 0
+    assert "could not be compared" in spec.notes[0]
 
 
 def test_a_sequence_is_no_tensor(write_onnx: Callable[..., Path], tmp_path: Path) -> None:

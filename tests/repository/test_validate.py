@@ -262,6 +262,26 @@ def test_fields_that_only_newer_servers_read(model: Callable[..., Path]) -> None
         assert [item.level for item in validate(folder.parent, target=parse(text))] == levels, text
 
 
+def test_a_newer_field_is_told_at_any_depth_and_to_an_older_protobuf(model: Callable[..., Path]) -> None:
+    tensors = (
+        'input [ { name: "i" data_type: TYPE_FP32 dims: 4 } ] output [ { name: "o" data_type: TYPE_FP32 dims: 4 } ]'
+    )
+    maps = 'input_map { key: "x" value: "i" } output_map { key: "y" value: "o" }'
+    step = f'step [ {{ model_name: "m" model_version: -1 {maps} }} ]'
+    ensemble = (
+        f'platform: "ensemble" max_batch_size: 4 {tensors} ensemble_scheduling {{ max_inflight_requests: 2 {step} }}'
+    )
+    folder = model()
+    (folder.parent / "e" / "1").mkdir(parents=True)
+    (folder.parent / "e" / "config.pbtxt").write_text(ensemble)
+    if "max_inflight_requests" not in config.parse_text("", "here").ensemble_scheduling.DESCRIPTOR.fields_by_name:
+        assert "Triton reads it from 25.11 on" in _one(folder, "error").hint
+        return
+    assert "which Triton reads from 25.11 on" in _one(folder, "warning").message
+    levels = [item.level for item in validate(folder.parent, target=parse("container:25.10"))]
+    assert levels == ["error"]
+
+
 @pytest.mark.parametrize(
     ("text", "levels"), [("container:24.10", ["error"]), ("container", []), ("embedded", []), ("any", ["info"])]
 )

@@ -11,7 +11,7 @@ from repo_builder.repository import protobuf
 from repo_builder.repository.checks.findings import Finding, error, warning
 from repo_builder.repository.checks.folder import ModelFolder
 
-_SIZES = {dtype.config: dtype.numpy.itemsize for dtype in DType if dtype is not DType.STRING} | {"TYPE_BF16": 2}
+_SIZES = {dtype.config: dtype.numpy.itemsize for dtype in DType if dtype is not DType.STRING}
 _PREFIX_BYTES = 4  # the length before each text, little-endian
 
 

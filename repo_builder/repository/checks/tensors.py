@@ -14,6 +14,7 @@ from repo_builder.core import artifacts, files, shapes, signatures
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
 from repo_builder.core.errors import RepoBuilderError
 from repo_builder.core.signatures import OnnxSignature, OnnxTensor
+from repo_builder.core.tensors import DType
 from repo_builder.repository import protobuf
 from repo_builder.repository.checks import onnx_settings as runtime
 from repo_builder.repository.checks import plans
@@ -116,7 +117,7 @@ def _tensor(
 ) -> Iterator[Finding]:
     where, what, largest = folder.config_path, f"{kind} '{tensor.name}'", folder.config.max_batch_size
     given = protobuf.type_name(tensor.data_type)
-    if model.type == "BFLOAT16" and given == "TYPE_BF16":
+    if model.dtype is DType.BF16 and given == model.dtype.config:
         yield from target.only_embedded(where, f"{what} is TYPE_BF16, which numpy does not have")
     elif model.dtype is None:
         yield error(where, f"{what} is {model.type} in the model, a type that Triton does not have")
