@@ -215,7 +215,8 @@ class Loop:
         patience_ns = self._timeout_ns if shed else min(_PATIENCE_NS, self._timeout_ns)
         if self._in_a_row >= max(_REFUSED, 2 * self._transport.slots) and now - self._answered_ns > patience_ns:
             raise MeasureError(
-                f"the server refuses every request: {text}", hint="look at the server's log; is the model still loaded?"
+                f"the server refuses every request: {text}",
+                hint="the model or the request is at fault: look at the server's log",
             )
 
     def _enforce(self, now: int) -> None:

@@ -39,7 +39,7 @@ def result(course: Course, metrics: Metrics, stopped: str = "") -> LevelResult:
     seconds = sum(item.seconds for item in windows[len(windows) - number :])
     requests = len(latencies)
     latency = statistics.summarise(latencies)
-    server, notes = _server(course, number, 0 if len(records.responses) else requests)
+    server, notes = _server(course, number, 0 if len(records.responses) else requests, records.ended)
     inside_us = server[0].total_us if server and server[0].requests else None
     client = _client(records, course.workers) if requests else None
     # Who has caught up by the end keeps up; a trace ends before its last window does.
@@ -73,7 +73,7 @@ def result(course: Course, metrics: Metrics, stopped: str = "") -> LevelResult:
     )
 
 
-def _server(course: Course, number: int, answered: int) -> tuple[tuple[ServerTime, ...], list[str]]:
+def _server(course: Course, number: int, answered: int, ended: int) -> tuple[tuple[ServerTime, ...], list[str]]:
     """Difference the counters over the last windows; where they are of other requests than ours, say so instead."""
     before = course.pieces[-number - 1].end if len(course.pieces) > number else course.begin
     after = course.pieces[-1].end if course.pieces else None
@@ -82,6 +82,9 @@ def _server(course: Course, number: int, answered: int) -> tuple[tuple[ServerTim
     found = server_stats.between(before, after)
     if server_stats.missed(before, after, answered, course.level.concurrency):
         return (), [_PARTIAL.format(found[0].requests, answered)]
+    if found[0].requests > ended * 1.05 + server_stats.unsure(before, after, ended, course.level.concurrency):
+        theirs = found[0].requests
+        return found, [f"others used the model meanwhile: the server counted {theirs} requests, ours {ended}"]
     return found, []
 
 
@@ -123,8 +126,6 @@ def _notes(
             f"the response cache answered {server[0].cache_hits:,} of {server[0].requests:,} requests: latency and "
             "throughput are the cache's and not the model's; send more different inputs, or switch response_cache off"
         )
-    if server and server[0].requests > ours * 1.05 + 2 * level.concurrency:
-        notes.append(f"others used the model meanwhile: the server counted {server[0].requests} requests, ours {ours}")
     return notes
 
 

@@ -157,9 +157,13 @@ def missed(before: Snapshot, after: Snapshot, ours: int, flying: int) -> bool:
     """Whether the server counted fewer answers than the client had, beyond what may be in flight at the edges."""
     name = next(iter(after.counters))
     theirs = after.counters[name].requests - before.counters[name].requests
+    return theirs + unsure(before, after, ours, flying) < 0.97 * ours
+
+
+def unsure(before: Snapshot, after: Snapshot, ours: int, flying: int) -> float:
+    """Return how many requests may be on one side of an edge for the server and on the other for the client."""
     spent_ns = max(1, after.time_ns - before.time_ns)
-    unsure = 2 * flying + 2 + ours * (before.slack_ns + after.slack_ns) / spent_ns
-    return theirs + unsure < 0.97 * ours
+    return 2 * flying + 2 + ours * (before.slack_ns + after.slack_ns) / spent_ns
 
 
 def _anew(name: str) -> MeasureError:

@@ -230,7 +230,12 @@ class GrpcControl:
         except ConnectionLost as error:
             self.close()
             if fresh:
-                more = "; HTTP's port does not speak gRPC" if "was lost" in error.message else ""
+                tls = (
+                    "a server may want a certificate (--cert-file)"
+                    if self._endpoint.tls
+                    else "one with TLS wants --tls"
+                )
+                more = f"; HTTP's port does not speak gRPC, and {tls}" if "was lost" in error.message else ""
                 raise ConnectionLost(error.message, where=error.where, hint=f"{error.hint}{more}") from None
         except MeasureError:
             self.close()

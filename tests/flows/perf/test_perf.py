@@ -18,6 +18,7 @@ from repo_builder.core.recipe import Recipe, parse
 from repo_builder.core.records import LayerRecord
 from repo_builder.flows import perf as measuring
 from repo_builder.measure.load.course import Pace
+from repo_builder.measure.wire.control import GrpcControl
 from repo_builder.measure.wire.transport import Endpoint
 from repo_builder.report.verdict import verdict
 from repo_builder.results import Level, PerfRun
@@ -198,6 +199,48 @@ def test_nothing_of_a_build_is_said_of_another_model(
     assert run.levels[0].explanation is not None
     assert not {"engine", "backend"} & {item.name for item in run.levels[0].explanation.terms}
     assert words in " ".join(item.text for item in verdict(run))
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_a_run_in_which_requests_failed_ends_in_an_error(triton: serve.Server, tmp_path: Path, share: int) -> None:
+    """Every one, or every second: what was measured stays, and is no success."""
+    x = np.zeros((4, 4), np.float32)
+    x[::share, 3] = 1  # the mood that refuses
+    np.savez(tmp_path / "data.npz", x=x)
+    collected = measuring.Collected()
+    options = measuring.PerfOptions(
+        model="moody",
+        endpoint=Endpoint.parse(triton.grpc_url, "grpc"),
+        work=tmp_path,
+        input_data=tmp_path / "data.npz",
+        levels=(Level(),),
+        pace=Pace(warmup_s=0.05, window_s=0.1, window_requests=3, most_windows=3),
+    )
+    with pytest.raises(MeasureError, match="requests failed: .*too large|refuses every request: .*too large"):
+        measuring.perf(options, collected)
+    assert collected.run is not None
+    assert collected.run.stopped
+    assert collected.run.levels[0].failures
+    assert not [item for item in verdict(collected.run) if item.tone == "good"]
+
+
+def test_a_comparison_of_nothing_ends_in_an_error(triton: serve.Server, tmp_path: Path) -> None:
+    before = measured(triton, tmp_path, levels=(Level(concurrency=3),))
+    with pytest.raises(MeasureError, match="nothing could be compared with the baseline"):
+        measured(triton, tmp_path, levels=(Level(concurrency=2),), reference=before)
+
+
+def test_statistics_that_are_not_to_be_had_are_said(
+    triton: serve.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MeasureError("the server says: This protocol is restricted")
+
+    monkeypatch.setattr(GrpcControl, "statistics", refuse)
+    run = measured(triton, tmp_path, levels=(Level(),), with_explanation=True)
+    assert "statistics are not to be had (the server says: This protocol is restricted)" in run.notes[0]
+    assert "--explain has nothing to explain" in run.notes[0]
+    assert run.levels[0].explanation is None
 
 
 def test_a_model_that_names_no_build_is_none(triton: serve.Server, tmp_path: Path) -> None:
