@@ -75,7 +75,10 @@ def snapshot(control: Control, model: ServedModel) -> Snapshot:
     counters, moment, slack_ns = {}, 0, 0
     for name in (model.name, *model.composing):
         before = time.monotonic_ns()
-        counters[name] = count(control.statistics(name))
+        try:
+            counters[name] = count(control.statistics(name))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise MeasureError(f"the statistics of '{name}' cannot be read ({error!r})") from error
         if not moment:
             after = time.monotonic_ns()
             moment, slack_ns = (before + after) // 2, (after - before) // 2

@@ -91,7 +91,7 @@ class HttpControl:
 
     def statistics(self, model: str, version: str = "") -> list[Json]:
         """Return a model's statistics."""
-        found: list[Json] = self._object("GET", _path(model, version) + "/stats")["model_stats"]
+        found: list[Json] = self._object("GET", _path(model, version) + "/stats").get("model_stats", [])
         return found
 
     def register_system(self, name: str, key: str, byte_size: int) -> None:
@@ -180,12 +180,12 @@ class GrpcControl:
 
     def config(self, model: str, version: str = "") -> Json:
         """Return a model's configuration."""
-        config: Json = self._call("ModelConfig", name=model, version=version)["config"]
+        config: Json = self._call("ModelConfig", name=model, version=version).get("config", {})
         return config
 
     def statistics(self, model: str, version: str = "") -> list[Json]:
         """Return a model's statistics."""
-        found: list[Json] = self._call("ModelStatistics", name=model, version=version)["model_stats"]
+        found: list[Json] = self._call("ModelStatistics", name=model, version=version).get("model_stats", [])
         return found
 
     def register_system(self, name: str, key: str, byte_size: int) -> None:
@@ -208,6 +208,7 @@ class GrpcControl:
 
     def _call(self, method: str, **fields: Any) -> Json:  # noqa: ANN401 - fields of the request
         from google.protobuf.json_format import MessageToDict
+        from google.protobuf.message import DecodeError
         from tritonclient.grpc import service_pb2
 
         request = getattr(service_pb2, f"{method}Request")(**fields)
@@ -218,8 +219,11 @@ class GrpcControl:
             raise unreachable(self._endpoint, late, self._timeout_s) from late
         if raw is None:
             raise MeasureError(f"the server says: {error}", where=str(self._endpoint))
-        answer = getattr(service_pb2, f"{method}Response").FromString(raw)
-        value: Json = MessageToDict(answer, preserving_proto_field_name=True)
+        try:
+            answer = getattr(service_pb2, f"{method}Response").FromString(raw)
+            value: Json = MessageToDict(answer, preserving_proto_field_name=True)
+        except (DecodeError, ValueError) as damaged:
+            raise MeasureError(f"the answer cannot be read ({damaged})", where=str(self._endpoint)) from damaged
         return value
 
     def _exchange(self, method: str, message: bytes) -> tuple[bytes | None, str | None]:

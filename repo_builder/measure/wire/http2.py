@@ -158,7 +158,10 @@ class Connection:
             elif kind in (HEADERS, CONTINUATION):
                 self._headers(kind, stream_id, flags, payload, progress)
             else:
-                self._control(kind, flags, stream_id, payload, progress)
+                try:
+                    self._control(kind, flags, stream_id, payload, progress)
+                except struct.error:
+                    raise _unreadable() from None
         del data[:position]
 
     def _data(self, stream_id: int, flags: int, payload: bytes, progress: Progress) -> None:
@@ -295,5 +298,11 @@ class Connection:
 
 def _unpadded(payload: bytes) -> bytes:
     if not payload or payload[0] >= len(payload):
-        raise MeasureError("an HTTP/2 frame came that cannot be read", hint="try --protocol http")
+        raise _unreadable()
     return payload[1 : len(payload) - payload[0]]
+
+
+def _unreadable() -> MeasureError:
+    return MeasureError(
+        "an HTTP/2 frame came that cannot be read", hint="is it a proxy that fails? try --protocol http"
+    )

@@ -235,17 +235,21 @@ class GrpcCodec:
                 message = outer.infer_response
             else:
                 message = service_pb2.ModelInferResponse.FromString(_unpacked(raw))
-        except (DecodeError, zlib.error) as error:
-            raise MeasureError(f"the response cannot be read ({error})", where=self._model) from error
-        found = Response(model=message.model_name, version=message.model_version)
-        contents = iter(message.raw_output_contents)
-        for item in message.outputs:
-            dtype, shape = DType.of(item.datatype), tuple(item.shape)
-            found.shapes[item.name], found.dtypes[item.name] = shape, dtype
-            data = next(contents, b"")
-            if data or not math.prod(shape):  # what went to shared memory has no content here
-                found.outputs[item.name] = from_bytes(data, dtype, shape)
+            found = Response(model=message.model_name, version=message.model_version)
+            _read_outputs(message, found)
+        except (DecodeError, zlib.error, KeyError, ValueError) as error:
+            raise MeasureError(f"the response cannot be read ({error!r})", where=self._model) from error
         return found
+
+
+def _read_outputs(message: Any, found: Response) -> None:  # noqa: ANN401 - a protobuf message
+    contents = iter(message.raw_output_contents)
+    for item in message.outputs:
+        dtype, shape = DType.of(item.datatype), tuple(item.shape)
+        found.shapes[item.name], found.dtypes[item.name] = shape, dtype
+        data = next(contents, b"")
+        if data or not math.prod(shape):  # what went to shared memory has no content here
+            found.outputs[item.name] = from_bytes(data, dtype, shape)
 
 
 def to_bytes(array: Array) -> bytes:

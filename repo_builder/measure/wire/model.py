@@ -115,7 +115,11 @@ def describe(control: Control, name: str, version: str = "") -> ServedModel:
                 f"the model '{name}' is not ready: {error.message}", hint="look at the server's log"
             ) from None
         raise MeasureError(f"the server has no model '{name}'", hint=did_you_mean(name, known)) from None
-    return _described(control, name, version, metadata, config, seen=(name,))
+    try:
+        return _described(control, name, version, metadata, config, seen=(name,))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"what answers says nothing of the model '{name}' that can be read ({error!r})"
+        raise MeasureError(message, hint="is it a Triton server, or a proxy that fails?") from error
 
 
 def _described(

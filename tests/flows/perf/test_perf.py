@@ -216,7 +216,7 @@ def test_a_run_in_which_requests_failed_ends_in_an_error(triton: serve.Server, t
         levels=(Level(),),
         pace=Pace(warmup_s=0.05, window_s=0.1, window_requests=3, most_windows=3),
     )
-    with pytest.raises(MeasureError, match="requests failed: .*too large|refuses every request: .*too large"):
+    with pytest.raises(MeasureError, match=r"requests failed: .*too large|refuses every request: .*too large"):
         measuring.perf(options, collected)
     assert collected.run is not None
     assert collected.run.stopped
