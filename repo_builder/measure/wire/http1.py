@@ -191,6 +191,8 @@ class HttpTransport:
         return True
 
     def _answer(self, slot: int, now: int, raw: bytes | None, error: str | None, done: Done) -> None:
+        if self._flying[slot] is None:
+            raise MeasureError("a response came that belongs to no request", where=str(self._endpoint))
         self._flying[slot] = None
         self._answered[slot] += 1
         done(slot, now, raw, error)
@@ -255,7 +257,9 @@ def _whole(data: bytearray, head: int, fields: dict[str, str], *, ended: bool) -
             return None if body is None else bytes(data[:head]) + body
         if "content-length" in fields:
             end = head + int(fields["content-length"])
-            return bytes(data[:end]) if len(data) >= end else None
+            if len(data) > end:
+                raise MeasureError("more came than the one answer to a request", hint="is it a proxy that fails?")
+            return bytes(data) if len(data) == end else None
     except ValueError:
         raise MeasureError("what answers sends lengths that cannot be read", hint="is it a proxy that fails?") from None
     if "close" in fields.get("connection", "").lower() or fields[":version"] == "HTTP/1.0":

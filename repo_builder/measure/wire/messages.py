@@ -111,10 +111,12 @@ class Response:
         outputs: The outputs that came inline, by name.
         shapes: The full shape of every output, also of those in shared memory.
         dtypes: The element type of every output.
+        request_id: Id of the request that it says it is for; empty for none.
     """
 
     model: str
     version: str
+    request_id: str = ""
     outputs: dict[str, Array] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: dict[str, DType] = field(default_factory=dict)
@@ -177,7 +179,11 @@ class HttpCodec:
         try:
             size = int(fields.get("inference-header-content-length", len(body)))
             document = json.loads(body[:size])
-            found = Response(model=document["model_name"], version=str(document.get("model_version", "")))
+            found = Response(
+                model=document["model_name"],
+                version=str(document.get("model_version", "")),
+                request_id=str(document.get("id", "")),
+            )
             position = size
             for item in document.get("outputs", ()):
                 name, dtype, shape = item["name"], DType.of(item["datatype"]), tuple(item["shape"])
@@ -235,7 +241,7 @@ class GrpcCodec:
                 message = outer.infer_response
             else:
                 message = service_pb2.ModelInferResponse.FromString(_unpacked(raw))
-            found = Response(model=message.model_name, version=message.model_version)
+            found = Response(model=message.model_name, version=message.model_version, request_id=message.id)
             _read_outputs(message, found)
         except (DecodeError, zlib.error, KeyError, ValueError) as error:
             raise MeasureError(f"the response cannot be read ({error!r})", where=self._model) from error

@@ -56,6 +56,12 @@ def verify(response: Response, expected: Expected, request: int) -> None:
             where=response.model,
             hint="measure again, or name a version with --model-version",
         )
+    if response.request_id not in ("", str(request)):
+        raise MeasureError(
+            f"the response to request '{response.request_id}' came for '{request}'",
+            where=response.model,
+            hint="whatever answers mixes responses up",
+        )
     for spec in expected.outputs:
         if expected.loose and spec.name not in response.outputs:
             continue

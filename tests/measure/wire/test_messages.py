@@ -16,8 +16,9 @@ from tritonclient.grpc._utils import _get_inference_request
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.tensors import DType
-from repo_builder.measure.wire.messages import Input, Region, codec, from_bytes, to_bytes
+from repo_builder.measure.wire.messages import Input, Region, Response, codec, from_bytes, to_bytes
 from repo_builder.measure.wire.transport import Endpoint
+from repo_builder.measure.wire.verify import Expected, verify
 
 HTTP = Endpoint(protocol="http", host="localhost", port=8000)
 GRPC = Endpoint(protocol="grpc", host="localhost", port=8001)
@@ -154,3 +155,14 @@ def test_grpc_responses() -> None:
         codec(STREAM, "m").decode(bytes(5) + failed.SerializeToString())
     with pytest.raises(MeasureError, match="cannot be read"):
         codec(GRPC, "m").decode(bytes(5) + b"\xff\xff\xff")
+
+
+@pytest.mark.parametrize(("said", "fine"), [("", True), ("4", True), ("3", False)])
+def test_a_response_to_another_request_is_no_answer(said: str, fine: bool) -> None:
+    expected = Expected(version="1", outputs=(), batch=None)
+    response = Response(model="m", version="1", request_id=said)
+    if fine:
+        verify(response, expected, 4)
+    else:
+        with pytest.raises(MeasureError, match="the response to request '3' came for '4'"):
+            verify(response, expected, 4)

@@ -358,6 +358,12 @@ def test_http_keep_alive_limits_are_lived_through(limit: int, said: bool) -> Non
         assert len(seen) == 14  # each request was sent once
 
 
+def test_a_second_answer_is_no_answer_to_the_next_request() -> None:
+    with raw_server(answering(RESPONSE + RESPONSE)) as port, opened(port, "http", 1) as transport:  # noqa: SIM117
+        with pytest.raises(MeasureError, match="more came than the one answer"):
+            exchange(transport, [http_request(b"x")], rounds=3)
+
+
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 def test_http_bodies_that_end_with_the_connection(version: bytes) -> None:
     def serve(connection: socket.socket) -> None:
