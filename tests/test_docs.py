@@ -16,6 +16,7 @@ import click
 import pytest
 
 from repo_builder import cli
+from repo_builder.cli import bugs
 from repo_builder.core import errors, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +86,9 @@ def test_every_key_of_a_recipe_is_documented(owner: str, key: str) -> None:
 def test_every_exit_code_is_documented() -> None:
     text = (ROOT / "docs/exit-codes.md").read_text(encoding="utf-8")
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
-    assert documented == {0, 2, 130} | {item.exit_code for item in errors.RepoBuilderError.__subclasses__()}
+    assert documented == {0, 2, bugs.EXIT_CODE, 130} | {
+        item.exit_code for item in errors.RepoBuilderError.__subclasses__()
+    }
 
 
 @pytest.mark.server

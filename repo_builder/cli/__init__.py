@@ -1,7 +1,7 @@
 """The command line: a group whose verbs are imported when they are called.
 
 ``repo-builder --help`` imports click and nothing else. Errors become one sentence on stderr and an exit code
-(``repo_builder.core.errors``); a traceback only with ``--debug``.
+(``repo_builder.core.errors``); a traceback only with ``--debug``. What nobody foresaw is one line too (``bugs.py``).
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from typing import Any
 
 import click
 
 from repo_builder import __version__
+from repo_builder.cli import bugs
 from repo_builder.core.errors import RepoBuilderError, did_you_mean
 
 # verb → (module under repo_builder.cli, one line for --help)
@@ -115,10 +117,19 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - keeps the interpreter's last flush quiet
         return 141
-    except RepoBuilderError as error:
-        if meta.get("debug"):
-            raise
-        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(str(error), err=True)
-        return error.exit_code
+    except Exception as error:  # the last resort of the whole program
+        return _failed(error, arguments, debug=bool(meta.get("debug")))
     return 0
+
+
+def _failed(error: Exception, arguments: list[str], *, debug: bool) -> int:
+    """Say in one line what went wrong, after the traceback where that was asked for; return the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, RepoBuilderError):
+        text, code = str(error), error.exit_code
+    else:
+        text, code = bugs.sentence(error, arguments), bugs.EXIT_CODE
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(text, err=True)
+    return code

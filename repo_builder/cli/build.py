@@ -33,6 +33,10 @@ _SHARED = (
     click.option("--version", default="replace", show_default=True, help="replace, next, or a version's number."),
     click.option("--keep-versions", type=click.IntRange(1), help="Versions to keep. [default: the recipe's]"),
     click.option("--allow-precision-mismatch", is_flag=True, help="Accept layers in another precision than asked."),
+    click.option(
+        "--accept-departure", is_flag=True,
+        help="Place a model whose outputs depart from those of the form before by more than the recipe accepts.",
+    ),
     click.option("--force", is_flag=True, help="Run stages that are up to date again."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )  # fmt: skip
@@ -64,6 +68,7 @@ def command(
     version: str,
     keep_versions: int | None,
     allow_precision_mismatch: bool,
+    accept_departure: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -92,6 +97,7 @@ def command(
         version=parse_version(version),
         keep_versions=keep_versions,
         allow_precision_mismatch=allow_precision_mismatch,
+        accept_departure=accept_departure,
     )
     show(building.build(options), as_json=as_json)
 
@@ -144,6 +150,7 @@ def _json(result: BuildResult) -> dict[str, Any]:
         "target": engine.target,
         "model_folder": str(result.model_folder),
         "skipped": list(result.skipped),
+        "departures": list(result.departures),
         "layers": [codec.plain(item, nulls=True) | {"precision": item.precision} for item in engine.layers],
         "accuracy": [codec.plain(item, nulls=True) for item in engine.accuracy],
         "details": codec.plain(engine.details, nulls=True),
@@ -167,18 +174,34 @@ def _layer_table(layers: tuple[LayerRecord, ...]) -> Any:  # noqa: ANN401 - rich
 
 def _accuracy_table(records: tuple[AccuracyRecord, ...]) -> Any:  # noqa: ANN401 - rich is imported late
     from rich.table import Table
+    from rich.text import Text
+
+    from repo_builder.core.records import OutputRecord
 
     samples = records[0].samples if records else 0
     title = f"Accuracy on the same {samples} held-out samples"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("form")
-    for heading in ("top-1", "95 % interval", "same class as above", "largest difference"):
+    table.add_column("output")
+    for heading in (
+        "top-1", "95 % interval", "same class or value", "largest difference", "SQNR dB", "cosine", "relative error", ""
+    ):  # fmt: skip
         table.add_column(heading, justify="right")
     for item in records:
         interval = "" if item.low is None or item.high is None else f"{item.low:.4f} – {item.high:.4f}"
-        agreement = "" if item.agreement is None else f"{100 * item.agreement:.2f} %"
-        difference = _number(item.max_abs_diff, ".3g")
-        table.add_row(item.form, _number(item.top1, ".4f"), interval, agreement, difference)
+        top1 = {item.output: (_number(item.top1, ".4f"), interval)}
+        for place, output in enumerate(item.outputs or (OutputRecord(name=item.output),)):
+            table.add_row(
+                item.form if place == 0 else "",
+                Text(output.name),
+                *top1.get(output.name, ("", "")),
+                "" if output.agreement is None else f"{100 * output.agreement:.2f} %",
+                _number(output.max_abs_diff, ".3g"),
+                _number(output.sqnr_db, ".1f"),
+                _number(output.cosine, ".4f"),
+                _number(output.relative_error, ".3g"),
+                "departs" if output.departs else "",
+            )
     return table
 
 

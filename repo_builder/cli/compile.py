@@ -21,6 +21,7 @@ def command(
     version: str,
     keep_versions: int | None,
     allow_precision_mismatch: bool,
+    accept_departure: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -48,5 +49,6 @@ def command(
         version=parse_version(version),
         keep_versions=keep_versions,
         allow_precision_mismatch=allow_precision_mismatch,
+        accept_departure=accept_departure,
     )
     show(building.compile_artifact(exported, options), as_json=as_json)

@@ -5,6 +5,7 @@ A new target is one leaf module and one row of ``TARGETS``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from repo_builder.core import loading
 from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.batches import Batches
 from repo_builder.core.details import EngineDetails
 from repo_builder.core.errors import CompileError, MissingDependency, did_you_mean
 from repo_builder.core.recipe import Recipe
@@ -34,6 +36,8 @@ class CompileOptions:
         layer_precisions: Layer name → ``int8``, ``fp16`` or ``fp32``, as derived from ``graph``.
         cache_folder: A folder that outlives the build, for timing caches.
         allow_precision_mismatch: Whether a layer may end in another precision than asked.
+        batches: How the model takes samples.
+        samples: Held-out samples by input name, ``(n, *shape)``, for what is measured; None where there are none here.
     """
 
     recipe: Recipe
@@ -41,13 +45,24 @@ class CompileOptions:
     layer_precisions: dict[str, str]
     cache_folder: Path
     allow_precision_mismatch: bool = False
+    batches: Batches | None = None
+    samples: Mapping[str, Array] | None = None
 
 
 class Runner(Protocol):
     """Runs a compiled model in this process."""
 
-    def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Run samples, batch first, any number of them, in batches that the model covers; all outputs by name."""
+    def __call__(self, inputs: dict[str, Array], outputs: Sequence[str] = ()) -> dict[str, Array]:
+        """Run samples, batch first, any number of them, in batches that the model covers.
+
+        Args:
+            inputs: ``(n, *shape)`` by name.
+            outputs: Names of the outputs that are wanted; none for all.
+        """
+        ...
+
+    def whole(self, inputs: dict[str, Array], outputs: Sequence[str] = ()) -> dict[str, Array]:
+        """Run whole tensors once, as they are."""
         ...
 
     def __enter__(self) -> Runner:

@@ -22,6 +22,8 @@ class OnnxDetails:
         calibration_samples: Number of samples that calibrated it; None where that is not known.
         weights: The weights' file, as the user knows it.
         weights_sha256: Its sha256; None where that is not known.
+        alone: Why a request is one run, and nothing is put together with it; empty where it may be.
+        read: File that the user's code read while the model was made → sha256: a change of one makes it again.
         data: Name of the data set.
         data_sha256: Hash of the held-out data; None where that is not known.
     """
@@ -30,6 +32,8 @@ class OnnxDetails:
     calibration_samples: int | None = None
     weights: str = ""
     weights_sha256: str | None = None
+    alone: str = ""
+    read: dict[str, str] = field(default_factory=dict)
     data: str = ""
     data_sha256: str | None = None
 
@@ -40,6 +44,7 @@ class _Compiled:
 
     Attributes:
         max_batch_size: Largest batch that the file takes; 0 where it does not batch.
+        batching: Why it is that; empty where the recipe's was taken as it is.
         notes: Sentences for the user.
         calibration_samples: As of the exported model.
         weights_sha256: As of the exported model.
@@ -49,6 +54,7 @@ class _Compiled:
     """
 
     max_batch_size: int
+    batching: str = ""
     notes: tuple[str, ...] = ()
     calibration_samples: int | None = None
     weights_sha256: str | None = None

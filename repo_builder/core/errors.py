@@ -13,7 +13,9 @@
     ├── ServeError            10   port in use, model not ready in time, server died
     ├── MeasureError          11   server gone in mid-run, wrong input name, wrong shape of a response
     ├── OutputError           12   a file or folder that cannot be written
-    └── MissingDependency     13   a library or program that is not installed
+    ├── MissingDependency     13   a library or program that is not installed
+    └── DepartureError        14   a built form departs from the one before it, and nothing was placed
+                              70   a bug: what nothing here foresaw (``cli/bugs.py``)
                              130   interrupted by Ctrl-C
 
 A message is one sentence that says what and where; ``hint`` says what to do next.
@@ -118,6 +120,12 @@ class MissingDependency(RepoBuilderError):  # noqa: N818 - reads as what it is
     """A library or program that is not installed."""
 
     exit_code = 13
+
+
+class DepartureError(RepoBuilderError):
+    """A form of the model that departs from the one before it by more than is accepted."""
+
+    exit_code = 14
 
 
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:

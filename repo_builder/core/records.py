@@ -60,12 +60,18 @@ class OutputRecord:
 
     Attributes:
         name: The output's name; empty where the form has one alone and it was not named.
-        agreement: Fraction of samples that agree: same argmax, or within the tolerance where one was given.
-        max_abs_diff: Largest absolute difference.
-        mean_abs_diff: Mean absolute difference.
-        sqnr_db: Power of the other form's output over that of the difference, dB.
-        cosine: Cosine of the angle between both, all samples in one vector.
-        relative_error: Norm of the difference over the norm of the other form's output.
+        agreement: Fraction that agrees: of the samples, those with the same class, or within the limit that was given;
+            of values that are no floating-point numbers, those that are equal.
+        max_abs_diff: Largest absolute difference of any value; None for strings.
+        mean_abs_diff: Mean absolute difference; None for strings.
+        sqnr_db: Signal to noise over all values, 10·log10(Σ reference² / Σ difference²), within ±200 dB; None for
+            strings and truth values.
+        cosine: Cosine between the two, the mean over the samples (over all of them where a sample is one number); None
+            where ``sqnr_db`` is.
+        relative_error: RMS of the difference over the RMS by which the reference varies between the samples: from 1 on,
+            the output no longer tells samples apart. Over the reference's own RMS where it is the same for every
+            sample; None where ``sqnr_db`` is, and where the reference is zero and the other is not.
+        departs: In one phrase, how it departs beyond the limits; empty where it does not, and where nothing was judged.
     """
 
     name: str = ""
@@ -75,6 +81,7 @@ class OutputRecord:
     sqnr_db: float | None = None
     cosine: float | None = None
     relative_error: float | None = None
+    departs: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +91,24 @@ class AccuracyRecord:
     Attributes:
         form: ``fp32``, ``exported``, ``placed``, ``onnxruntime``, ``tensorrt``, ``engine`` or ``served``.
         samples: Number of samples scored.
+        output: The output that is scored; top1, its interval and the p-value are of it.
         top1: Fraction of them classified right; None where outputs are not classes.
         low: Lower end of the 95 % Wilson interval of top1.
         high: Upper end of it.
         outputs: One entry an output, against the form before; empty for the first form.
-        p_value: McNemar's test of the change in accuracy; None for the first, without labels, and in manifests.
-        departs: Whether it departs from the form before by more than the tolerance.
+        worst: Name of the output that departs most: of those that depart, else of all, the lowest signal to noise.
+        p_value: McNemar's test of the change in accuracy; None for the first and without labels.
+        departs: Whether it departs from the form before by more than the limits.
     """
 
     form: str
     samples: int
+    output: str = ""
     top1: float | None = None
     low: float | None = None
     high: float | None = None
     outputs: tuple[OutputRecord, ...] = ()
+    worst: str = ""
     p_value: float | None = None
     departs: bool = False
 
@@ -115,6 +126,11 @@ class AccuracyRecord:
     def mean_abs_diff(self) -> float | None:
         """The largest mean difference of any output; None where none was compared."""
         return max((item.mean_abs_diff for item in self.outputs if item.mean_abs_diff is not None), default=None)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The lowest signal to noise of any output, dB; None where none was compared."""
+        return min((item.sqnr_db for item in self.outputs if item.sqnr_db is not None), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

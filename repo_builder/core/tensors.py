@@ -131,11 +131,13 @@ class TensorSpec:
         name: The tensor's name in ONNX, the engine and config.pbtxt.
         dtype: Its element type.
         shape: Its dimensions without the batch; -1 stands for one that varies.
+        batch_axis: The axis, of the whole tensor, that counts samples; -1 where none does.
     """
 
     name: Annotated[str, Bound(pattern=r"[^\x00]+", must="is empty or holds a NUL character")]
     dtype: DType
     shape: tuple[Annotated[int, Bound(ge=-1, lt=2**31)], ...]
+    batch_axis: Annotated[int, Bound(ge=-1, lt=32)] = 0
 
     def accepts(self, array: Array) -> bool:
         """Whether a batch of shape ``(n, *shape)`` and this dtype is what ``array`` is."""

@@ -12,11 +12,9 @@ from repo_builder.core.errors import ModelError, first_line
 from repo_builder.core.progress import bar
 from repo_builder.core.tensors import Array
 
-_BATCH = 64
-
 
 def run(
-    module: torch.nn.Module, inputs: dict[str, Array], *, order: Sequence[str], outputs: Sequence[str]
+    module: torch.nn.Module, inputs: dict[str, Array], order: Sequence[str], outputs: Sequence[str], size: int
 ) -> dict[str, Array]:
     """Return the outputs of a module in eval mode on all samples.
 
@@ -25,6 +23,7 @@ def run(
         inputs: Samples by input name, batch first, shape (n, ...).
         order: The order in which its forward takes them.
         outputs: Names of the outputs, in the order in which it gives them.
+        size: Samples of a run.
 
     Returns:
         Output → its values, shape (n, ...).
@@ -36,8 +35,8 @@ def run(
     arrays = [np.ascontiguousarray(inputs[name]) for name in order]
     parts: list[tuple[torch.Tensor, ...]] = []
     with torch.inference_mode():
-        for start in bar(range(0, len(arrays[0]), _BATCH), "running samples"):
-            batch = [torch.from_numpy(array[start : start + _BATCH]) for array in arrays]
+        for start in bar(range(0, len(arrays[0]), size), "running samples"):
+            batch = [torch.from_numpy(array[start : start + size]) for array in arrays]
             parts.append(_outputs(module, batch, outputs))
     return {name: torch.cat([part[place] for part in parts]).numpy() for place, name in enumerate(outputs)}
 

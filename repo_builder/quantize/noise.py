@@ -80,7 +80,7 @@ def signal_to_noise(
     cuts = list(_cuts(exact, placed, frozenset(layers)))
     if not cuts:
         return {}
-    count = max(_SAMPLES, fixed_batch(exact) or 1)
+    count = max(_SAMPLES, fixed_batch(exact, samples) or 1)
     few = {name: value[:count] for name, value in check_samples(exact, samples).items()}
     sizes = tensor_bytes(exact, list(dict.fromkeys(name for cut in cuts for name in cut.tensors)), few)
     powers: dict[str, Array] = {cut.layer: np.zeros(2) for cut in cuts}

@@ -45,8 +45,20 @@ def input_names(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(item.name for item in model.graph.input if item.name not in stored)
 
 
-def fixed_batch(model: onnx.ModelProto) -> int | None:
-    """Return the batch size that a model's first input is fixed to, None where it varies."""
+def whole_tensors(model: onnx.ModelProto, samples: Batch) -> bool:
+    """Whether each sample is all of a model's inputs: it has as many dimensions as they have, no batch among them."""
+    ranks = {
+        item.name: len(item.type.tensor_type.shape.dim)
+        for item in model.graph.input
+        if item.type.tensor_type.HasField("shape")
+    }
+    return any(name in samples and samples[name].ndim == rank + 1 for name, rank in ranks.items())
+
+
+def fixed_batch(model: onnx.ModelProto, samples: Batch) -> int | None:
+    """Return the batch size that a model's first input is fixed to, None where it varies, or a sample is all of it."""
+    if whole_tensors(model, samples):
+        return None
     names = input_names(model)
     dims = [item.type.tensor_type.shape.dim[:1] for item in model.graph.input if item.name in names]
     return next((int(first[0].dim_value) for first in dims if first and first[0].dim_value > 0), None)
@@ -81,7 +93,7 @@ def stream(
         QuantizeError: ONNX Runtime refuses the model, or it does not run on the samples.
     """
     samples = check_samples(model, samples)
-    count, fixed = min(len(item) for item in samples.values()), fixed_batch(model)
+    count, fixed = min(len(item) for item in samples.values()), fixed_batch(model, samples)
     if fixed is not None and count < fixed:
         raise QuantizeError(
             f"the model takes batches of {fixed}, and there are {count} calibration samples",
@@ -90,7 +102,7 @@ def stream(
     wanted = list(dict.fromkeys(tensors))
     smallest = fixed or 1
     sizes = tensor_bytes(model, wanted, samples)
-    groups, size = _plan(sizes, smallest, min(batch_size, count), budget_bytes)
+    groups, size = _plan(sizes, smallest, 1 if whole_tensors(model, samples) else min(batch_size, count), budget_bytes)
     groups = [wanted] if together else groups
     starts = range(0, count - (count % fixed if fixed else 0), fixed or size)
     runs = [(group, start) for group in groups for start in starts]
@@ -99,7 +111,7 @@ def stream(
     for group, start in progress.bar(runs, title) if title else runs:
         if session is None or group is not held:
             session, held = open_session(model, group), group
-        yield run(session, group, _cut(samples, start, start + (fixed or size)))
+        yield run(session, group, _cut(model, samples, start, start + (fixed or size)))
 
 
 def _plan(sizes: Mapping[str, int], smallest: int, batch_size: int, budget: int) -> tuple[list[list[str]], int]:
@@ -125,7 +137,7 @@ def _plan(sizes: Mapping[str, int], smallest: int, batch_size: int, budget: int)
 
 def tensor_bytes(model: onnx.ModelProto, tensors: Sequence[str], samples: Batch) -> dict[str, int]:
     """Return how many bytes each tensor has for the smallest batch; a few at a time are held to find out."""
-    batch = _cut(samples, 0, fixed_batch(model) or 1)
+    batch = _cut(model, samples, 0, fixed_batch(model, samples) or 1)
     found: dict[str, int] = {}
     for start in range(0, len(tensors), _AT_ONCE):
         some = list(tensors[start : start + _AT_ONCE])
@@ -179,5 +191,7 @@ def run(session: ort.InferenceSession, tensors: Sequence[str], batch: Batch) -> 
     return {name: found[name] if name in found else batch[name] for name in tensors}
 
 
-def _cut(samples: Batch, start: int, stop: int) -> dict[str, Array]:
+def _cut(model: onnx.ModelProto, samples: Batch, start: int, stop: int) -> dict[str, Array]:
+    if whole_tensors(model, samples):
+        return {name: np.asarray(value[start]) for name, value in samples.items()}
     return {name: value[start:stop] for name, value in samples.items()}

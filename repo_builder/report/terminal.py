@@ -64,7 +64,17 @@ def _accuracy(result: AccuracyResult, console: Console) -> None:
 def _ladder(ladder: Ladder) -> Table:
     table = _table(
         "Accuracy ladder",
-        ["form", "top-1", "95 % interval", "agrees with above", "largest diff", "mean diff", "McNemar p", ""],
+        [
+            "form",
+            "top-1",
+            "95 % interval",
+            "agrees with above",
+            "largest diff",
+            "SQNR",
+            "worst output",
+            "McNemar p",
+            "",
+        ],
     )
     for rung in ladder.rungs:
         _row(
@@ -74,7 +84,8 @@ def _ladder(ladder: Ladder) -> Table:
             numbers.interval(rung.low, rung.high),
             numbers.percent(rung.agreement),
             numbers.small(rung.max_abs_diff),
-            numbers.small(rung.mean_abs_diff),
+            "–" if rung.sqnr_db is None else f"{rung.sqnr_db:.1f} dB",
+            rung.worst,
             numbers.small(rung.p_value),
             "departs" if rung.departs else "",
             style="red" if rung.departs else None,

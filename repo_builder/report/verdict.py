@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from repo_builder.core.records import AccuracyRecord
 from repo_builder.report import numbers
 from repo_builder.results import Comparison, LevelResult, PerfRun
 
@@ -43,11 +44,7 @@ def _failures(run: PerfRun) -> list[Sentence]:
     if run.ladder and run.ladder.culprit:
         rung = next(item for item in run.ladder.rungs if item.form == run.ladder.culprit)
         above = run.ladder.rungs[run.ladder.rungs.index(rung) - 1]
-        how = (
-            f"top-1 falls from {numbers.percent(above.top1)} to {numbers.percent(rung.top1)}"
-            if rung.top1 is not None
-            else f"outputs differ by up to {numbers.small(rung.max_abs_diff)}"
-        )
+        how = "; ".join(_departures(above, rung))
         found.append(f"The form '{rung.form}' departs from '{above.form}' by more than the tolerance: {how}.")
     found.extend(_regressions(run.comparison))
     errors = sum(item.errors for item in run.levels)
@@ -60,6 +57,14 @@ def _failures(run: PerfRun) -> list[Sentence]:
     return [Sentence(tone="bad", text=text) for text in found]
 
 
+def _departures(above: AccuracyRecord, rung: AccuracyRecord) -> list[str]:
+    """Say how a form departs: its top-1, then every output that is beyond the limits."""
+    found = [f"output '{item.name}': {item.departs}" for item in rung.outputs if item.departs]
+    if above.top1 is not None and rung.top1 is not None and rung.top1 < above.top1:
+        found.insert(0, f"top-1 falls from {numbers.percent(above.top1)} to {numbers.percent(rung.top1)}")
+    return found
+
+
 def _regressions(comparison: Comparison | None) -> list[str]:
     worse = comparison.worse if comparison else ()
     return [f"Worse than the baseline: {item.what}, {item.how}." for item in worse]
@@ -69,6 +74,10 @@ def _doubts(run: PerfRun) -> list[Sentence]:
     found = [f"Accuracy was not measured: {run.accuracy_skipped}."] if run.accuracy_skipped else []
     if run.not_the_build:
         found.insert(0, _sentence(run.not_the_build))
+    for rung in run.ladder.rungs if run.ladder else ():
+        far = [f"output '{item.name}': {item.departs}" for item in rung.outputs if item.departs and not rung.departs]
+        if far:
+            found.append(f"The top-1 of the form '{rung.form}' holds, its values do not: {'; '.join(far)}.")
     unstable = [str(item.level) for item in run.levels if item.stable is False and not item.stopped]
     if unstable:
         found.append(f"Not stable, take with care: {'; '.join(unstable)}.")

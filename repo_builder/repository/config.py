@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from repo_builder.core import assets
 from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.core.batches import NONE
 from repo_builder.core.errors import RepositoryError
 from repo_builder.core.recipe import OnnxRuntimeSpec
 from repo_builder.core.tensors import TensorSpec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG",
+    "IDENTITY",
     "LABELS",
     "Accelerator",
     "ModelConfigSpec",
@@ -31,6 +33,8 @@ __all__ = [
     "render",
 ]
 
+# How the keys of parameters begin that say which build a model is; `perf` reads them in the served configuration.
+IDENTITY = "repo_builder_"
 # A parameter of Triton's Python backend, which stands in for the native one where Triton is embedded: inputs that
 # arrive on the GPU stay there. The native backend reads past it.
 _ON_GPU = {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
@@ -65,9 +69,12 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         profiles=tuple(map(str, range(len(engine.profiles)))) if len(engine.profiles) > 1 else (),
         keep_versions=asked.keep_versions,
         response_cache=asked.response_cache,
-        parameters=_threads(engine.recipe.compile.onnxruntime) if engine.target == "onnxruntime" else _ON_GPU,
+        parameters=_parameters(engine),
         accelerators=accelerators,
-        notes=(f"Written by repo-builder from the recipe '{engine.recipe.name}', and anew by every build of it.",),
+        notes=(
+            f"Written by repo-builder from the recipe '{engine.recipe.name}', and anew by every build of it.",
+            *([engine.details.batching] if engine.details.batching else []),
+        ),
     )
     return _with_warmup(spec, engine)
 
@@ -122,19 +129,24 @@ def _environment() -> jinja2.Environment:
 
 
 def _whole(engine: EngineArtifact, tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Put the batch in front of shapes: -1, or the one size that the engine takes."""
-    sizes: dict[str, int] = {}
+    """Put the samples where a tensor counts them, in its shape: -1, or the one number that the engine takes."""
+    known: dict[str, tuple[int, ...]] = {}
+    fixed: set[int] = set()
     if engine.target == "onnxruntime":
         from repo_builder.core import signatures
 
-        known = signatures.read(engine.model).tensors
-        sizes = {item.name: item.shape[0] for item in known if item.shape}
+        known = {item.name: item.shape for item in signatures.read(engine.model).tensors if item.shape}
     else:
         shapes = [shape for profile in engine.profiles for shape in profile.values()]
         fixed = {size for shape in shapes for size in (shape.min[0], shape.max[0])}
-        if len(fixed) == 1:
-            sizes = dict.fromkeys((item.name for item in tensors), fixed.pop())
-    return tuple(dataclasses.replace(item, shape=(sizes.get(item.name, -1), *item.shape)) for item in tensors)
+    found = []
+    for item in tensors:
+        axis, shape = item.batch_axis, list(item.shape)
+        if axis != NONE:
+            size = fixed.copy().pop() if len(fixed) == 1 else known.get(item.name, (-1,) * (axis + 1))[axis]
+            shape.insert(axis, size)
+        found.append(dataclasses.replace(item, shape=tuple(shape)))
+    return tuple(found)
 
 
 def _usual_shape(engine: EngineArtifact, tensor: TensorSpec, *, batched: bool) -> tuple[int, ...]:
@@ -142,10 +154,12 @@ def _usual_shape(engine: EngineArtifact, tensor: TensorSpec, *, batched: bool) -
     for profile in engine.profiles:
         opt = profile[tensor.name].opt
         return opt[1:] if batched else opt
-    inner = tensor.shape if batched else tensor.shape[1:]
+    axis = tensor.batch_axis
+    whole = batched or axis == NONE
+    inner = tensor.shape if whole else (*tensor.shape[:axis], *tensor.shape[axis + 1 :])
     for named in engine.recipe.compile.tensorrt.profiles[:1]:
         inner = tuple(named.shapes.get(tensor.name, {}).get("opt", inner))
-    return inner if batched else (max(1, tensor.shape[0]), *inner)
+    return inner if whole else (*inner[:axis], max(1, tensor.shape[axis]), *inner[axis:])
 
 
 def _with_warmup(spec: ModelConfigSpec, engine: EngineArtifact) -> ModelConfigSpec:
@@ -166,6 +180,17 @@ def _labelled(engine: EngineArtifact) -> str | None:
     classes = len(engine.classes)
     fitting = (item.name for item in engine.outputs if -1 not in item.shape and math.prod(item.shape) == classes)
     return next(fitting, None) if classes else None
+
+
+def _parameters(engine: EngineArtifact) -> dict[str, str]:
+    """Return the backend's parameters, and which build this is; backends read past keys that they do not know."""
+    own = _threads(engine.recipe.compile.onnxruntime) if engine.target == "onnxruntime" else _ON_GPU
+    return {
+        **own,
+        f"{IDENTITY}engine_sha256": engine.files.get(engine.model.name, ""),
+        f"{IDENTITY}build_key": engine.key,
+        f"{IDENTITY}recipe": engine.recipe.name,
+    }
 
 
 def _threads(spec: OnnxRuntimeSpec) -> dict[str, str]:

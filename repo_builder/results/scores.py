@@ -47,7 +47,8 @@ class Ladder:
     Attributes:
         rungs: From the first form to the served one.
         culprit: Form of the first rung that departs; empty where none does.
-        tolerance: Fall of top-1, or difference of outputs that are not classes, that is accepted.
+        tolerance: Fall of top-1, or difference of outputs that are not classes, that is accepted; None where these are
+            held to a signal to noise.
     """
 
     rungs: tuple[AccuracyRecord, ...]

@@ -29,11 +29,12 @@ def _engine(name: str, target: str) -> EngineArtifact:
         details = TensorRTDetails(max_batch_size=batch, profiles=tuple(trt_profiles.from_recipe(recipe)))
     return EngineArtifact(
         path=Path("engine"),
-        key="",
+        key="the build's key",
         recipe=recipe,
         inputs=recipe.model.inputs,
         outputs=recipe.model.outputs,
         classes=tuple(f"class {place}" for place in range(recipe.model.outputs[0].shape[-1])),
+        files={"model.plan" if target == "tensorrt" else "model.onnx": "the engine's sha256"},
         details=details,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -68,8 +69,10 @@ class OnnxRuntimeTarget:
         """Tell whether the precisions asked for pay on this CPU; nothing where all is fp32."""
         if set(options.layer_precisions.values()) <= {"fp32"}:
             return ()
-        batches = sorted({1, max(1, min(32, options.recipe.repository.max_batch_size))})
-        return speed.compare(artifact.model, path, artifact.inputs, batch_sizes=batches)
+        if options.batches is None or not options.samples:
+            return ()
+        most = min(32, options.recipe.repository.max_batch_size)
+        return speed.compare(artifact.model, path, speed.feeds(options.batches, options.samples, most=most))
 
     def runner(self, model_file: Path, details: EngineDetails) -> OnnxRuntimeRunner:
         """Return a runner on the provider that the artifact is meant for."""
@@ -152,15 +155,30 @@ class OnnxRuntimeRunner:
             found = ", ".join(self.session.get_providers())
             raise CompileError(f"runs on {found}, not on {provider}", where=str(model_file))
         self.outputs = [item.name for item in self.session.get_outputs()]
+        self._where = str(model_file)
 
-    def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Run samples in batches of 64 and return all outputs, batch first."""
-        count = len(next(iter(inputs.values())))
+    def __call__(self, inputs: dict[str, Array], outputs: Sequence[str] = ()) -> dict[str, Array]:
+        """Run samples in batches of 64 and return the outputs that are wanted, or all, batch first."""
+        count, names = len(next(iter(inputs.values()))), list(outputs or self.outputs)
         parts = [
-            self.session.run(self.outputs, {name: value[start : start + _BATCH] for name, value in inputs.items()})
+            self._run(names, {name: value[start : start + _BATCH] for name, value in inputs.items()})
             for start in range(0, count, _BATCH)
         ]
-        return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(self.outputs)}
+        return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(names)}
+
+    def whole(self, inputs: dict[str, Array], outputs: Sequence[str] = ()) -> dict[str, Array]:
+        """Run whole tensors once, as they are."""
+        names = list(outputs or self.outputs)
+        return {name: np.asarray(value) for name, value in zip(names, self._run(names, inputs), strict=True)}
+
+    def _run(self, names: list[str], feed: dict[str, Array]) -> list[Array]:
+        try:
+            found: list[Array] = self.session.run(names, feed)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
+            message = f"ONNX Runtime does not run it on {shapes}: {first_line(error)}"
+            raise CompileError(message, where=self._where) from error
+        return found
 
     def __enter__(self) -> OnnxRuntimeRunner:
         """Return itself."""

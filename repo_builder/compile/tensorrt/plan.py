@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -201,8 +201,8 @@ class PlanRunner:
         self.plan = Plan.load(model_file)
         self._sessions: dict[int, Session] = {}
 
-    def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Run samples, batch first, and return all outputs by name.
+    def __call__(self, inputs: dict[str, Array], outputs: Sequence[str] = ()) -> dict[str, Array]:
+        """Run samples, batch first, and return the outputs that are wanted, or all, by name.
 
         Raises:
             CompileError: No profile covers the samples' shape.
@@ -213,7 +213,7 @@ class PlanRunner:
             self._batch({name: array[start : start + largest] for name, array in inputs.items()})
             for start in range(0, count, largest)
         ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs or parts[0]}
 
     def _batch(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Run one batch; one smaller than the smallest that any profile takes is filled up with its last sample."""
@@ -224,13 +224,22 @@ class PlanRunner:
                 name: np.concatenate([array, np.repeat(array[-1:], smallest - count, axis=0)])
                 for name, array in inputs.items()
             }
+        return {name: array[:count] for name, array in self.whole(inputs).items()}
+
+    def whole(self, inputs: dict[str, Array], outputs: Sequence[str] = ()) -> dict[str, Array]:
+        """Run whole tensors once, as they are.
+
+        Raises:
+            CompileError: No profile covers their shapes.
+        """
         shapes = {item.name: tuple(inputs[item.name].shape) for item in self.plan.inputs}
         chosen = choose(self.plan.profiles, shapes)
         if chosen is None:
             raise CompileError(f"no optimization profile of the plan covers {shapes}")
         if chosen not in self._sessions:
             self._sessions[chosen] = Session(self.plan, chosen)
-        return {name: array[:count] for name, array in self._sessions[chosen](inputs).items()}
+        found = self._sessions[chosen](inputs)
+        return {name: found[name] for name in outputs or found}
 
     def __enter__(self) -> PlanRunner:
         """Return itself."""

@@ -49,17 +49,23 @@ class MeasureSpec:
     """``[measure]``: defaults of ``repo-builder perf``.
 
     Attributes:
-        task: ``classification`` scores classes; ``other`` compares outputs within ``output_tolerance``.
+        task: ``classification`` scores classes; ``other`` where outputs are not classes.
+        output: The output that is scored; left out, the first of one number a class, else the first.
         metric: ``module:function(outputs, labels) -> dict[str, float]`` instead of the built-in metrics.
         batch_sizes: Batch sizes measured.
         concurrency: Requests in flight.
         accuracy_tolerance: Points of top-1, as a fraction, by which a rung may fall below the one above it.
-        output_tolerance: Largest absolute difference between outputs that are not classes.
+        output_tolerance: Largest absolute difference between outputs that are not classes; left out, they are held to a
+            signal to noise.
+        output_sqnr_db: The lowest signal to noise of an output against the rung above it, dB; left out, it follows the
+            lowest precision of the layers (docs/measuring.md).
     """
 
     task: Literal["classification", "other"] = "classification"
+    output: str | None = None
     metric: Function | None = None
     batch_sizes: Counts = (1, 8)
     concurrency: Counts = (1, 4)
     accuracy_tolerance: Annotated[float, Bound(ge=0, le=1)] = 0.005
-    output_tolerance: Annotated[float, Bound(ge=0)] = 1e-3
+    output_tolerance: Annotated[float, Bound(ge=0)] | None = None
+    output_sqnr_db: Annotated[float, Bound(ge=-200, le=200)] | None = None

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from repo_builder import datasets
 from repo_builder.core import artifacts, files, progress
-from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import DataError
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import compiling as compile_stage
 from repo_builder.flows.build import exporting as export_stage
 from repo_builder.flows.build import placing as place_stage
+from repo_builder.flows.build import scores
 from repo_builder.flows.build.options import BuildOptions, BuildResult
 
 __all__ = ["BuildOptions", "BuildResult", "build", "compile_artifact", "load_exported"]
@@ -36,13 +37,13 @@ def build(options: BuildOptions) -> BuildResult:
     for folder in (options.work, options.repository):
         files.require_writable(folder)
     target = compile_stage.choose(options)
+    place_stage.warn_of_another(options)
     with progress.step("load data") as step:
         dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
     exported = export_stage.run(options, dataset, skipped)
     engine = compile_stage.run(exported, target, options, dataset, skipped)
-    folder = place_stage.run(engine, options, skipped)
-    return BuildResult(exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped))
+    return _placed(exported, engine, options, skipped)
 
 
 def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
@@ -57,6 +58,7 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
     """
     skipped: list[str] = ["export"]
     target = compile_stage.choose(options)
+    place_stage.warn_of_another(options)
     exported = dataclasses.replace(exported, recipe=options.recipe)
     recipe = options.recipe
     dataset: Dataset | None = None
@@ -67,8 +69,16 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
             "score", f"the held-out data is not here ({error.message}); give --data-dir to score the engine"
         )
     engine = compile_stage.run(exported, target, options, dataset, skipped)
-    placed = place_stage.run(engine, options, skipped)
-    return BuildResult(exported=exported, engine=engine, model_folder=placed, skipped=tuple(skipped))
+    return _placed(exported, engine, options, skipped)
+
+
+def _placed(exported: OnnxArtifact, engine: EngineArtifact, options: BuildOptions, skipped: list[str]) -> BuildResult:
+    """Place what was compiled, unless a form of it departs from the one before."""
+    departures = scores.hold(engine.accuracy, engine.layers, accept=options.accept_departure)
+    folder = place_stage.run(engine, options, skipped)
+    return BuildResult(
+        exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped), departures=departures
+    )
 
 
 def load_exported(folder: Path) -> OnnxArtifact:

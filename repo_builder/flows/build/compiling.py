@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
 from repo_builder import compile
 from repo_builder.compile import CompileOptions, CompileTarget
-from repo_builder.core import artifacts, environment, files, loading, progress
+from repo_builder.core import artifacts, environment, files, kept, loading, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
+from repo_builder.core.batches import Batches
 from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, TensorRTDetails
 from repo_builder.core.errors import MissingDependency
+from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord, LayerRecord
 from repo_builder.core.tensors import Array, DType, TensorSpec
-from repo_builder.datasets import Dataset
-from repo_builder.flows.build import forms, keys, lowering
+from repo_builder.datasets import Dataset, Samples
+from repo_builder.flows.build import forms, keys, lowering, running
 from repo_builder.flows.build import scores as scoring
 from repo_builder.flows.build.options import BuildOptions, current
+
+_ENGINE = "engine"  # the compiled form among the outputs that are kept, whatever the target
 
 
 def choose(options: BuildOptions) -> CompileTarget:
@@ -64,13 +66,21 @@ def run(
         "mismatch": options.allow_precision_mismatch,
         "data": dataset.fingerprint if dataset else None,
     })  # fmt: skip
-    found = None if options.force else current(EngineArtifact, folder, key, recipe)
+
+    def rescored(old: EngineArtifact) -> tuple[AccuracyRecord, ...]:
+        if dataset is None or old.details.data_sha256 != dataset.fingerprint:
+            return old.accuracy
+        return _records(exported, old, dataset.split("test"), recipe)
+
+    found = None if options.force else current(EngineArtifact, folder, key, recipe, rescored)
     if found is not None:
         skipped.append("compile")
         progress.skipped("compile", f"up to date  {folder}")
         return found
     with files.replacing_folder(folder) as fresh:
-        details, layers = _compile_into(fresh, target, exported, options, dataset, shown=folder)
+        alone = bool(exported.details.alone)
+        batches = running.batches_of(exported.model, exported.inputs, exported.outputs, alone=alone)
+        details, layers = _compile_into(fresh, target, exported, options, batches, dataset, shown=folder)
         details = dataclasses.replace(
             details,
             # repeated, so that a placed model tells alone what it was made of
@@ -90,11 +100,11 @@ def run(
             layers=layers,
             details=details,
         )
-        scored = _score_engine(artifact, target, exported, dataset)
+        scored = _score_engine(artifact, target, exported, batches, dataset)
         artifact = dataclasses.replace(
             artifact,
             files=artifacts.hashes(fresh),
-            accuracy=exported.accuracy + scored,
+            accuracy=scored or exported.accuracy,
             details=dataclasses.replace(details, data_sha256=dataset.fingerprint if scored and dataset else None),
         )
         artifacts.write_manifest(artifact)
@@ -112,13 +122,15 @@ def _compile_into(
     target: CompileTarget,
     exported: OnnxArtifact,
     options: BuildOptions,
+    batches: Batches,
     dataset: Dataset | None,
     *,
     shown: Path,
 ) -> tuple[EngineDetails, tuple[LayerRecord, ...]]:
+    recipe, why = _batched(options.recipe, exported)
     graph = folder / ("placed.onnx" if target.name == "tensorrt" else "model.onnx")
     with progress.step(f"place Q/DQ ({target.name})") as step:
-        samples = dataset.split("calibration").inputs if dataset else None
+        samples = running.whole(batches, dataset.split("calibration").inputs) if dataset else None
         lowered = lowering.lower(exported, target.placement(options.recipe), graph, samples)
         step.wrote(graph, shown=shown / graph.name)
     with progress.step(f"compile ({target.name})") as step:
@@ -126,49 +138,65 @@ def _compile_into(
             exported,
             folder,
             options=CompileOptions(
-                recipe=options.recipe,
+                recipe=recipe,
                 graph=graph,
                 layer_precisions=lowered.layer_precisions,
                 cache_folder=options.work / ".cache",
                 allow_precision_mismatch=options.allow_precision_mismatch,
+                batches=batches,
+                samples=dataset.split("test").inputs if dataset else None,
             ),
         )
         for item in sorted(folder.glob("model.*")):
             step.wrote(item, shown=shown / item.name)
     layers = loading.load("repo_builder.quantize.table:became")(lowered.layers, details.precisions)
     reasons = (f"{row.name} was to be {row.asked} and is {row.got}: {row.reason}" for row in layers if row.reason)
-    details = dataclasses.replace(details, notes=(*reasons, *lowered.notes, *details.notes))
-    for note in details.notes:
+    details = dataclasses.replace(details, notes=(*reasons, *lowered.notes, *details.notes), batching=why)
+    for note in (*details.notes, *([why] if why else [])):
         progress.stderr_console().print(f"  {note}", markup=False)
     return details, layers
 
 
+def _batched(recipe: Recipe, exported: OnnxArtifact) -> tuple[Recipe, str]:
+    """Return the recipe with the largest batch that is right for the model, and why it is not the one asked for."""
+    asked, alone = recipe.repository.max_batch_size, exported.details.alone
+    if not asked or not alone:
+        return recipe, ""
+    repository = dataclasses.replace(recipe.repository, max_batch_size=0)
+    return dataclasses.replace(recipe, repository=repository), f"max_batch_size 0, not {asked}: {alone}"
+
+
 def _score_engine(
-    engine: EngineArtifact, target: CompileTarget, exported: OnnxArtifact, dataset: Dataset | None
+    engine: EngineArtifact, target: CompileTarget, exported: OnnxArtifact, batches: Batches, dataset: Dataset | None
 ) -> tuple[AccuracyRecord, ...]:
-    """Score the placed graph and the compiled model; nothing where the data or the hardware is not here."""
-    recipe = engine.recipe
+    """Score all forms down to the compiled one; nothing where the data or the hardware is not here."""
     if dataset is None:
         return ()
     accelerator = engine.details.accelerator if isinstance(engine.details, OnnxRuntimeDetails) else "none"
     if accelerator != "none" and not environment.gpus():
         progress.skipped("score engine", f"its provider ({accelerator}) needs a GPU")
         return ()
-    samples, name = dataset.split("test"), exported.outputs[0].name
-    found: dict[str, Array] = {}
+    samples = dataset.split("test")
+    found: dict[str, dict[str, Array]] = {}
     try:
         with progress.step("run placed graph"):
-            found["placed"] = forms.run_onnx(engine.placed, samples.inputs, recipe)[name]
+            found["placed"] = forms.run_onnx(engine.placed, samples.inputs, batches)
     except MissingDependency as error:  # TensorRT is all that a machine that compiles has to have
         progress.skipped("run placed graph", error.message)
     with progress.step("score engine") as step:
-        with target.runner(engine.model, engine.details) as run:
-            found["engine"] = run(samples.inputs)[name]
-        np.savez(engine.path / "outputs.npz", **found)
-        with np.load(exported.path / "outputs.npz") as saved:
-            above = saved.files[-1]
-            compared = {above: saved[above]} | {{"engine": target.name}.get(key, key): found[key] for key in found}
-        records = scoring.score_forms(compared, samples, exported.classes, recipe)[1:]
+        with target.runner(engine.model, engine.details) as model:
+            found[_ENGINE] = running.run(model, batches, samples.inputs)
+        kept.save(engine.path, found)
+        records = _records(exported, engine, samples, engine.recipe)
         if records[-1].top1 is not None:
             step.note(f"top-1 {records[-1].top1:.4f} on {records[-1].samples} samples")
-    return tuple(records)
+    return records
+
+
+def _records(
+    exported: OnnxArtifact, engine: EngineArtifact, samples: Samples, recipe: Recipe
+) -> tuple[AccuracyRecord, ...]:
+    """Return the scores of every form whose outputs were kept, from the first to the compiled one."""
+    last = {engine.target if form == _ENGINE else form: found for form, found in kept.load(engine.path).items()}
+    forms_of_all = kept.load(exported.path) | last
+    return scoring.score_forms(forms_of_all, samples, exported.classes, recipe, engine.layers)

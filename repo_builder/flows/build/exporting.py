@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 from repo_builder import models
-from repo_builder.core import artifacts, environment, files, progress
+from repo_builder.core import artifacts, environment, files, kept, progress, watching
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import OnnxDetails
 from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.records import AccuracyRecord
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import forms as exporting
 from repo_builder.flows.build import keys
 from repo_builder.flows.build import scores as scoring
 from repo_builder.flows.build.options import BuildOptions, current
+from repo_builder.measure.judge.ladder import scored_output
 
 # What an exported artifact depends on: a change in any of these makes it again.
-_CODE = ("models", "datasets", "quantize", "export", "flows/build", "core/graphs.py", "measure/judge/accuracy.py")
+_CODE = (
+    "models",
+    "datasets",
+    "quantize",
+    "export",
+    "flows/build",
+    "core/graphs.py",
+    "core/batches.py",
+    "measure/judge",
+)
 
 
 def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArtifact:
@@ -34,15 +43,19 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
     parts["model"].pop("checkpoint", None)
     key = files.sha256_of_json({
         "recipe": {name: parts[name] for name in ("model", "data", "quantize", "export", "seed")},
-        "task": recipe.measure.task,  # decides how forms are scored; what else perf measures is none of it
         "weights": source.fingerprint,
         "data": dataset.fingerprint,
         "code": keys.code_version(*_CODE),
         "user_code": keys.user_code(recipe),
         "libraries": keys.versions("torch", "onnx", "onnxruntime", "numpy", recipe.quantize.backend),
     })  # fmt: skip
-    found = None if options.force else current(OnnxArtifact, folder, key, recipe)
-    if found is not None:
+
+    def rescored(old: OnnxArtifact) -> tuple[AccuracyRecord, ...]:
+        forms, held_out = kept.load(old.path), dataset.split("test")
+        return scoring.score_forms(forms, held_out, dataset.classes, recipe, old.layers)
+
+    found = None if options.force else current(OnnxArtifact, folder, key, recipe, rescored)
+    if found is not None and watching.unchanged(found.details.read):
         skipped.append("export")
         progress.skipped("quantize and export", f"up to date  {folder}")
         return found
@@ -59,22 +72,23 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
             data=dataset.fingerprint,
             earlier=folder / exporting.RANGES,
         )
-        first = {form: values[recipe.model.outputs[0].name] for form, values in made.outputs.items()}
-        np.savez(fresh / "outputs.npz", **first)
+        kept.save(fresh, made.outputs)
         artifact = OnnxArtifact(
             path=fresh,
             key=key,
             recipe=recipe,
-            inputs=recipe.model.inputs,
-            outputs=recipe.model.outputs,
+            inputs=made.taking.batches.inputs,
+            outputs=made.taking.batches.outputs,
             classes=dataset.classes,
             files=artifacts.hashes(fresh),
             environment=environment.describe(),
             layers=made.layers,
-            accuracy=tuple(scoring.score_forms(first, held_out, dataset.classes, recipe)),
+            accuracy=scoring.score_forms(made.outputs, held_out, dataset.classes, recipe, made.layers),
             details=OnnxDetails(
                 as_it_came=made.as_it_came,
                 calibration_samples=len(calibration),
+                alone=made.taking.alone,
+                read=made.read,
                 weights=source.description,
                 weights_sha256=source.fingerprint,
                 data=dataset.name,
@@ -87,7 +101,8 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
 
 def _check_data(dataset: Dataset, source: exporting.Source, recipe: Recipe) -> None:
     """Refuse classes that the output cannot tell apart, and warn of weights that were trained on held-out samples."""
-    output = recipe.model.outputs[0]
+    name = scored_output(recipe.model.outputs, recipe.measure.output, len(dataset.classes))
+    output = next(item for item in recipe.model.outputs if item.name == name)
     if recipe.measure.task == "classification" and dataset.classes and output.shape[-1:] != (len(dataset.classes),):
         message = f"has {len(dataset.classes)} classes, the output is {output}"
         hint = 'make both the same, or set measure.task = "other" where outputs are not classes'

@@ -6,17 +6,20 @@ torch is imported when a stage really runs, so that a build that is up to date n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repo_builder import models
-from repo_builder.core import calling, files, graphs, loading, onnx_files, progress
+from repo_builder.core import calling, files, graphs, loading, onnx_files, progress, watching
+from repo_builder.core.batches import Batches
 from repo_builder.core.errors import ModelError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
-from repo_builder.flows.build import keys
+from repo_builder.flows.build import keys, running
 from repo_builder.quantize import LayerPlan, plan
 
 if TYPE_CHECKING:
@@ -51,11 +54,15 @@ class Exported:
     Attributes:
         outputs: Form → output name → its values on the held-out samples, each form derived from the one before.
         layers: The per-layer table, before a target is known.
+        taking: How the fp32 graph takes samples.
+        read: File that the user's code read while the model was made → sha256.
         as_it_came: Whether nothing is asked of any layer, so that the graph is compiled as it is.
     """
 
     outputs: dict[str, Outputs]
     layers: tuple[LayerRecord, ...]
+    taking: running.Taking
+    read: dict[str, str]
     as_it_came: bool
 
 
@@ -114,20 +121,25 @@ def export(
         QuantizeError: A layer cannot take its precision.
         ExportError: The graph is not clean.
     """
-    way = _from_onnx if origin.is_onnx else _from_torch
-    model, outputs = way(recipe, origin, calibration, held_out)
+    made = (_from_onnx if origin.is_onnx else _from_torch)(recipe, origin, calibration, held_out)
     path = folder / FP32_MODEL
     with progress.step("write fp32 graph") as step:
-        onnx_files.save(model, path)
+        onnx_files.save(made.model, path)
         step.wrote(path, shown=shown / path.name)
+    outputs: dict[str, Outputs] = {"fp32": made.outputs} if made.outputs else {}
     with progress.step("run fp32 graph"):
-        outputs["exported" if outputs else "fp32"] = run_onnx(path, held_out, recipe)
+        taking = running.taking(path, recipe.model.inputs, recipe.model.outputs, held_out)
+        if taking.alone and made.run is not None:  # every form is run as it will be served
+            outputs["fp32"] = made.run(1)
+        outputs["exported" if outputs else "fp32"] = run_onnx(path, held_out, taking.batches)
+    found: dict[str, Any] = {"outputs": outputs, "taking": taking, "read": made.read}
     if not recipe.quantize.layers:
-        return Exported(outputs=outputs, layers=as_it_came(model), as_it_came=True)
-    ready, plans = planned(model, recipe)
+        return Exported(layers=as_it_came(made.model), as_it_came=True, **found)
+    ready, plans = planned(made.model, recipe)
     key = _ranges_key(path, data, recipe)
-    layers = _calibrated(ready, plans, recipe, calibration, folder, key=key, earlier=earlier)
-    return Exported(outputs=outputs, layers=layers, as_it_came=False)
+    samples = dict(running.whole(taking.batches, calibration))
+    layers = _calibrated(ready, plans, recipe, samples, folder, key=key, earlier=earlier)
+    return Exported(layers=layers, as_it_came=False, **found)
 
 
 def planned(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, tuple[LayerPlan, ...]]:
@@ -150,27 +162,43 @@ def as_it_came(model: onnx.ModelProto) -> tuple[LayerRecord, ...]:
     return tuple(LayerRecord(name=name, type=kinds[name], asked=precision) for name, precision in precisions.items())
 
 
-def run_onnx(path: Path, inputs: Outputs, recipe: Recipe) -> Outputs:
+def run_onnx(path: Path, inputs: Outputs, batches: Batches) -> Outputs:
     """Run an ONNX file as it stands, every optimization off; return the outputs that the recipe names."""
     runner = loading.load("repo_builder.compile.onnxruntime.target:OnnxRuntimeRunner", extra="onnxruntime")
-    with runner(path, optimize=False) as run:
-        values: Outputs = run(inputs)
-    missing = [item.name for item in recipe.model.outputs if item.name not in values]
-    if missing:
-        raise ModelError(f"has no output '{missing[0]}' (it has {', '.join(values)})", where="model.outputs")
-    return {item.name: values[item.name] for item in recipe.model.outputs}
+    with runner(path, optimize=False) as model:
+        return running.run(model, batches, inputs)
 
 
-def _from_torch(
-    recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs
-) -> tuple[onnx.ModelProto, dict[str, Outputs]]:
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """A source's fp32 graph.
+
+    Attributes:
+        model: The graph.
+        outputs: Output name → its values on the held-out samples in torch; None where the graph is the source.
+        run: Number of samples of a run → the same again; None likewise.
+        read: File that the user's code read → sha256.
+    """
+
+    model: onnx.ModelProto
+    outputs: Outputs | None = None
+    run: Callable[[int], Outputs] | None = None
+    read: dict[str, str] = field(default_factory=dict)
+
+
+def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs) -> _Made:
     """Run a torch module, and export it with BatchNorm folded."""
+    for spec in (*recipe.model.inputs, *recipe.model.outputs):
+        if spec.batch_axis:
+            hint = "wrap the module so that samples come first, or export it and name the .onnx file"
+            raise ModelError("samples of a torch module are on its first axis", where=f"'{spec.name}'", hint=hint)
     run = loading.load("repo_builder.models.running:run", extra="build")
     export_module = loading.load("repo_builder.export.torch_onnx:export", extra="build")
     prepare = loading.load("repo_builder.quantize.prepare:prepare", extra="build")
     unfolded = loading.load("repo_builder.quantize.prepare:unfolded", extra="build")
     with progress.step("load model") as step:
-        module = models.create(recipe.model, seed=recipe.seed)
+        with watching.reading() as read:
+            module = models.create(recipe.model, seed=recipe.seed)
         if origin.path is not None:
             models.load_checkpoint(module, origin.path, where=origin.description)
         step.note(f"{recipe.model.source}  {origin.description}  sha256:{origin.fingerprint[:12]}")
@@ -180,7 +208,8 @@ def _from_torch(
         progress.warn(differs)
     names = [item.name for item in recipe.model.outputs]
     with progress.step("run fp32"):
-        outputs = {"fp32": run(module, held_out, order=order, outputs=names)}
+        again = partial(run, module, held_out, order, names)
+        outputs = again(running.MOST)
     with progress.step("export") as step:
         exported = export_module(
             module,
@@ -196,19 +225,18 @@ def _from_torch(
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         progress.warn(f"{len(left)} BatchNorm stay in the graph: {', '.join(left[:_SHOWN])}{more}")
-    return model, outputs
+    return _Made(model=model, outputs=outputs, run=again, read=read)
 
 
-def _from_onnx(
-    recipe: Recipe, origin: Source, _calibration: Outputs, _held_out: Outputs
-) -> tuple[onnx.ModelProto, dict[str, Outputs]]:
+def _from_onnx(recipe: Recipe, origin: Source, _calibration: Outputs, _held_out: Outputs) -> _Made:
     """Read an .onnx file; its own outputs are those of the first form."""
     with progress.step("load model") as step:
         if origin.path is None:
             raise ModelError("there is no file", where=f"model.source = '{recipe.model.source}'")
         model = onnx_files.load(origin.path)
+        running.batches_of(origin.path, recipe.model.inputs, recipe.model.outputs)  # refused before any work
         step.wrote(origin.path)
-    return model, {}
+    return _Made(model=model)
 
 
 def _ranges_key(model: Path, data: str, recipe: Recipe) -> str:

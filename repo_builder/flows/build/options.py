@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -10,6 +11,7 @@ from typing import Literal, TypeVar
 from repo_builder.core import artifacts
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.records import AccuracyRecord
 
 A = TypeVar("A", bound=Artifact)
 
@@ -29,6 +31,7 @@ class BuildOptions:
         version: ``replace``, ``next`` or a version's number.
         keep_versions: Versions kept in the repository; None takes the recipe's.
         allow_precision_mismatch: Whether a layer may end in another precision than asked.
+        accept_departure: Whether a form that departs from the one before it is placed all the same.
     """
 
     recipe: Recipe
@@ -41,6 +44,7 @@ class BuildOptions:
     version: int | Literal["replace", "next"] = "replace"
     keep_versions: int | None = None
     allow_precision_mismatch: bool = False
+    accept_departure: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +56,31 @@ class BuildResult:
         engine: The engine artifact.
         model_folder: The model's folder in the repository.
         skipped: Names of the stages that were up to date.
+        departures: One sentence a form that departs from the one before it, where that was accepted.
     """
 
     exported: OnnxArtifact
     engine: EngineArtifact
     model_folder: Path
     skipped: tuple[str, ...]
+    departures: tuple[str, ...] = ()
 
 
-def current(cls: type[A], folder: Path, key: str, recipe: Recipe) -> A | None:
-    """Return the artifact where it is up to date, with the present recipe in its manifest."""
+def current(
+    cls: type[A], folder: Path, key: str, recipe: Recipe, rescored: Callable[[A], tuple[AccuracyRecord, ...]]
+) -> A | None:
+    """Return the artifact where it is up to date, with the present recipe in its manifest.
+
+    Args:
+        cls: Its kind.
+        folder: Where it is.
+        key: What it has to be of.
+        recipe: The present recipe; another ``[measure]`` changes nothing that was made, only how it is scored.
+        rescored: The artifact → its scores under the present recipe.
+    """
     found = artifacts.up_to_date(cls, folder, key)
     if found is not None and found.recipe != recipe:
-        found = dataclasses.replace(found, recipe=recipe)
+        accuracy = found.accuracy if found.recipe.measure == recipe.measure else rescored(found)
+        found = dataclasses.replace(found, recipe=recipe, accuracy=accuracy)
         artifacts.write_manifest(found)
     return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from repo_builder.core import artifacts, files, progress, servers
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.errors import RepositoryError
+from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.flows.build.options import BuildOptions
 from repo_builder.repository import config, layout
 
@@ -43,6 +45,34 @@ def name_servers(folder: Path) -> None:
             f"the server on {note.endpoints.http_url} serves the '{folder.name}' that lay there before; "
             f"repo-builder serve --restart {folder.parent} replaces it"
         )
+
+
+def warn_of_another(options: BuildOptions) -> None:
+    """Say before any work that the model's name is taken by a model with other tensors, which this one replaces."""
+    recipe, folder = options.recipe, options.repository / options.recipe.name
+    old = _placed(folder)
+    if old is None or options.version != "replace":
+        return
+    mine = (recipe.model.inputs, recipe.model.outputs)
+    if [_names(side) for side in mine] != [_names(old.inputs), _names(old.outputs)]:
+        taken = f"{', '.join(map(str, old.inputs))} → {', '.join(map(str, old.outputs))}"
+        progress.warn(
+            f"the name '{recipe.name}' is taken: {folder} holds another model ({taken}), which this build replaces; "
+            "give the recipe a name of its own to keep both"
+        )
+
+
+def _names(tensors: Iterable[TensorSpec]) -> set[tuple[str, DType, int]]:
+    return {(item.name, item.dtype, len(item.shape)) for item in tensors}
+
+
+def _placed(folder: Path) -> EngineArtifact | None:
+    """Return the newest version in a model's folder; None where it has none that a build made."""
+    try:
+        newest = max((int(item.name) for item in folder.iterdir() if item.name.isdecimal()), default=0)
+        return artifacts.read(EngineArtifact, folder / str(newest))
+    except (OSError, RepositoryError):
+        return None
 
 
 def _is_placed(engine: EngineArtifact, options: BuildOptions, folder: Path) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
 from repo_builder import datasets
 from repo_builder.core import loading, progress
+from repo_builder.core.batches import Batches
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.recipe import DataSpec, MeasureSpec
-from repo_builder.core.tensors import Array
+from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import Dataset, Samples
 from repo_builder.flows.perf.built import Build
 from repo_builder.flows.perf.options import RANDOM, Collected, PerfOptions
 from repo_builder.measure.judge import accuracy, ladder
+from repo_builder.measure.judge.limits import Limits
 from repo_builder.measure.load.session import Session
 from repo_builder.results import Ladder
 
@@ -35,24 +40,58 @@ def held_out(
     inputs, seed = (recipe.model.inputs, recipe.seed) if recipe else (session.model.inputs, options.seed)
     dataset = datasets.load(spec, inputs=inputs, seed=seed, data_dir=options.data_dir)
     collected.update(data=dataset.name, data_fingerprint=dataset.fingerprint)
-    return dataset, dataset.split("test")
+    samples = dataset.split("test")
+    batches = _batches(build, session)
+    if batches is not None:
+        return dataset, replace(samples, inputs=batches.requests(samples.inputs))
+    return dataset, replace(samples, inputs=_shaped(samples.inputs, session.model.inputs))
+
+
+def _shaped(values: Mapping[str, Array], specs: Iterable[TensorSpec]) -> dict[str, Array]:
+    """Return samples in the shapes of specs where they are one number each, which config.pbtxt has to call ``[1]``."""
+    shapes = {item.name: item.shape for item in specs}
+    single = ((), (1,))
+    return {
+        name: array.reshape(len(array), *shapes[name])
+        if array.shape[1:] in single and shapes.get(name) in single
+        else array
+        for name, array in values.items()
+    }
+
+
+def _batches(build: Build, session: Session) -> Batches | None:
+    """Return how samples become the whole tensors of a model that the server does not batch; None where it does.
+
+    Raises:
+        ModelError: The recipe's tensors are not the served ones.
+    """
+    model = session.model
+    if build.recipe is None or model.batch_axis:
+        return None
+    artifact = build.engine or build.exported
+    spec = artifact or build.recipe.model
+    shapes = {item.name: item.shape for item in (*model.inputs, *model.outputs)}
+    return Batches.of(spec.inputs, [item for item in spec.outputs if item.name in shapes], shapes, most=1)
 
 
 def score(
     options: PerfOptions, build: Build, session: Session, collected: Collected, dataset: Dataset, samples: Samples
 ) -> None:
-    """Send every held-out sample through the server and score what comes back.
+    """Send every held-out sample through the server, score what comes back, and hold all of it against the build.
 
     Raises:
         MeasureError: The server fails, or its outputs cannot be scored.
     """
     spec = build.recipe.measure if build.recipe else MeasureSpec()
     with progress.step("accuracy") as step:
-        outputs = session.infer(samples.inputs)
-        name = build.recipe.model.outputs[0].name if build.recipe else next(iter(outputs))
+        outputs, batches = session.infer(samples.inputs), _batches(build, session)
+        if batches is not None:
+            outputs = batches.answers(outputs, len(dataset.parts["test"]))
+        specs = build.recipe.model.outputs if build.recipe else session.model.outputs
+        outputs, labels = _shaped(outputs, specs), samples.labels
+        name = ladder.scored_output(specs, spec.output, len(dataset.classes))
         if name not in outputs:
             raise MeasureError(f"the model has no output '{name}'; it has {', '.join(outputs)}", where="recipe")
-        values, labels = outputs[name], samples.labels
         if spec.metric:
             collected.update(metrics=_own_metrics(spec.metric, outputs, labels))
         if spec.task != "classification":
@@ -61,16 +100,17 @@ def score(
         elif labels is None:
             collected.update(accuracy_skipped="the data has no labels")
         else:
-            scored = accuracy.score(values, labels, dataset.classes)
+            scored = accuracy.score(outputs[name], labels, dataset.classes)
             collected.update(accuracy=scored)
             step.note(f"top-1 {scored.top1:.4f} on {scored.samples} samples")
         if options.dataset is None:
-            collected.update(ladder=_ladder(build, values, labels, dataset, spec, collected))
+            collected.update(ladder=_ladder(build, outputs, name, labels, dataset, spec, collected))
 
 
 def _ladder(
     build: Build,
-    served: Array,
+    served: dict[str, Array],
+    name: str,
     labels: Array | None,
     dataset: Dataset,
     spec: MeasureSpec,
@@ -80,15 +120,16 @@ def _ladder(
     forms = build.outputs()
     if not forms:
         return None
-    if not build.is_of(dataset.fingerprint) or any(len(values) != len(served) for values in forms.values()):
+    counts = {len(values) for outputs in forms.values() for values in outputs.values()}
+    if not build.is_of(dataset.fingerprint) or counts != {len(served[name])}:
         collected.note("the build's outputs are of other samples: there is no accuracy ladder")
         return None
     return ladder.climb(
         {**forms, "served": served},
         labels,
+        scored=name,
+        limits=Limits.of(spec, (item.precision for item in build.layers)),
         classes=dataset.classes,
-        accuracy_tolerance=spec.accuracy_tolerance,
-        output_tolerance=None if spec.task == "classification" else spec.output_tolerance,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from repo_builder import compile, recipes
-from repo_builder.core import artifacts, loading
+from repo_builder.core import artifacts, kept, loading
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import RepoBuilderError
 from repo_builder.core.recipe import Recipe
@@ -84,14 +84,16 @@ class Build:
         artifacts = (item for item in (self.exported, self.engine) if item)
         return all(item.details.data_sha256 in (None, fingerprint) for item in artifacts)
 
-    def outputs(self) -> dict[str, Array]:
-        """Return each form's outputs on the held-out samples, ``(n, ...)``, in the order in which they derive."""
-        found: dict[str, Array] = {}
+    def outputs(self) -> dict[str, dict[str, Array]]:
+        """Return each form's outputs on the held-out samples, ``(n, ...)`` by name, in the order in which they derive.
+
+        Raises:
+            RepositoryError: A file of them is damaged.
+        """
+        found: dict[str, dict[str, Array]] = {}
         for artifact in (self.exported, self.engine):
-            path = artifact.path / "outputs.npz" if artifact else None
-            if path is not None and path.is_file():
-                with np.load(path) as saved:
-                    found.update({name.replace("_", "-"): saved[name] for name in saved.files})
+            if artifact is not None:
+                found |= {form.replace("_", "-"): outputs for form, outputs in kept.load(artifact.path).items()}
         return found
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from repo_builder.core.errors import MeasureError
-from repo_builder.core.records import OutputRecord
 from repo_builder.core.tensors import Array
+from repo_builder.measure.judge.agreement import check_finite, compare
 from repo_builder.measure.judge.statistics import wilson
 from repo_builder.results import AccuracyResult
 
@@ -56,55 +56,6 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> Accura
         classes=names,
         correct="".join("1" if item else "0" for item in correct),
     )
-
-
-def compare(reference: Array, other: Array, *, tolerance: float | None = None, name: str = "") -> OutputRecord:
-    """Compare the outputs of two forms of a model on the same samples.
-
-    Args:
-        reference: ``(n, ...)``, the form that the other derives from.
-        other: Of the same shape.
-        tolerance: Largest absolute difference at which a sample agrees; None compares the argmax of ``(n, c)``.
-        name: The output's name.
-
-    Raises:
-        MeasureError: Shapes differ, or an output is not finite.
-    """
-    if reference.shape != other.shape or not reference.size:
-        raise MeasureError(f"outputs of shapes {reference.shape} and {other.shape} cannot be compared")
-    check_finite(reference)
-    check_finite(other)
-    difference = np.abs(reference.astype(np.float64) - other.astype(np.float64)).reshape(len(reference), -1)
-    if tolerance is None:
-        agree = reference.reshape(len(reference), -1).argmax(axis=1) == other.reshape(len(other), -1).argmax(axis=1)
-    else:
-        agree = difference.max(axis=1) <= tolerance
-    return OutputRecord(
-        name=name,
-        agreement=float(agree.mean()),
-        max_abs_diff=float(difference.max()),
-        mean_abs_diff=float(difference.mean()),
-    )
-
-
-def check_finite(outputs: Array) -> None:
-    """Refuse outputs that no number can be trusted of.
-
-    Args:
-        outputs: ``(n, ...)``.
-
-    Raises:
-        MeasureError: A value is NaN or infinite; names the first such sample.
-    """
-    if not np.issubdtype(outputs.dtype, np.floating):
-        return
-    bad = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        raise MeasureError(
-            f"the outputs of {int(bad.sum())} of {len(outputs)} samples are NaN or infinite, first of sample {first}",
-            hint="look at that sample, and at fp16 layers whose values overflow",
-        )
 
 
 def _macro(confusion: Array) -> tuple[float, float, float]:

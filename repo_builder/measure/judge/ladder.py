@@ -2,81 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
 from repo_builder.core.errors import MeasureError
-from repo_builder.core.records import AccuracyRecord
-from repo_builder.core.tensors import Array
+from repo_builder.core.records import AccuracyRecord, OutputRecord
+from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.measure.judge import accuracy
+from repo_builder.measure.judge.agreement import MOST_DB, check_finite, compare
 from repo_builder.measure.judge.baseline import ROUNDING, mcnemar
+from repo_builder.measure.judge.limits import Limits
 from repo_builder.results import Ladder
+
+Outputs = Mapping[str, Array]
+_CHANCE = 0.05  # a fall with a larger p-value is one that chance explains
+
+
+def scored_output(outputs: Sequence[TensorSpec], asked: str | None, classes: int) -> str:
+    """Return the output that is scored: the one asked for, else the first of one number a class, else the first.
+
+    Args:
+        outputs: The model's.
+        asked: ``measure.output``.
+        classes: Number of classes; 0 where there are none.
+    """
+    fitting = (item.name for item in outputs if classes and item.shape[-1:] == (classes,))
+    return asked or next(fitting, outputs[0].name)
 
 
 def climb(
-    outputs: Mapping[str, Array],
+    forms: Mapping[str, Outputs],
     labels: Array | None,
     *,
+    scored: str,
+    limits: Limits,
     classes: tuple[str, ...] = (),
-    accuracy_tolerance: float,
-    output_tolerance: float | None = None,
 ) -> Ladder:
-    """Compare every rung with the one above it.
+    """Compare every rung, in all of its outputs, with the one above it.
 
-    A rung departs when its top-1 is more than ``accuracy_tolerance`` below that of the rung above; where outputs are
-    not classes, when an output differs by more than ``output_tolerance``.
+    A rung departs when an output is beyond the limits. The scored output of a classifier is judged by its top-1: it
+    departs when that falls by more than the limit, and McNemar's test on the same samples finds the fall beyond chance
+    (p < 0.05); by its values only where the form above is itself no better than chance, as labels cannot tell then.
 
     Args:
-        outputs: Form → outputs ``(n, ...)`` on the same samples, from the first form to the last; any subset.
-        labels: ``(n,)``; None where outputs are not classes.
+        forms: Form → output name → values ``(n, ...)`` on the same samples, first form to last; any subset.
+        labels: ``(n,)``, of the scored output; None where it is not classes.
+        scored: Name of that output.
+        limits: What is accepted.
         classes: Names of the classes.
-        accuracy_tolerance: Fall of top-1, as a fraction.
-        output_tolerance: Largest absolute difference, for outputs that are not classes.
 
     Raises:
-        MeasureError: Shapes differ between rungs, or an output is not finite; names the form.
+        MeasureError: Shapes differ between rungs, or an output is not finite; names the form and the output.
     """
     rungs: list[AccuracyRecord] = []
-    above: Array | None = None
+    above: Outputs | None = None
     right_above: Array | None = None
-    for form, values in outputs.items():
-        try:
-            rung, right = _rung(form, values, labels, classes)
-            if above is not None:
-                rung = _compared(rung, above, values, None if labels is not None else output_tolerance)
-        except MeasureError as error:
-            raise MeasureError(error.message, where=form, hint=error.hint) from None
+    for form, outputs in forms.items():
+        rung, right = _rung(form, outputs, labels, scored, classes)
+        if above is not None:
+            rung = _compared(rung, above, outputs, limits, labelled=labels is not None)
         if right is not None and right_above is not None:
-            rung = _judged(rung, right_above, right, rungs[-1], accuracy_tolerance)
-        elif above is not None and output_tolerance is not None and rung.max_abs_diff is not None:
-            rung = replace(rung, departs=rung.max_abs_diff > output_tolerance)
+            rung = _judged(rung, right_above, right, rungs[-1], limits, classes)
+        elif above is not None:
+            rung = replace(rung, departs=any(item.departs for item in rung.outputs))
         rungs.append(rung)
-        above, right_above = values, right
+        above, right_above = outputs, right
     culprit = next((item.form for item in rungs if item.departs), "")
-    tolerance = accuracy_tolerance if labels is not None else output_tolerance
+    tolerance = limits.top1_fall if labels is not None else limits.output_tolerance
     return Ladder(rungs=tuple(rungs), culprit=culprit, tolerance=tolerance)
 
 
 def _rung(
-    form: str, values: Array, labels: Array | None, classes: tuple[str, ...]
+    form: str, outputs: Outputs, labels: Array | None, scored: str, classes: tuple[str, ...]
 ) -> tuple[AccuracyRecord, Array | None]:
+    if scored not in outputs:
+        raise MeasureError(f"there is no output '{scored}'; there are {', '.join(outputs)}", where=form)
+    values = outputs[scored]
+    for name, item in outputs.items():
+        with _named(form, name):
+            check_finite(item)
+    rung = AccuracyRecord(form=form, samples=len(values), output=scored)
     if labels is None:
-        accuracy.check_finite(values)
-        return AccuracyRecord(form=form, samples=len(values)), None
-    scored = accuracy.score(values, labels, classes)
-    rung = AccuracyRecord(form=form, samples=scored.samples, top1=scored.top1, low=scored.low, high=scored.high)
-    return rung, values.argmax(axis=1) == labels
+        return rung, None
+    with _named(form, scored):
+        found = accuracy.score(values, labels, classes)
+    return replace(rung, top1=found.top1, low=found.low, high=found.high), values.argmax(axis=1) == labels
 
 
-def _compared(rung: AccuracyRecord, above: Array, values: Array, tolerance: float | None) -> AccuracyRecord:
-    return replace(rung, outputs=(accuracy.compare(above, values, tolerance=tolerance),))
+def _compared(
+    rung: AccuracyRecord, before: Outputs, outputs: Outputs, limits: Limits, *, labelled: bool
+) -> AccuracyRecord:
+    least_db = limits.least_db(rung.form)
+    found = []
+    for name in (item for item in outputs if item in before):
+        classes = labelled and name == rung.output
+        with _named(rung.form, name):
+            one = compare(
+                before[name],
+                outputs[name],
+                name=name,
+                tolerance=None if classes else limits.output_tolerance,
+                least_db=None if classes else least_db,
+            )
+        discrete = outputs[name].dtype.kind != "f"
+        found.append(replace(one, departs=limits.departure(one, least_db, discrete=discrete)))
+    return replace(rung, outputs=tuple(found), worst=min(found, key=_quality).name if found else "")
+
+
+def _quality(found: OutputRecord) -> tuple[bool, float]:
+    """Order outputs from the worst: those that depart, then by signal to noise, or by what is equal."""
+    share = (found.agreement or 0.0) * MOST_DB
+    return not found.departs, share if found.sqnr_db is None else found.sqnr_db
 
 
 def _judged(
-    rung: AccuracyRecord, right_above: Array, right: Array, above: AccuracyRecord, tolerance: float
+    rung: AccuracyRecord,
+    right_above: Array,
+    right: Array,
+    above: AccuracyRecord,
+    limits: Limits,
+    classes: tuple[str, ...],
 ) -> AccuracyRecord:
     lost, won = int(np.sum(right_above & ~right)), int(np.sum(~right_above & right))
-    fall = (above.top1 or 0.0) - (rung.top1 or 0.0)
-    return replace(rung, p_value=mcnemar(lost, won), departs=fall > tolerance + ROUNDING)
+    fall, p_value = (above.top1 or 0.0) - (rung.top1 or 0.0), mcnemar(lost, won)
+    fell = fall > limits.top1_fall + ROUNDING and p_value < _CHANCE
+    blind = (above.low or 0.0) <= 1 / max(2, len(classes))
+    others = any(item.departs for item in rung.outputs if blind or item.name != rung.output)
+    return replace(rung, p_value=p_value, departs=fell or others)
+
+
+@contextmanager
+def _named(form: str, output: str) -> Iterator[None]:
+    """Add form and output to an error."""
+    try:
+        yield
+    except MeasureError as error:
+        raise MeasureError(error.message, where=f"{form}, output '{output}'", hint=error.hint) from None

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from repo_builder import serve
-from repo_builder.core import artifacts
+from repo_builder.core import artifacts, kept
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.details import OnnxDetails, OnnxRuntimeDetails
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.recipe import Recipe, parse
 from repo_builder.core.records import LayerRecord
+from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.flows import perf as measuring
 from repo_builder.measure.load.course import Pace
 from repo_builder.measure.wire.control import GrpcControl
@@ -53,14 +54,14 @@ def recipe(folder: Path, **measure: object) -> Recipe:
 def build(folder: Path, made: Recipe, **forms: np.ndarray) -> None:
     """Leave what a build leaves: manifests and every form's outputs."""
     layers = (LayerRecord(name="fc", type="Linear", asked="int8", calibrator="max", input_amax=1.0, sqnr_db=40.0),)
-    kept = {
-        "onnx": {name: value for name, value in forms.items() if name != "engine"},
-        "engine": {"engine": forms["engine"]},
+    made_by = {
+        "onnx": {name: {"y": value} for name, value in forms.items() if name != "engine"},
+        "engine": {"engine": {"y": forms["engine"]}},
     }
     for kind, name in ((OnnxArtifact, "onnx"), (EngineArtifact, "engine")):
-        place = folder / "build" / "identity" / name
+        place = folder / "build" / made.name / name
         place.mkdir(parents=True)
-        np.savez(place / "outputs.npz", **kept[name])
+        kept.save(place, made_by[name])
         details = OnnxDetails() if name == "onnx" else OnnxRuntimeDetails(max_batch_size=64)
         artifact = kind(
             path=place,
@@ -282,3 +283,48 @@ def test_what_ends_the_run_is_kept_with_what_was_measured(triton: serve.Server, 
     assert collected.run is not None
     assert len(collected.run.levels) == 1
     assert "batch 9 is more" in collected.run.stopped
+
+
+@pytest.mark.parametrize("shape", [(4,), ()])
+def test_a_model_that_is_not_batched_is_scored_by_sample(
+    triton: serve.Server, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """Its tensors are one sample of four numbers, or four samples of one; the last request of these is filled up."""
+    made = recipe(tmp_path, task="other")
+    tensor = {"dtype": DType.FP32, "shape": shape}
+    model = replace(made.model, inputs=(TensorSpec(name="x", **tensor),), outputs=(TensorSpec(name="y", **tensor),))  # type: ignore[arg-type]
+    made = replace(made, name="unbatched", model=model)
+    values = np.random.default_rng(0).random((6, *shape)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=values)
+    build(tmp_path, made, exported=values, engine=values)
+    run = measured(triton, tmp_path, model="unbatched", levels=(Level(),))
+    assert run.ladder is not None
+    assert [item.samples for item in run.ladder.rungs] == [6, 6, 6]
+    assert run.ladder.rungs[2].max_abs_diff == 0
+    assert run.levels[0].requests
+
+
+def test_one_number_a_sample_is_what_the_server_has_to_call_a_shape_of_one() -> None:
+    from repo_builder.flows.perf.accuracy import _shaped
+
+    number, other = TensorSpec(name="y", dtype=DType.FP32, shape=()), TensorSpec(name="z", dtype=DType.FP32, shape=(1,))
+    values = {"y": np.zeros((5, 1)), "z": np.zeros((5, 1)), "more": np.zeros((5, 2))}
+    assert {name: item.shape for name, item in _shaped(values, [number, other]).items()} == {
+        "y": (5,),
+        "z": (5, 1),
+        "more": (5, 2),
+    }
+    assert _shaped({"y": np.zeros(5)}, [replace(number, shape=(1,))])["y"].shape == (5, 1)
+
+
+def test_every_output_and_limit_is_held_in_the_ladder(triton: serve.Server, tmp_path: Path) -> None:
+    right = values()[0]
+    build(tmp_path, recipe(tmp_path, task="other"), fp32=right, exported=right, engine=-right)
+    run = measured(triton, tmp_path, levels=(Level(),))
+    assert run.ladder is not None
+    assert run.ladder.culprit == "engine"
+    assert run.ladder.rungs[2].worst == "y"
+    assert "dB, under 10 dB" in run.ladder.rungs[2].outputs[0].departs
+    said = " ".join(item.text for item in verdict(run) if item.tone == "bad")
+    assert "'engine' departs from 'exported'" in said
+    assert "output 'y': signal to noise is" in said

@@ -1,0 +1,44 @@
+"""The outputs that forms of a model gave on the held-out samples, kept beside the artifact for what derives from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from repo_builder.core.errors import RepositoryError
+from repo_builder.core.tensors import Array
+
+OUTPUTS = "outputs.npz"
+Forms = Mapping[str, Mapping[str, Array]]  # form → output name → values (n, ...)
+
+
+def save(folder: Path, forms: Forms) -> None:
+    """Write forms' outputs into an artifact's folder; strings as numpy's own, which need no pickle."""
+    arrays = {
+        f"{form}/{name}": values.astype(str) if values.dtype.kind in "OS" else values
+        for form, outputs in forms.items()
+        for name, values in outputs.items()
+    }
+    np.savez(folder / OUTPUTS, **arrays)
+
+
+def load(folder: Path) -> dict[str, dict[str, Array]]:
+    """Return the forms' outputs that ``save`` wrote, in their order; nothing where there are none.
+
+    Raises:
+        RepositoryError: The file is damaged.
+    """
+    path = folder / OUTPUTS
+    found: dict[str, dict[str, Array]] = {}
+    if not path.is_file():
+        return found
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            for key in saved.files:
+                form, _, name = key.partition("/")
+                found.setdefault(form, {})[name] = saved[key]
+    except Exception as error:  # zipfile, zlib and numpy raise what they like
+        raise RepositoryError(f"is damaged ({error})", where=str(path), hint="build again with --force") from None
+    return found
