@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/output_limits.py --out benchmarks/results/output_limits.json [RECIPE ...]
 
-Every recipe is built, with --accept-departure, in its own precisions under the four calibrators, then in fp16 and in fp32;
+Every recipe is built, with --accept-departure, in its own precisions under the four calibrators, in fp16 and in fp32;
 then broken by ranges that are wrong: inputs clipped at their median and at nine tenths, weights at their median. A line
-tells for each step the lowest signal to noise of any output (dB), what top-1 became, how large the error is beside what
-varies between samples, and whether the build would have been refused.
+tells for each step the lowest signal to noise of any output (dB), what top-1 became, how large the error is beside
+what varies between samples, and whether the build would have been refused.
 """
 
 from __future__ import annotations

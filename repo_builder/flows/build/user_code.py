@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from repo_builder.core import files
+from repo_builder.core import files, watching
 
-_INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_SITE = ("site-packages", "dist-packages")
 _OWN = "repo_builder"  # its code is part of the key by itself
 
 
@@ -39,12 +36,12 @@ def fingerprints(target: str) -> dict[str, str]:
 def _closure(start: list[tuple[str, Path]], roots: tuple[Path, ...]) -> dict[str, Path]:
     """Return the modules of ``start`` and all that they import, outside the installed packages."""
     found = dict(start)
-    waiting = [item for item in start if not _is_installed(item[1])]
+    waiting = [item for item in start if watching.is_users(item[1])]
     while waiting:
         name, path = waiting.pop()
         for wanted in _imports(name, path):
             for other, place in _find(wanted, roots):
-                if other not in found and not _is_installed(place):
+                if other not in found and watching.is_users(place):
                     found[other] = place
                     waiting.append((other, place))
     return found
@@ -115,8 +112,3 @@ def _outside(top: str) -> Path | None:
     if spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations))).parent
     return Path(spec.origin).parent if spec.origin and spec.has_location else None
-
-
-def _is_installed(path: Path) -> bool:
-    whole = path.resolve()
-    return any(part in _SITE for part in whole.parts) or any(whole.is_relative_to(item) for item in _INSTALLED)
