@@ -35,7 +35,7 @@ def load(folder: Path) -> dict[str, dict[str, Array]]:
     if not path.is_file():
         return found
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
             for key in saved.files:
                 form, _, name = key.partition("/")
                 found.setdefault(form, {})[name] = saved[key]
