@@ -97,4 +97,5 @@ def run(model: Runner, batches: Batches, samples: Mapping[str, Array]) -> dict[s
 def whole(batches: Batches, samples: Mapping[str, Array]) -> Mapping[str, Array]:
     """Return samples as calibration takes them: as they are, or one whole tensor a run where a model asks for that."""
     plain = all(spec.batch_axis == 0 for spec in batches.inputs) and (batches.fixed or batches.size > 1)
-    return samples if plain else batches.requests(samples)
+    alone = batches if batches.fixed else replace(batches, size=1)
+    return samples if plain else alone.requests(samples)

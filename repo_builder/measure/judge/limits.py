@@ -97,6 +97,6 @@ class Limits:
             return f"{100 * equal:.1f} % of its values are equal, under {100 * self.least.equal:g} %"
         if found.sqnr_db < least_db:
             return f"signal to noise is {found.sqnr_db:.1f} dB, under {least_db:g} dB"
-        if found.relative_error is not None and found.relative_error > 1:
+        if found.relative_error is not None and found.relative_error > 1 and not self.fixed:
             return f"its error is {found.relative_error:.2g} times what varies between samples"
         return ""
