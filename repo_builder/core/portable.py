@@ -35,7 +35,7 @@ def make_portable(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> None
     known = {item.name: item for item in outputs}
     for value in model.graph.output:
         if value.name in known and value.type.tensor_type.HasField("shape"):
-            _fix(value.type.tensor_type.shape, known[value.name].shape)
+            _fix(value.type.tensor_type.shape, known[value.name])
     model.ir_version = min(model.ir_version, needed_ir_version(model))
 
 
@@ -56,10 +56,13 @@ def needed_ir_version(model: onnx.ModelProto) -> int:
     return max(needed, *(version for version, brought in _BROUGHT_TYPES.items() if brought & types), needed)
 
 
-def _fix(shape: onnx.TensorShapeProto, sizes: Sequence[int]) -> None:
-    """Write sizes over symbols, from the last dimension on: one more in front is the batch."""
-    if len(shape.dim) - len(sizes) not in (0, 1) or not sizes:
+def _fix(shape: onnx.TensorShapeProto, spec: TensorSpec) -> None:
+    """Write sizes over symbols; a dimension more than the spec has is the one that counts samples."""
+    sizes = list(spec.shape)
+    if len(shape.dim) == len(sizes) + 1:
+        sizes.insert(max(0, spec.batch_axis), -1)
+    if len(shape.dim) != len(sizes):
         return
-    for dimension, size in zip(reversed(shape.dim), reversed(sizes), strict=False):
+    for dimension, size in zip(shape.dim, sizes, strict=True):
         if size > 0 and not dimension.HasField("dim_value"):
             dimension.dim_value = size
