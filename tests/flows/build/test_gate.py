@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from repo_builder.core import artifacts
+from repo_builder.core import artifacts, servers
 from repo_builder.core.errors import DepartureError, ModelError
 
 if TYPE_CHECKING:
@@ -171,6 +173,31 @@ def test_a_name_that_another_model_has_is_told(project: Project, capsys: pytest.
     said = capsys.readouterr().err
     assert "the name 'small' is taken" in said
     assert "another model (x fp32[3] → y fp32[3])" in said
+
+
+def test_servers_that_serve_the_model_of_before_are_named(
+    two_heads: Callable[..., Project],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    project = two_heads(broken=False)
+    project.build()
+    here = servers.Process.of(os.getpid())
+    repository = (project.folder / "model_repository").resolve()
+    note = servers.ServerNote(
+        server=here, keeper=here, detached=True, since=0.0, loaded=time.time() + 1, runtime="embedded",
+        repository=repository, endpoints=servers.Endpoints(http=18000),
+    )  # fmt: skip
+    servers.write(servers.folder_of(repository) / servers.DETACHED, note)
+    project.build()
+    assert "18000" not in capsys.readouterr().err
+    servers.write(servers.folder_of(repository) / servers.DETACHED, dataclasses.replace(note, loaded=0.0))
+    project.build()
+    said = capsys.readouterr().err
+    assert "the server on 127.0.0.1:18000 serves the 'small' that lay there before" in said
+    assert "--restart" in said
 
 
 def test_a_file_that_the_models_code_reads_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
