@@ -50,8 +50,8 @@ def main() -> None:
                 row = {"recipe": Path(recipe).stem, "kind": kind, "variant": name, **measured(recipe, settings)}
                 rows.append(row)
                 print(in_words(row), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                if options.out:
+                    options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for kind in VARIANTS:
         found = [row["changed_db"] for row in rows if row["kind"] == kind and row["changed_db"] is not None]
         if found:
