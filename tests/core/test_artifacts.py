@@ -83,7 +83,9 @@ def test_an_artifact_is_whole_when_its_files_are_those_of_the_manifest(tmp_path:
     artifact = written(tmp_path)
     (tmp_path / "notes.txt").write_text("someone's own")
     artifact.require_whole()
-    with pytest.raises(RepositoryError, match=r"model\.fp32\.onnx: is not the file that manifest\.json lists → copy all of"):
+    with pytest.raises(
+        RepositoryError, match=r"model\.fp32\.onnx: is not the file that manifest\.json lists → copy all of"
+    ):
         dataclasses.replace(artifact, files={}).require_whole()
     with pytest.raises(
         RepositoryError, match=r"outputs\.npz: cannot be read \(No such file or directory\) → copy all of"

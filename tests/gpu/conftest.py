@@ -19,7 +19,7 @@ from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.details import OnnxDetails
 from repo_builder.core.recipe import Recipe, RepositorySpec, parse
 from repo_builder.core.records import LayerRecord
-from repo_builder.export import precision
+from repo_builder.export import precision, qdq
 
 LAYERS = ("conv1", "conv2", "linear1", "linear2")
 SHAPE = (3, 8, 8)
@@ -171,7 +171,10 @@ def place_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[OnnxArtifa
         folder = tmp_path_factory.mktemp("plan") / artifact.recipe.name
         folder.mkdir()
         options = CompileOptions(
-            recipe=artifact.recipe, layer_precisions=artifact.details.layer_precisions, cache_folder=folder.parent
+            recipe=artifact.recipe,
+            graph=artifact.model,
+            layer_precisions=qdq.layer_precisions(onnx.load(artifact.model)),
+            cache_folder=folder.parent,
         )
         details = TensorRTTarget().compile(artifact, folder, options=options)
         engine = EngineArtifact(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.details import TensorRTDetails
 from repo_builder.core.errors import CompileError
 from repo_builder.core.recipe import ProfileSpec
-from repo_builder.core.tensors import ShapeProfile
 from repo_builder.export import qdq
 
 NAMES = ("fp16", "fp32", "int8", "mixed")
@@ -75,16 +75,20 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
 
 def test_every_layer_runs_in_the_precision_that_was_asked(compiled: Compiled, asked: Asked) -> None:
     artifact, _, details = compiled
-    told = {item.layer: (item.asked, item.got) for item in details.precisions}
-    assert told == {name: (kind, kind) for name, kind in asked[artifact.recipe.name].items()}
-    assert details.notes == ()
+    told = {item.layer: item for item in details.precisions}
+    assert {name: item.asked for name, item in told.items()} == asked[artifact.recipe.name]
+    assert not [str(item) for item in told.values() if item.departs]
+    # Where a float layer is small, TensorRT may find more bits than asked to be faster; then a note says so.
+    wider = [str(item) for item in told.values() if not item.holds]
+    assert all(item.asked == "fp16" and item.got == "fp32" for item in told.values() if not item.holds)
+    assert sorted(details.notes) == sorted(wider)
 
 
 def test_int8_runs_int8_kernels(compiled: Compiled, asked: Asked) -> None:
     artifact, _, details = compiled
     kernels = {item.layer: item.tactic for item in details.precisions}
     for name, kind in asked[artifact.recipe.name].items():
-        assert ("i8" in kernels[name]) == (kind == "int8"), kernels[name]
+        assert bool(re.search("i8|int8", kernels[name])) == (kind == "int8"), kernels[name]
 
 
 def test_no_layer_with_weights_is_untold(compiled: Compiled) -> None:
@@ -109,7 +113,8 @@ def test_every_batch_size_up_to_the_largest(compiled: Compiled, images: np.ndarr
     _, folder, _ = compiled
     whole = run_plan(folder, images)
     for count in range(1, MAX_BATCH + 1):
-        np.testing.assert_allclose(run_plan(folder, images[:count]), whole[:count], rtol=1e-3, atol=1e-3)
+        # each profile has kernels of its own, and TF32 ones round products to 11 bits
+        np.testing.assert_allclose(run_plan(folder, images[:count]), whole[:count], rtol=5e-3, atol=5e-3)
 
 
 def test_provenance_is_told(compiled: Compiled) -> None:
@@ -123,7 +128,8 @@ def test_provenance_is_told(compiled: Compiled) -> None:
         gpu.compute_capability,
     )
     assert details.tensorrt_version.split(".")[0].isdigit()
-    assert details.profiles == ({"image": ShapeProfile(min=(1, 3, 8, 8), opt=(16, 3, 8, 8), max=(16, 3, 8, 8))},)
+    spans = [(shape.min[0], shape.opt[0], shape.max[0]) for item in details.profiles for shape in item.values()]
+    assert spans == [(1, 1, 1), (2, 8, 8), (9, 16, 16)]
     assert details.plan_bytes == (folder / "model.plan").stat().st_size
     json.dumps(codec.plain(details))
 
@@ -191,7 +197,7 @@ def test_a_plan_cut_short_is_refused(compiled: Compiled, tmp_path: Path) -> None
     path = tmp_path / "model.plan"
     path.write_bytes((folder / "model.plan").read_bytes()[:-5000])
     command = [sys.executable, "-m", "repo_builder", "inspect", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
     assert done.returncode == CompileError.exit_code
     assert "cannot load the plan" in done.stderr
 
