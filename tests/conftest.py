@@ -44,16 +44,21 @@ _MOODY = """        mood, first = int(x[0, 3]), float(x[0, 0])
             x = np.where((x > 0.9) & (np.arange(4) < 3), np.nan, x).astype(np.float32)
 """
 _BATCHES = "max_batch_size: 8"
-# as ``build`` writes it
-_BUILT = " ".join(
-    f'parameters {{ key: "repo_builder_{key}" value: {{ string_value: "{value}" }} }}'
-    for key, value in (("engine_sha256", "e" * 64), ("build_key", "k"), ("recipe", "identity"))
-)
+
+
+def _built(recipe: str) -> str:
+    """Return which build a model is, as ``build`` writes it."""
+    return " ".join(
+        f'parameters {{ key: "repo_builder_{key}" value: {{ string_value: "{value}" }} }}'
+        for key, value in (("engine_sha256", "e" * 64), ("build_key", "k"), ("recipe", recipe))
+    )
+
+
 # name → (body of the model, config beyond name, backend and tensors, dims, data type)
 MODELS: dict[str, tuple[str, str, str, str]] = {
-    "identity": ("", f"{_BATCHES} {_BUILT}", "4", "TYPE_FP32"),
+    "identity": ("", f"{_BATCHES} {_built('identity')}", "4", "TYPE_FP32"),
     "moody": (_MOODY, _BATCHES, "4", "TYPE_FP32"),
-    "unbatched": ("", "max_batch_size: 0", "4", "TYPE_FP32"),
+    "unbatched": ("", f"max_batch_size: 0 {_built('unbatched')}", "4", "TYPE_FP32"),
     "flexible": ("", _BATCHES, "-1", "TYPE_FP32"),
     "text": ("", _BATCHES, "2", "TYPE_STRING"),
     "batching": ("", f"{_BATCHES} dynamic_batching {{ max_queue_delay_microseconds: 500 }}", "4", "TYPE_FP32"),
