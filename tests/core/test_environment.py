@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,16 @@ def test_a_driver_that_hangs_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(environment.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(subprocess, "run", hang)
     assert environment.gpus() == ()
+
+
+@pytest.mark.parametrize("asked", ["", "0"])
+def test_onnx_runtime_reports_nothing_unless_the_user_says_so(tmp_path: Path, asked: str) -> None:
+    """The package's own modules are the first to import it; whoever sets the variable decides."""
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    kept |= {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    kept |= {"ORT_DISABLE_TELEMETRY": asked} if asked else {}
+    code = "import repo_builder.compile.onnxruntime.target, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (asked or "1")  # what a server started from here inherits
+    if not asked:
+        assert not [item for item in tmp_path.rglob("*") if item.is_file()]
