@@ -4,21 +4,66 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from repo_builder.core.errors import OutputError
+from repo_builder.core.errors import OutputError, RepoBuilderError, first_line
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_STAGED = ".new"  # how the names of what is not in place yet end: .NAME.xxxxxxxx.new
+
+
+@contextmanager
+def parsing(path: Path, error: type[RepoBuilderError], said: str, *, hint: str | None = None) -> Iterator[None]:
+    """Turn whatever a parser raises on a damaged or hostile file into one error that names the file.
+
+    zipfile, the decompressors, numpy's headers, Pillow, pickle, protobuf and json share no base class, and each
+    raises more kinds of exception than it documents. So only calls of parsers stand in such a block.
+
+    Args:
+        path: The file.
+        error: The branch that the file's kind belongs to.
+        said: What is wrong then, as in ``is no .npz file of plain arrays``; the parser's own words follow.
+        hint: What to do next.
+
+    Raises:
+        RepoBuilderError: Of the kind ``error``; errors of the tree pass unchanged.
+    """
+    try:
+        yield
+    except RepoBuilderError:
+        raise
+    except RecursionError as problem:
+        raise error(f"{said} (it is nested too deeply)", where=str(path), hint=hint) from problem
+    except MemoryError as problem:
+        raise error(f"{said} (it would need more memory than there is)", where=str(path), hint=hint) from problem
+    except Exception as problem:
+        reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else first_line(problem)
+        raise error(f"{said} ({reason[:200]})", where=str(path), hint=hint) from problem
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
+    """Return what a JSON file holds.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no JSON in UTF-8, or is nested too deeply.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def sha256_of(path: Path) -> str:
@@ -56,18 +101,30 @@ def write_bytes(path: Path, data: bytes) -> None:
             with path.open("ab") as stream:
                 stream.write(data)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacing_file(path) as stream:
+            stream.write(data)
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a stream whose content takes ``path``'s place when the block ends well; else nothing is left of it.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
+    fresh, handle = _owned(path, path.parent, folder=False)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(handle)
+            fresh.chmod(0o666 & ~_umask())
+            os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -117,14 +174,54 @@ def replacing_folder(target: Path, *, staging: Path | None = None) -> Iterator[P
     """
     with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=staging or target.parent))
+        sweep(target)
+        fresh, handle = _owned(target, staging or target.parent, folder=True)
         fresh.chmod(0o777 & ~_umask())
     try:
         with output_errors(target):
             yield fresh
             _exchange(fresh, target)
     finally:
+        os.close(handle)
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _owned(target: Path, place: Path, *, folder: bool) -> tuple[Path, int]:
+    """Make the file or folder that will be ``target``, and return it with the handle by which this process owns it.
+
+    The kernel lets go of a lock when its process ends, however it ends: that is how a sweep tells left from living.
+    """
+    prefix = f".{target.name}."
+    while True:
+        if folder:
+            fresh = Path(tempfile.mkdtemp(_STAGED, prefix, place))
+            handle = os.open(fresh, os.O_RDONLY)
+        else:
+            handle, name = tempfile.mkstemp(_STAGED, prefix, place)
+            fresh = Path(name)
+        with suppress(OSError):  # a file system without locks: then nobody can sweep there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if fresh.stat().st_ino == os.fstat(handle).st_ino:
+                return fresh, handle
+        os.close(handle)  # swept before it was owned
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed writers of ``target`` left beside it: staged files and folders that no process owns."""
+    ours = re.compile(re.escape(f".{target.name}.") + "[a-z0-9_]{8}" + re.escape(_STAGED))
+    try:
+        left = [Path(item.path) for item in os.scandir(target.parent) if ours.fullmatch(item.name)]
+    except OSError:
+        return
+    for path in left:
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where its owner lives, or there are no locks
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+            finally:
+                os.close(handle)
 
 
 def _exchange(fresh: Path, target: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from repo_builder.core import progress
 from repo_builder.core.errors import DataError
-from repo_builder.core.files import output_errors
+from repo_builder.core.files import output_errors, replacing_file
 
 _CHUNK = 1 << 18
 _TIMEOUT_S = 30
@@ -39,24 +38,16 @@ def fetch(url: str, path: Path, *, digest: str, advice: str) -> None:
     """
     algorithm, _, expected = digest.partition(":")
     found = hashlib.new(algorithm, usedforsecurity=False)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            for chunk in _chunks(url, advice):
-                found.update(chunk)
-                with output_errors(path):
-                    stream.write(chunk)
+    with output_errors(path), replacing_file(path) as stream:
+        for chunk in _chunks(url, advice):
+            found.update(chunk)
+            stream.write(chunk)
         if found.hexdigest() != expected:
             raise DataError(
                 f"the download has the {algorithm} {found.hexdigest()}, not {expected}",
                 where=url,
                 hint=f"try again; if it stays so, the file has changed there: {advice}",
             )
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def text(url: str, advice: str) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,86 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(OutputError, match="may not be written"):
         files.require_writable(tmp_path / "new")
+
+
+def kill_inside(code: str, folder: Path) -> None:
+    """Run code in a process of its own and kill it once it has printed a line."""
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=folder, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"inside\n"
+        writer.kill()
+
+
+FOLDER = """
+    import pathlib, time
+    from repo_builder.core import files
+    with files.replacing_folder(pathlib.Path("model")) as fresh:
+        (fresh / "half").write_text("half")
+        print("inside", flush=True)
+        time.sleep(60)
+"""
+FILE = """
+    import pathlib, time
+    from repo_builder.core import files
+    with files.replacing_file(pathlib.Path("model")) as stream:
+        stream.write(b"half")
+        print("inside", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("code", [FOLDER, FILE])
+def test_what_a_killed_writer_left_is_swept_by_the_next_one(tmp_path: Path, code: str) -> None:
+    kill_inside(code, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    files.write_text(tmp_path / "model", "whole")
+    assert [item.name for item in tmp_path.iterdir()] == ["model"]
+    kill_inside(code, tmp_path)
+    files.sweep(tmp_path / "model")
+    assert [item.name for item in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_sweep_spares_living_writers_and_files_of_others(tmp_path: Path) -> None:
+    others = {".model.bak", ".model.12345678.new.txt", ".models.abcd1234.new", "model.abcd1234.new", ".model.new"}
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    target = tmp_path / "model"
+    with files.replacing_folder(target) as fresh:
+        files.sweep(target)
+        assert fresh.is_dir()
+    with files.replacing_file(tmp_path / "other") as stream:
+        files.sweep(tmp_path / "other")
+        stream.write(b"whole")
+    assert {item.name for item in tmp_path.iterdir()} == {*others, "model", "other"}
+
+
+def test_a_sweep_never_follows_a_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / ".model.abcd1234.new").symlink_to("precious")
+    files.sweep(tmp_path / "model")
+    assert (tmp_path / "precious").is_dir()
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"\xff", b"{", b"", b'{"a": ' + b"9" * 5000 + b"x}"])
+def test_json_that_is_damaged_is_a_value_error(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"."):
+        files.read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (zlib.error("Error -3"), "is damaged (Error -3)"),
+        (RecursionError(), "is damaged (it is nested too deeply)"),
+        (MemoryError(), "is damaged (it would need more memory than there is)"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "is damaged (Permission denied)"),
+        (KeyError("shape"), "is damaged ('shape')"),
+        (AssertionError(), "is damaged (AssertionError)"),
+    ],
+)
+def test_whatever_a_parser_raises_names_the_file(raised: Exception, said: str) -> None:
+    with pytest.raises(OutputError) as caught, files.parsing(Path("a.bin"), OutputError, "is damaged"):
+        raise raised
+    assert caught.value.message == said
+    assert caught.value.where == "a.bin"

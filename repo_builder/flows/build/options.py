@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from repo_builder.core import artifacts
+from repo_builder.core import artifacts, files
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord
@@ -78,6 +78,7 @@ def current(
         recipe: The present recipe; another ``[measure]`` changes nothing that was made, only how it is scored.
         rescored: The artifact → its scores under the present recipe.
     """
+    files.sweep(folder)
     found = artifacts.up_to_date(cls, folder, key)
     if found is not None and found.recipe != recipe:
         accuracy = found.accuracy if found.recipe.measure == recipe.measure else rescored(found)
