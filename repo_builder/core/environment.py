@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import platform
+import resource
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
@@ -87,6 +89,23 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     lines = (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
     return next(lines, platform.machine())
+
+
+def memory_free_bytes() -> int | None:
+    """Return how much memory a process can still take: by the kernel, its control group and its own limit.
+
+    None where none of the three is known.
+    """
+    bounds = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        bounds.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        bounds.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        bounds.append(limit)
+    return min(bounds, default=None)
 
 
 def describe() -> dict[str, Any]:

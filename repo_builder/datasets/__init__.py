@@ -20,6 +20,7 @@ from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import DataSpec
 from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import user
+from repo_builder.datasets.labels import MOST_CLASSES
 from repo_builder.datasets.source import Source
 from repo_builder.datasets.splits import Part, partition
 
@@ -100,6 +101,24 @@ class Dataset:
             for start in range(0, len(chosen), _BLOCK):
                 digest.update(values[chosen[start : start + _BLOCK]].tobytes())
         return digest.hexdigest()
+
+    def require_class_numbers(self) -> None:
+        """Refuse labels that are targets of something else than classification, where classes are to be scored.
+
+        Raises:
+            DataError: There are labels, and they are no class numbers.
+        """
+        labels = self._source.labels
+        if labels is None or self.classes:
+            return
+        odd = (labels < 0) | (labels != np.floor(labels)) | (labels >= MOST_CLASSES) if labels.ndim == 1 else [True]
+        bad = int(np.argmax(odd))
+        raise DataError(
+            f"the label of {self._source.place(bad)} is {labels[bad]}, which is no class number (0 to "
+            f"{MOST_CLASSES - 1})",
+            where=self._source.origin,
+            hint='set measure.task = "other" where outputs are not classes, or name the label\'s column',
+        )
 
     def split(self, part: Part) -> Samples:
         """Return one part's samples, preprocessed.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from repo_builder.core import progress
+from repo_builder.core import files, progress
 from repo_builder.core.errors import DataError
 from repo_builder.core.tensors import Array, TensorSpec
+from repo_builder.datasets.archive import require_memory
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
 
@@ -46,18 +49,15 @@ def read(
             f"images fill one input of 1 or 3 channels and a fixed size, not {', '.join(map(str, inputs))}",
             where=str(path),
         )
-    folders = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+    with files.parsing(path, DataError, "cannot be listed"):
+        folders, found = _listed(path)
     if not folders:
         raise DataError("there is no sub-folder", where=str(path), hint="put the images of each class into one")
-    suffixes = set(Image.registered_extensions())
-    found = [
-        sorted(item for item in folder.iterdir() if item.suffix.lower() in suffixes and not item.name.startswith("."))
-        for folder in folders
-    ]
     for folder, images in zip(folders, found, strict=True):
         if not images:
             raise DataError("holds no images", where=str(folder), hint="every sub-folder is a class; remove it, if not")
     paths = [item for images in found for item in images]
+    require_memory(len(paths) * math.prod(spec.shape), f"{len(paths)} images of {spec}", where=str(path))
     pixels = np.stack([_pixels(item, spec.shape) for item in progress.bar(paths, "reading images")])
 
     def prepare(raw: dict[str, Array]) -> dict[str, Array]:
@@ -73,12 +73,23 @@ def read(
     )
 
 
+def _listed(path: Path) -> tuple[list[Path], list[list[Path]]]:
+    """Return the classes' folders and the images of each, in the order of their names."""
+    suffixes = set(Image.registered_extensions())
+    folders = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+    found = [
+        sorted(item for item in folder.iterdir() if item.suffix.lower() in suffixes and not item.name.startswith("."))
+        for folder in folders
+    ]
+    return folders, found
+
+
 def _pixels(path: Path, shape: tuple[int, ...]) -> Array:
     """Return one image as uint8 (channels, height, width)."""
     channels, height, width = shape
-    try:
-        with Image.open(path) as image:
-            resized = image.convert(_MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"is no readable image ({error})", where=str(path), hint="remove or replace it") from None
+    said = files.parsing(path, DataError, "is no readable image", hint="remove or replace it")
+    with said, warnings.catch_warnings(), Image.open(path) as image:
+        warnings.simplefilter("ignore")  # of doubtful but readable files
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        resized = image.convert(_MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)

@@ -9,15 +9,17 @@ import numpy as np
 from repo_builder.core.errors import DataError, did_you_mean
 from repo_builder.core.tensors import Array
 
+MOST_CLASSES = 100_000  # numbers beyond are no class numbers; large vocabularies of classes have some 20,000
+
 
 def class_numbers(
     given: Array | None, names: Sequence[str], *, origin: str, place: Callable[[int], str] = "sample {}".format
 ) -> tuple[Array | None, tuple[str, ...]]:
     """Return class numbers int64 (n,) and the names of the classes.
 
-    Text becomes the number of its name; whole numbers, also where they are stored as floats, are class numbers. Other
-    numbers, and more than one a sample, are targets of something else than classification: they stay as they are and
-    there are no classes.
+    Text becomes the number of its name; whole numbers from 0 to 99,999, also where they are stored as floats, are class
+    numbers. Other numbers (prices, times, identifiers), and more than one a sample, are targets of something else than
+    classification: they stay as they are and there are no classes. With ``names``, whole numbers are class numbers.
 
     Args:
         given: Labels as read, or None.
@@ -39,11 +41,12 @@ def class_numbers(
     if given.dtype.kind not in "iufb" or given.ndim == 0:
         raise DataError(f"the labels are {given.dtype} of shape {list(given.shape)}", where=origin)
     whole = given.ndim == 1 and bool(np.isfinite(given).all()) and bool((given == np.floor(given)).all())
-    if not whole:
+    low, high = (given.min(initial=0), given.max(initial=0)) if whole else (0, 0)
+    most = np.iinfo(np.int64).max // 2 if names else MOST_CLASSES - 1  # a class is a name, a stratum and a line
+    if not whole or high > most or low < (-most if names else 0):
         return given, ()
     numbers = given.astype(np.int64)
-    count = int(numbers.max(initial=-1)) + 1
-    return numbers, tuple(names) or tuple(str(number) for number in range(max(1, count)))
+    return numbers, tuple(names) or tuple(str(number) for number in range(int(high) + 1))
 
 
 def _named(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from repo_builder.core.errors import DataError
-from repo_builder.core.tensors import Array, TensorSpec
+from repo_builder.core.tensors import Array, DType, TensorSpec
 
 _BLOCK = 4096  # samples checked at a time, so that a check never doubles the memory
 
@@ -56,6 +56,7 @@ class Source:
             DataError: The first thing that is wrong, with its file and place.
         """
         self._check_counts(specs)
+        self._check_classes()
         self._check_labels()
         self._check_types(specs)
         self._check_finite(specs)
@@ -83,7 +84,7 @@ class Source:
                 where=self.origin,
                 hint=f"the data has: {', '.join(self.inputs)}",
             )
-        if len(self) == 0:
+        if len(self) == 0 or any(values.size == 0 for values in self.inputs.values()):
             raise DataError("there are no samples", where=self.origin)
         counts = {name: len(values) for name, values in self.inputs.items()}
         if self.labels is not None:
@@ -91,6 +92,22 @@ class Source:
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise DataError(f"the numbers of samples differ ({shown})", where=self.origin)
+
+    def _check_classes(self) -> None:
+        """Refuse names that no file of one line a class can hold, and names that do not tell classes apart."""
+        seen: dict[str, int] = {}
+        for number, name in enumerate(self.classes):
+            if not name.strip():
+                complaint = "is empty"
+            elif not name.isprintable():  # line breaks, control characters and what is no Unicode
+                complaint = f"is {name!a}: a label is one line of printable text"
+            elif name in seen:
+                complaint = f"is '{name}', as that of class {seen[name]} is"
+            else:
+                seen[name] = number
+                continue
+            hint = "rename it in the data, or give all names with data.arguments.classes"
+            raise DataError(f"the name of class {number} {complaint}", where=self.origin, hint=hint)
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -109,6 +126,9 @@ class Source:
         for name, values in self.inputs.items():
             if values.dtype.kind not in "biufSU":
                 raise DataError(f"'{name}' holds {values.dtype} values, not numbers", where=self.origin)
+            spec = next((item for item in specs if item.name == name), None)
+            if spec and values.dtype.kind in "SU" and spec.dtype is not DType.STRING:
+                raise DataError(f"'{name}' holds text, the model takes {spec.dtype.value}", where=self.origin)
         first = self.prepare({name: values[:1] for name, values in self.inputs.items()})
         for spec in specs:
             values = first[spec.name]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repo_builder.core import files
 from repo_builder.core.errors import DataError, did_you_mean
 from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets.labels import class_numbers
@@ -72,25 +73,20 @@ def read(
 def _rows(path: Path, delimiter: str) -> tuple[list[str], list[list[str]], list[int]]:
     """Return the header, the rows that are not blank, and the line that each of them ends on."""
     rows, lines = [], []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise DataError(
-                        f"line {reader.line_num} has {len(row)} columns, the header has {len(header)}",
-                        where=str(path),
-                        hint="set data.arguments.delimiter if columns are not separated by it"
-                        if len(row) == 1
-                        else None,
-                    )
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
-        raise DataError(f"cannot be read ({error})", where=str(path)) from None
+    with files.parsing(path, DataError, "cannot be read"), path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise DataError(
+                    f"line {reader.line_num} has {len(row)} columns, the header has {len(header)}",
+                    where=str(path),
+                    hint="set data.arguments.delimiter if columns are not separated by it" if len(row) == 1 else None,
+                )
+            rows.append([cell.strip() for cell in row])
+            lines.append(reader.line_num)
     if not rows:
         raise DataError("there are no samples", where=str(path), hint="a header line and one line a sample are needed")
     if len(set(header)) != len(header):

@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from repo_builder.core import loading
-from repo_builder.core.errors import DataError, RecipeError, did_you_mean
+from repo_builder.core.errors import DataError, RecipeError, RepoBuilderError, did_you_mean, first_line
 from repo_builder.core.recipe import DataSpec
 from repo_builder.core.tensors import Array, TensorSpec
-from repo_builder.datasets import table
+from repo_builder.datasets import archive, table
 from repo_builder.datasets.labels import class_numbers
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
@@ -102,33 +101,40 @@ def read_npz(
         raise RecipeError(
             f"'{layout}' is no layout", where="data.arguments.layout", hint=did_you_mean(layout, _LAYOUTS)
         )
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, BadZipFile, EOFError, AttributeError) as error:
-        raise DataError(f"is no .npz file of plain arrays ({error})", where=str(path)) from None
     found = {}
-    for spec in inputs:
-        keys = (spec.name, *_INPUT_KEYS) if len(inputs) == 1 else (spec.name,)
-        key = next((item for item in keys if item in arrays), None)
-        if key is None:
-            raise DataError(
-                f"holds no array '{spec.name}'", where=str(path), hint=f"it holds: {', '.join(arrays) or 'nothing'}"
-            )
-        found[spec.name] = np.atleast_1d(arrays[key])
+    with archive.opened(path) as stored:
+        for spec in inputs:
+            keys = (spec.name, *_INPUT_KEYS) if len(inputs) == 1 else (spec.name,)
+            key = _first(keys, stored.names)
+            if key is None:
+                holds = f"it holds: {', '.join(stored.names) or 'nothing'}"
+                raise DataError(f"holds no array '{spec.name}'", where=str(path), hint=holds)
+            found[spec.name] = np.atleast_1d(stored.read(key))
+        label = _first(_LABEL_KEYS, stored.names)
+        given = None if label is None else stored.read(label)
+        stored_names = stored.read("classes") if not classes and "classes" in stored.names else np.array([], str)
+    if stored_names.ndim != 1:
+        raise DataError(f"the array 'classes' has the shape {list(stored_names.shape)}", where=str(path))
+    names = tuple(classes) or tuple(str(item) for item in stored_names.tolist())
     floats = {spec.name for spec in inputs if spec.dtype.numpy.kind == "f"}
 
     def prepare(raw: dict[str, Array]) -> dict[str, Array]:
-        turned = {name: np.moveaxis(item, -1, 1) if layout == "hwc" else item for name, item in raw.items()}
+        turned = {
+            name: np.moveaxis(item, -1, 1) if layout == "hwc" and item.ndim > 2 else item for name, item in raw.items()
+        }
         return {
             name: normalise(item, scale=scale, mean=mean, std=std) if name in floats else item
             for name, item in turned.items()
         }
 
-    given = next((arrays[key] for key in _LABEL_KEYS if key in arrays), None)
-    names = classes or tuple(str(item) for item in arrays.get("classes", ()))
     labels, names = class_numbers(given, names, origin=str(path))
     return Source(origin=str(path), inputs=found, labels=labels, classes=names, prepare=prepare)
+
+
+def _first(keys: Iterable[str], names: Iterable[str]) -> str | None:
+    """Return the first of the keys that is among the names."""
+    known = set(names)
+    return next((key for key in keys if key in known), None)
 
 
 def read_function(source: str, arguments: dict[str, Any], inputs: tuple[TensorSpec, ...]) -> Source:
@@ -140,7 +146,14 @@ def read_function(source: str, arguments: dict[str, Any], inputs: tuple[TensorSp
         RecipeError: The function is not there or takes other arguments.
         DataError: It returns something else.
     """
-    result = loading.call(loading.load_user(source, where="data.source"), arguments, where="data.arguments")
+    function = loading.load_user(source, where="data.source")
+    try:
+        result = loading.call(function, arguments, where="data.arguments")
+    except RepoBuilderError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        said = f"raised {type(error).__name__}: {first_line(error)}"
+        raise DataError(said, where=source, hint="--debug shows where") from error
     if not isinstance(result, tuple) or len(result) not in (2, 3):
         raise DataError(
             f"returned {type(result).__name__}, not (inputs, labels)", where=source, hint="labels may be None"

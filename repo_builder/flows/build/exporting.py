@@ -101,6 +101,8 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
 
 def _check_data(dataset: Dataset, source: exporting.Source, recipe: Recipe) -> None:
     """Refuse classes that the output cannot tell apart, and warn of weights that were trained on held-out samples."""
+    if recipe.measure.task == "classification":
+        dataset.require_class_numbers()
     name = scored_output(recipe.model.outputs, recipe.measure.output, len(dataset.classes))
     output = next(item for item in recipe.model.outputs if item.name == name)
     if recipe.measure.task == "classification" and dataset.classes and output.shape[-1:] != (len(dataset.classes),):

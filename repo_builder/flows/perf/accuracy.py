@@ -100,6 +100,7 @@ def score(
         elif labels is None:
             collected.update(accuracy_skipped="the data has no labels")
         else:
+            dataset.require_class_numbers()
             scored = accuracy.score(outputs[name], labels, dataset.classes)
             collected.update(accuracy=scored)
             step.note(f"top-1 {scored.top1:.4f} on {scored.samples} samples")
