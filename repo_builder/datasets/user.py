@@ -116,12 +116,11 @@ def read_npz(
     if stored_names.ndim != 1:
         raise DataError(f"the array 'classes' has the shape {list(stored_names.shape)}", where=str(path))
     names = tuple(classes) or tuple(str(item) for item in stored_names.tolist())
+    hwc = layout == "hwc"
     floats = {spec.name for spec in inputs if spec.dtype.numpy.kind == "f"}
 
     def prepare(raw: dict[str, Array]) -> dict[str, Array]:
-        turned = {
-            name: np.moveaxis(item, -1, 1) if layout == "hwc" and item.ndim > 2 else item for name, item in raw.items()
-        }
+        turned = {name: np.moveaxis(item, -1, 1) if hwc and item.ndim > 2 else item for name, item in raw.items()}
         return {
             name: normalise(item, scale=scale, mean=mean, std=std) if name in floats else item
             for name, item in turned.items()

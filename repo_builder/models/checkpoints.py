@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ def load(module: nn.Module, path: Path, *, where: str) -> None:
         where: Recipe key or option that named the file.
 
     Raises:
-        ModelError: The file is missing or damaged, would run code, holds NaN, or has other tensors than the module.
+        ModelError: The file is missing or damaged, would run code, has other tensors than the module, or holds values
+            that the module's tensors cannot: none (meta), complex, quantized or sparse ones, NaN, or ones beyond the
+            range of their type.
     """
     found = _unwrapped(read(path, where=where), path, where)
     wanted = module.state_dict()
@@ -40,10 +42,32 @@ def load(module: nn.Module, path: Path, *, where: str) -> None:
         if name.endswith(_COUNTER):
             found.setdefault(name, wanted[name])
     _compare(found, wanted, path, where)
-    for name, tensor in found.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelError(f"the tensor '{name}' of {path} holds NaN or infinite values", where=where)
-    module.load_state_dict(found)
+    module.load_state_dict({name: _cast(tensor, wanted[name], name, path, where) for name, tensor in found.items()})
+
+
+# What a tensor may be that has no plain values → how it gets some.
+_ODD: tuple[tuple[str, Callable[[torch.Tensor], bool], str], ...] = (
+    ("is on the meta device: it has a shape and no values", lambda item: item.is_meta, "save the loaded model"),
+    ("is sparse", lambda item: item.layout != torch.strided, "save it with .to_dense()"),
+    ("is quantized", lambda item: item.is_quantized, "save the float model; precisions are for [quantize] to give"),
+    ("is nested", lambda item: item.is_nested, "save plain tensors"),
+)
+
+
+def _cast(tensor: torch.Tensor, wanted: torch.Tensor, name: str, path: Path, where: str) -> torch.Tensor:
+    """Return a checkpoint's tensor in the module's dtype, or refuse what would not be the same there."""
+    said = f"the tensor '{name}' of {path}"
+    for complaint, is_so, hint in _ODD:
+        if is_so(tensor):
+            raise ModelError(f"{said} {complaint}", where=where, hint=hint)
+    if tensor.is_complex() and not wanted.is_complex():
+        raise ModelError(f"{said} is complex, the model's is {wanted.dtype}", where=where)
+    cast = tensor.to(wanted.dtype)
+    if cast.dtype.is_floating_point and not torch.isfinite(cast).all():
+        raise ModelError(f"{said} holds NaN or infinite values, or values beyond {cast.dtype}", where=where)
+    if not cast.dtype.is_floating_point and not torch.equal(cast.to(tensor.dtype), tensor):
+        raise ModelError(f"{said} holds values that are no {cast.dtype}", where=where)
+    return cast
 
 
 def read(path: Path, *, where: str) -> Any:  # noqa: ANN401 - checked by the caller
@@ -66,8 +90,8 @@ def read(path: Path, *, where: str) -> Any:  # noqa: ANN401 - checked by the cal
             where=where,
             hint="save torch.save(model.state_dict(), ...) or a .safetensors file",
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path} is no checkpoint, or is damaged ({first_line(error)})", where=where) from error
+    except Exception as error:  # an archive, a pickle and tensors: each has exceptions of its own
+        raise ModelError(f"{path} is no checkpoint, or is damaged ({first_line(error)[:200]})", where=where) from error
 
 
 def facts(path: Path) -> dict[str, str]:

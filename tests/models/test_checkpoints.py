@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from repo_builder import models
 from repo_builder.core.errors import ModelError, OutputError
@@ -193,3 +195,60 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError):
         checkpoints.write(tmp_path / "file" / "a.safetensors", {"a": torch.zeros(1)}, {})
+
+
+ODD = {
+    "meta": (lambda item: item.to("meta"), "is on the meta device"),
+    "sparse": (lambda item: item.to_sparse(), "is sparse.*to_dense"),
+    "csr": (lambda item: item.to_sparse_csr() if item.ndim == 2 else item, "is sparse"),
+    "quantized": (lambda item: torch.quantize_per_tensor(item.float(), 0.1, 0, torch.qint8), "is quantized"),
+    "complex": (lambda item: item.to(torch.complex64), "is complex, the model's is torch.float32"),
+    "nan": (lambda item: item * float("nan"), "holds NaN or infinite values"),
+    "beyond": (lambda item: item.double() + 1e300, r"or values beyond torch\.float32"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:torch.quantize", "ignore:.*TypedStorage")
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_without_plain_values_are_refused_by_name(tmp_path, kind):
+    change, message = ODD[kind]
+    module = small(1)
+    before = small(1)
+    state = {name: change(item) if item.is_floating_point() else item for name, item in small(2).state_dict().items()}
+    torch.save(state, tmp_path / "odd.pt")
+    with pytest.raises(ModelError, match=message) as caught:
+        load(module, tmp_path / "odd.pt")
+    assert "the tensor '" in caught.value.message
+    assert same(module, before)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int32])
+def test_tensors_of_other_types_are_cast(tmp_path, kind):
+    state = {name: torch.ones_like(item).to(kind) for name, item in small().state_dict().items()}
+    torch.save(state, tmp_path / "a.pt")
+    module = small()
+    load(module, tmp_path / "a.pt")
+    assert all(bool((item == 1).all()) for item in module.state_dict().values())
+
+
+def test_fractions_for_whole_numbers_are_refused(tmp_path):
+    state = {name: item + 0.5 for name, item in small().state_dict().items()}
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match=r"num_batches_tracked.*no torch\.int64"):
+        load(small(), tmp_path / "a.pt")
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_whatever_happens_to_a_checkpoint_it_loads_or_is_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("fuzz") / data.draw(st.sampled_from(["a.pt", "a.safetensors"]))
+    state = small().state_dict()
+    safetensors.torch.save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    stored = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        stored[data.draw(st.integers(0, len(stored) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(stored[: data.draw(st.integers(len(stored) // 2, len(stored)))]))
+    try:
+        load(small(), path)
+    except ModelError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - both ends are right
