@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from onnx.external_data_helper import convert_model_to_external_data
 
-from repo_builder.core import files
+from repo_builder.core import files, onnx_tensors
 from repo_builder.core.errors import ModelError, first_line
 
 # protobuf takes no message of 2 GiB; what is not weights needs room, too.
@@ -21,13 +21,15 @@ def load(path: Path) -> onnx.ModelProto:
     """Read a model with the weights that lie beside it.
 
     Raises:
-        ModelError: It is no ONNX model, or a file that it names is missing.
+        ModelError: It is no ONNX model, a file that it names is missing, or a tensor in it is damaged.
     """
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
     except Exception as error:  # protobuf's and onnx's errors share no base class
         hint = "export or copy it again, with the files that lie beside it"
         raise ModelError(f"is not an ONNX model ({first_line(error)})", where=str(path), hint=hint) from error
+    onnx_tensors.refuse_damaged(model, path)
+    return model
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

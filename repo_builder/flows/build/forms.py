@@ -6,7 +6,8 @@ torch is imported when a stage really runs, so that a build that is up to date n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from repo_builder import models
 from repo_builder.core import calling, files, graphs, loading, onnx_files, progress, watching
 from repo_builder.core.batches import Batches
-from repo_builder.core.errors import ModelError
+from repo_builder.core.errors import CompileError, ModelError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
@@ -127,7 +128,7 @@ def export(
         onnx_files.save(made.model, path)
         step.wrote(path, shown=shown / path.name)
     outputs: dict[str, Outputs] = {"fp32": made.outputs} if made.outputs else {}
-    with progress.step("run fp32 graph"):
+    with progress.step("run fp32 graph"), _blaming(origin):
         taking = running.taking(path, recipe.model.inputs, recipe.model.outputs, held_out)
         if taking.alone and made.run is not None:  # every form is run as it will be served
             outputs["fp32"] = made.run(1)
@@ -140,6 +141,17 @@ def export(
     samples = dict(running.whole(taking.batches, calibration))
     layers = _calibrated(ready, plans, recipe, samples, folder, key=key, earlier=earlier)
     return Exported(layers=layers, as_it_came=False, **found)
+
+
+@contextmanager
+def _blaming(origin: Source) -> Iterator[None]:
+    """Turn ONNX Runtime's refusal of a user's own .onnx into an error about that file."""
+    try:
+        yield
+    except CompileError as error:
+        if not origin.is_onnx:
+            raise
+        raise ModelError(error.message, where=str(origin.path), hint=error.hint) from error
 
 
 def planned(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, tuple[LayerPlan, ...]]:
