@@ -12,6 +12,10 @@ from repo_builder.cli.build import parse_version, shared_options, show
 @click.command("compile")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @shared_options
+@click.option(
+    "--trust-code", is_flag=True,
+    help="Run the module:function that the artifact's manifest names as its data, to score the engine.",
+)  # fmt: skip
 def command(
     artifact: Path,
     repository: Path,
@@ -24,6 +28,7 @@ def command(
     accept_departure: bool,
     force: bool,
     as_json: bool,
+    trust_code: bool,
 ) -> None:
     """Compile ARTIFACT, the folder build/NAME of another machine's build, on the GPU that will serve it.
 
@@ -50,5 +55,6 @@ def command(
         keep_versions=keep_versions,
         allow_precision_mismatch=allow_precision_mismatch,
         accept_departure=accept_departure,
+        trust_code=trust_code,
     )
     show(building.compile_artifact(exported, options), as_json=as_json)

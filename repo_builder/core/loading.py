@@ -9,13 +9,18 @@ import functools
 import importlib
 import inspect
 import sys
+import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from repo_builder.core import codec
 from repo_builder.core.errors import MissingDependency, RecipeError, did_you_mean
+
+_DISTRUSTED: ContextVar[Mapping[str, Path]] = ContextVar("distrusted", default=types.MappingProxyType({}))
 
 
 def load(target: str, *, extra: str | None = None, what: str | None = None) -> Any:  # noqa: ANN401 - whatever is named
@@ -43,6 +48,25 @@ def load(target: str, *, extra: str | None = None, what: str | None = None) -> A
         raise MissingDependency(message, hint="install it anew, as built for this machine") from error
 
 
+class UntrustedCode(RecipeError):  # noqa: N818 - reads as what it is
+    """Code that a file from elsewhere names, and that nobody has said to run."""
+
+
+@contextmanager
+def distrusting(targets: Iterable[str], *, origin: Path) -> Iterator[None]:
+    """Refuse to import some ``module:function`` values inside the block, whoever asks for them.
+
+    Args:
+        targets: The values, as a file from elsewhere names them.
+        origin: That file.
+    """
+    before = _DISTRUSTED.set({**_DISTRUSTED.get(), **dict.fromkeys(targets, origin)})
+    try:
+        yield
+    finally:
+        _DISTRUSTED.reset(before)
+
+
 def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is named
     """Import a user's ``module:function`` from the current folder or the installed packages.
 
@@ -50,8 +74,12 @@ def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is 
 
     Raises:
         RecipeError: The module or the function is not there.
+        UntrustedCode: Inside ``distrusting`` of it.
         MissingDependency: A library that the module imports is not installed.
     """
+    if target in _DISTRUSTED.get():
+        message = f"'{target}' is code that {_DISTRUSTED.get()[target]} names, and what a copied file names is not run"
+        raise UntrustedCode(message, where=where, hint="--trust-code runs it")
     module, _, attribute = target.rpartition(":")
     places = [str(Path.cwd())]
     if module.endswith(".py"):

@@ -81,6 +81,16 @@ def opened(path: Path) -> Iterator[Archive]:
         yield Archive(path, packed)
 
 
+def read_all(path: Path) -> dict[str, Array]:
+    """Return all arrays of an .npz file, by name and in its order.
+
+    Raises:
+        DataError: It is damaged, or larger than the free memory.
+    """
+    with opened(path) as stored:
+        return {name: stored.read(name) for name in stored.names}
+
+
 def require_memory(size_bytes: int, what: str, *, where: str) -> None:
     """Refuse what would not fit into memory, before it is allocated.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,39 @@ def test_what_is_no_artifact_is_told_in_a_sentence(
     assert told in capsys.readouterr().err
     assert cli.run(["compile", "nowhere"]) == 9
     assert "nowhere/onnx: there is no manifest.json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def naming_code(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copied artifact whose manifest names a module that leaves a file behind when it is imported."""
+    manifest = json.loads((copied / "manifest.json").read_text(encoding="utf-8"))
+    for value in (manifest["recipe"]["model"], manifest["recipe"]["data"]):
+        value.update(source="planted_code:read", arguments={})
+    manifest["recipe"].setdefault("measure", {})["metric"] = "planted_code:score"
+    (copied / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    Path("planted_code.py").write_text("open('was_run', 'w').close()\ndef read(): raise ValueError('read')\n")
+    monkeypatch.delitem(sys.modules, "planted_code", raising=False)
+    return Path("was_run")
+
+
+def test_code_that_a_copied_manifest_names_is_not_imported(
+    naming_code: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compiled("--json") == 0
+    captured = capsys.readouterr()
+    assert not naming_code.exists()
+    assert "'planted_code:read' is code that" in captured.err
+    assert "--trust-code" in captured.err
+    assert [item["form"] for item in json.loads(captured.out)["accuracy"]][-1] != "onnxruntime"
+
+
+def test_whoever_trusts_the_manifest_or_names_the_code_runs_it(
+    naming_code: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine_instead.py").write_text("def read(): raise ValueError('mine')\n")
+    assert compiled("--set", "data.source=mine_instead:read") == 0  # data that cannot be had scores nothing
+    assert "raised ValueError: mine" in capsys.readouterr().err
+    assert not naming_code.exists()
+    assert compiled("--trust-code") == 0
+    assert "raised ValueError: read" in capsys.readouterr().err
+    assert naming_code.exists()

@@ -78,3 +78,15 @@ def test_annotations_that_cannot_be_resolved_are_left_alone() -> None:
         return size
 
     assert loading.call(odd, {"size": "x"}, where="") == "x"
+
+
+def test_distrusted_code_is_not_imported_by_anyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "distrusted_module.py").write_text("def read(): return 1\n")
+    with (
+        loading.distrusting(["distrusted_module:read"], origin=Path("manifest.json")),
+        pytest.raises(loading.UntrustedCode, match=r"'distrusted_module:read' is code that manifest.json names"),
+    ):
+        loading.load_user("distrusted_module:read", where="data.source")
+    assert "distrusted_module" not in sys.modules
+    assert loading.load_user("distrusted_module:read", where="data.source")() == 1

@@ -13,12 +13,13 @@ import dataclasses
 from pathlib import Path
 
 from repo_builder import datasets
-from repo_builder.core import artifacts, files, progress
+from repo_builder.core import artifacts, files, loading, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import DataError
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import compiling as compile_stage
 from repo_builder.flows.build import exporting as export_stage
+from repo_builder.flows.build import keys
 from repo_builder.flows.build import placing as place_stage
 from repo_builder.flows.build import scores
 from repo_builder.flows.build.options import BuildOptions, BuildResult
@@ -56,6 +57,12 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
     Raises:
         RepoBuilderError: As ``build``.
     """
+    named = () if options.trust_code else keys.code_names(exported.recipe)
+    with loading.distrusting(named, origin=exported.path / artifacts.MANIFEST):
+        return _compile(exported, options)
+
+
+def _compile(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
     skipped: list[str] = ["export"]
     target = compile_stage.choose(options)
     place_stage.warn_of_another(options)
@@ -68,6 +75,8 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
         progress.skipped(
             "score", f"the held-out data is not here ({error.message}); give --data-dir to score the engine"
         )
+    except loading.UntrustedCode as error:
+        progress.skipped("score", f"{error.message}; --trust-code does")
     engine = compile_stage.run(exported, target, options, dataset, skipped)
     return _placed(exported, engine, options, skipped)
 

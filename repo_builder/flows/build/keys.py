@@ -35,6 +35,12 @@ def user_code(recipe: Recipe) -> dict[str, dict[str, str]]:
     return {value: hashes for value, hashes in found.items() if hashes}
 
 
+def code_names(recipe: Recipe) -> tuple[str, ...]:
+    """Return the recipe's values that may name a ``module:function``, which whoever uses the recipe runs."""
+    values = (recipe.model.source, recipe.data.source, recipe.measure.metric)
+    return tuple(value for value in values if value and ":" in value)
+
+
 def weights(path: Path) -> str:
     """Return the sha256 of a checkpoint; of an .onnx file together with the files beside it that hold its weights.
 

@@ -32,6 +32,7 @@ class BuildOptions:
         keep_versions: Versions kept in the repository; None takes the recipe's.
         allow_precision_mismatch: Whether a layer may end in another precision than asked.
         accept_departure: Whether a form that departs from the one before it is placed all the same.
+        trust_code: Whether ``compile`` may run the functions that the artifact's manifest names.
     """
 
     recipe: Recipe
@@ -45,6 +46,7 @@ class BuildOptions:
     keep_versions: int | None = None
     allow_precision_mismatch: bool = False
     accept_departure: bool = False
+    trust_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
