@@ -10,13 +10,14 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from repo_builder import __version__
-from repo_builder.cli import bugs
-from repo_builder.core.errors import RepoBuilderError, did_you_mean
+from repo_builder.cli import bugs, streams
+from repo_builder.core.errors import OutputError, RepoBuilderError, did_you_mean
 
 # verb → (module under repo_builder.cli, one line for --help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -96,7 +97,13 @@ def main() -> None:
     """Run the command line and exit with the error's code."""
     if "_REPO_BUILDER_COMPLETE" in os.environ:
         group.main(prog_name="repo-builder")
-    sys.exit(run(sys.argv[1:]))
+    try:
+        streams.prepare()
+        code = run(sys.argv[1:])
+    except OutputError as error:
+        code = _say(str(error), error.exit_code)
+    unwritten = streams.finish()
+    sys.exit(_say(str(unwritten), unwritten.exit_code) if unwritten and code == 0 else code)
 
 
 def run(arguments: list[str]) -> int:
@@ -115,7 +122,7 @@ def run(arguments: list[str]) -> int:
         click.echo("interrupted", err=True)
         return 130
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - keeps the interpreter's last flush quiet
+        streams.mute()
         return 141
     except Exception as error:  # the last resort of the whole program
         return _failed(error, arguments, debug=bool(meta.get("debug")))
@@ -126,10 +133,15 @@ def _failed(error: Exception, arguments: list[str], *, debug: bool) -> int:
     """Say in one line what went wrong, after the traceback where that was asked for; return the exit code."""
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, RepoBuilderError):
-        text, code = str(error), error.exit_code
-    else:
-        text, code = bugs.sentence(error, arguments), bugs.EXIT_CODE
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(text, err=True)
+    known = streams.refusal(error) if isinstance(error, OSError) else error
+    if isinstance(known, RepoBuilderError):
+        return _say(str(known), known.exit_code)
+    return _say(bugs.sentence(error, arguments), bugs.EXIT_CODE)
+
+
+def _say(text: str, code: int) -> int:
+    """Print an error's sentence on stderr and return its exit code."""
+    with suppress(OSError):  # a full stderr changes nothing about what failed
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(text, err=True)
     return code
