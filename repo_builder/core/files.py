@@ -53,19 +53,6 @@ def parsing(path: Path, error: type[RepoBuilderError], said: str, *, hint: str |
         raise error(f"{said} ({reason[:200]})", where=str(path), hint=hint) from problem
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
-    """Return what a JSON file holds.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is no JSON in UTF-8, or is nested too deeply.
-    """
-    try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hex."""
     digest = hashlib.sha256()

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from repo_builder.core.errors import RepositoryError, did_you_mean
+from repo_builder.core.errors import RepositoryError, did_you_mean, first_line
 from repo_builder.core.releases import NEWER_FIELDS
 from repo_builder.core.tensors import TensorSpec
 from repo_builder.repository.spec import LABELS, ModelConfigSpec
@@ -38,6 +38,8 @@ def parse(text: str, where: str) -> Any:  # noqa: ANN401 - protobuf messages hav
             where=f"{where}:{line}:{column}" if line else where,
             hint=_other_field(reason),
         ) from None
+    except (ValueError, TypeError, RecursionError) as error:  # numbers beyond a field, and messages inside messages
+        raise RepositoryError(f"is not a model configuration: {first_line(error)[:200]}", where=where) from None
 
 
 def _other_field(reason: str) -> str | None:
