@@ -66,7 +66,7 @@ target = "onnxruntime"
 [compile.onnxruntime]
 first_layer = "int8"
 [repository]
-max_batch_size = 16
+max_batch_size = 64
 [measure]
 task = "classification"
 """
