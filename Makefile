@@ -1,6 +1,7 @@
 # make demo   build vgg, serve it, measure it through the running server, write build/vgg/report.html
 # make test   the whole test suite, as CI runs it
 # make lint   ruff and mypy
+# make campaign BUDGET=600   damaged inputs, killed builds, attacks and faults for so many seconds (docs/reliability.md)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -9,7 +10,7 @@ MINOR  := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2]
 PINS   := deploy/constraints/python$(MINOR).txt
 STAMP  := $(VENV)/.installed-$(MINOR)
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint campaign install clean
 
 demo: install
 	$(RB) build vgg
@@ -23,6 +24,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+BUDGET ?= 600
+PARTS  ?=
+campaign: install
+	$(BIN)/python tests/campaigns $(PARTS) --seconds $(BUDGET)
 
 install: $(STAMP)
 

@@ -1,0 +1,8 @@
+"""The campaigns are scripts that import each other by name; their tests do so, too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
