@@ -9,7 +9,6 @@ import random
 import socket
 import threading
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from results import Result
 from server import Server
 
 _CLIENTS = ("grpc", "grpc", "http", "http")
+_ATTACKERS = 6
 _SLOW = 100  # connections that never finish their request
 _MOST_GROWTH_MIB = 300
 _ROWS = 8
@@ -50,7 +50,7 @@ def run(folder: Path, seconds: float, seed: int, *, count: int | None = None) ->
         for thread in (*goods, slow):
             thread.start()
         try:
-            _attack(server, random.Random(seed), result, begin + seconds, count or 10**9)
+            _attack(server, seed, result, begin + seconds, count or 10**9)
         finally:
             done.set()
             for thread in (*goods, slow):
@@ -61,21 +61,25 @@ def run(folder: Path, seconds: float, seed: int, *, count: int | None = None) ->
     return result
 
 
-def _attack(server: Server, rnd: random.Random, result: Result, deadline: float, most: int) -> None:
-    attacker = requests_malformed.Attacker(server, rnd)
-    kinds = list(attacker.kinds)
-    sent: Counter[str] = Counter()
-    while sent.total() < most and time.monotonic() < deadline:
-        kind = rnd.choice(kinds)
-        answered = attacker.send(kind)
-        sent[kind] += 1
-        result.figures["malformed_requests"] += 1
-        result.figures["malformed_answered"] += answered
-        if sent.total() % 20 == 0 and not server.alive():
-            result.problem(f"the server ended after '{kind}'")
-            return
-    if not server.alive():
-        result.problem("the server ended")
+def _attack(server: Server, seed: int, result: Result, deadline: float, most: int) -> None:
+    """Attack from several threads until the deadline, the count, or the server's end."""
+
+    def one(number: int) -> None:
+        rnd = random.Random(seed * _ATTACKERS + number)
+        attacker = requests_malformed.Attacker(server, rnd)
+        kinds = list(attacker.kinds)
+        while result.figures["malformed_requests"] < most and time.monotonic() < deadline:
+            kind = rnd.choice(kinds)
+            result.count("malformed_requests", *(["malformed_answered"] if attacker.send(kind) else []))
+            if not server.alive():
+                result.problem(f"the server ended after '{kind}' or so")
+                return
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(_ATTACKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _client(kind: str, server: Server) -> tuple[Any, Any]:
@@ -100,7 +104,7 @@ def _good(
     while not done.is_set():
         first = rnd.randrange(_ROWS)
         last = rnd.randint(first + 1, _ROWS)
-        result.figures["good_requests"] += 1
+        result.count("good_requests")
         try:
             got = _infer(kind, server, x[first:last], client)
         except Exception as error:  # both clients' libraries raise what they like

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import subprocess
 from collections import Counter
@@ -28,7 +29,7 @@ ROWS: tuple[tuple[str, str, int, str], ...] = (
 
 def read() -> dict[str, Any]:
     """Return the record; an empty one where there is none."""
-    if not RECORD.is_file():
+    if not RECORD.is_file() or not RECORD.stat().st_size:
         return {"schema": SCHEMA, "runs": []}
     record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
     return record
@@ -36,6 +37,12 @@ def read() -> dict[str, Any]:
 
 def add(part: str, seed: int, seconds: float, result: Result) -> None:
     """Add a run to the record and write the page's table anew."""
+    with RECORD.open("a") as held:  # two parts may end at the same time
+        fcntl.flock(held, fcntl.LOCK_EX)
+        _add(part, seed, seconds, result)
+
+
+def _add(part: str, seed: int, seconds: float, result: Result) -> None:
     record = read()
     record["runs"].append({
         "part": part,

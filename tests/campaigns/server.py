@@ -49,7 +49,11 @@ class Server:
 
     def alive(self) -> bool:
         """Whether tritonserver runs."""
-        return self.pid in self.processes()
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state not in "ZX"
 
 
 def start(repository: Path) -> Server:
