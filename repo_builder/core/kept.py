@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from repo_builder.core.errors import RepositoryError
+from repo_builder.core import archive
+from repo_builder.core.errors import DataError, RepositoryError
 from repo_builder.core.tensors import Array
 
 OUTPUTS = "outputs.npz"
@@ -35,10 +36,10 @@ def load(folder: Path) -> dict[str, dict[str, Array]]:
     if not path.is_file():
         return found
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
-            for key in saved.files:
-                form, _, name = key.partition("/")
-                found.setdefault(form, {})[name] = saved[key]
-    except Exception as error:  # zipfile, zlib and numpy raise what they like
-        raise RepositoryError(f"is damaged ({error})", where=str(path), hint="build again with --force") from None
+        saved = archive.read_all(path)
+    except DataError as error:
+        raise RepositoryError(error.message, where=str(path), hint="build again with --force") from None
+    for key, values in saved.items():
+        form, _, name = key.partition("/")
+        found.setdefault(form, {})[name] = values
     return found

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from repo_builder.core import files, progress
+from repo_builder.core.archive import require_memory
 from repo_builder.core.errors import DataError
 from repo_builder.core.tensors import Array, TensorSpec
-from repo_builder.datasets.archive import require_memory
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
 

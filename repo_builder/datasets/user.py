@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from repo_builder.core import loading
+from repo_builder.core import archive, loading
 from repo_builder.core.errors import DataError, RecipeError, RepoBuilderError, did_you_mean, first_line
 from repo_builder.core.recipe import DataSpec
 from repo_builder.core.tensors import Array, TensorSpec
-from repo_builder.datasets import archive, table
+from repo_builder.datasets import table
 from repo_builder.datasets.labels import class_numbers
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from repo_builder.core.errors import QuantizeError
+from repo_builder.core import archive
+from repo_builder.core.errors import DataError, QuantizeError
 from repo_builder.quantize.calibrate import Observed
 from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
 
@@ -51,34 +51,35 @@ def read_ranges(path: Path) -> Ranges:
         QuantizeError: The file is missing or damaged.
     """
     try:
-        with path.open("rb") as stream, np.load(stream) as saved:
-            columns = [saved[name].tolist() for name in ("tensors", "low", "high", "amax", "calibrators")]
-            tensors = {
-                name: TensorRange(low=low, high=high, amax=amax, calibrator=calibrator)
-                for name, low, high, amax, calibrator in zip(*columns, strict=True)
-            }
-            weights = {
-                name: WeightRange(amax=saved[f"weight_{place}"]) for place, name in enumerate(saved["weights"].tolist())
-            }
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise QuantizeError(f"cannot be read ({error})", where=str(path), hint="build again with --force") from error
+        saved = archive.read_all(path)
+        columns = [saved[name].tolist() for name in ("tensors", "low", "high", "amax", "calibrators")]
+        tensors = {
+            name: TensorRange(low=low, high=high, amax=amax, calibrator=calibrator)
+            for name, low, high, amax, calibrator in zip(*columns, strict=True)
+        }
+        weights = {
+            name: WeightRange(amax=saved[f"weight_{place}"]) for place, name in enumerate(saved["weights"].tolist())
+        }
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        said = error.message if isinstance(error, DataError) else str(error)
+        raise QuantizeError(f"cannot be read ({said})", where=str(path), hint="build again with --force") from error
     return Ranges(tensors=tensors, weights=weights)
 
 
 def read_observed(path: Path, key: str) -> Observed | None:
     """Read what an earlier calibration saw; None where there is none of this key."""
     try:
-        with path.open("rb") as stream, np.load(stream) as saved:
-            if str(saved["key"]) != key:
-                return None
-            names = saved["seen_tensors"].tolist()
-            kept = zip(saved["kept_tensors"].tolist(), saved["kept_calibrators"].tolist(), strict=True)
-            return Observed(
-                low=dict(zip(names, saved["seen_low"].tolist(), strict=True)),
-                high=dict(zip(names, saved["seen_high"].tolist(), strict=True)),
-                amax=dict(zip(kept, saved["kept_amax"].tolist(), strict=True)),
-            )
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        saved = archive.read_all(path)
+        if str(saved["key"]) != key:
+            return None
+        names = saved["seen_tensors"].tolist()
+        kept = zip(saved["kept_tensors"].tolist(), saved["kept_calibrators"].tolist(), strict=True)
+        return Observed(
+            low=dict(zip(names, saved["seen_low"].tolist(), strict=True)),
+            high=dict(zip(names, saved["seen_high"].tolist(), strict=True)),
+            amax=dict(zip(kept, saved["kept_amax"].tolist(), strict=True)),
+        )
+    except (DataError, KeyError, TypeError, ValueError):
         return None
 
 

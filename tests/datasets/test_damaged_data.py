@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repo_builder import datasets
-from repo_builder.core import environment
+from repo_builder.core import archive, environment
 from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import DataSpec
 from repo_builder.core.tensors import DType, TensorSpec
-from repo_builder.datasets import archive
 from repo_builder.datasets.labels import MOST_CLASSES
 
 ROW = TensorSpec(name="features", dtype=DType.FP32, shape=(3,))
