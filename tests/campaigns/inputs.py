@@ -129,7 +129,7 @@ def pbtxt(subject: Subject, folder: Path, rnd: random.Random) -> Case:
 
 def _model(subject: Subject, folder: Path, rnd: random.Random) -> Path:
     path = folder / "m.onnx"
-    protos = [subjects.dense(), subjects.convolution(), onnx.load(subject.exported)]
+    protos = [subjects.dense(), subjects.convolution(), onnx.load(subject.placed)]
     path.write_bytes(mutations.model_of(rnd.choice(protos), rnd))
     return path
 

@@ -94,9 +94,9 @@ class Subject:
         return self.folder / "model_repository"
 
     @property
-    def exported(self) -> Path:
-        """The exported model."""
-        return self.work / "subject" / "onnx" / "model.onnx"
+    def placed(self) -> Path:
+        """The placed model."""
+        return self.repository / "subject" / "1" / "model.onnx"
 
     def copy_into(self, folder: Path) -> Path:
         """Copy what a build needs, where it is not there yet, and return the recipe."""
