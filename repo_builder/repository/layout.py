@@ -80,6 +80,17 @@ def place(
     return repository / engine.recipe.name
 
 
+def sweep(repository: Path) -> None:
+    """Remove what a killed writer staged, unless a living one has the repository; the next writer would do the same."""
+    with suppress(OSError):
+        handle = os.open(repository, os.O_RDONLY)
+        try:
+            if _try_lock(handle):
+                shutil.rmtree(_staging(repository), ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
 def _plan(target: Path, version: int | str, keep: int) -> tuple[int, list[int]]:
     """Return the number of the new version and the older ones that stay."""
     if version == "replace":

@@ -210,6 +210,22 @@ def test_what_a_killed_writer_left_is_removed(make_engine: MakeEngine, tmp_path:
     assert not stale.parent.exists()
 
 
+def test_what_a_killed_writer_left_is_swept_where_nothing_is_placed_unless_a_writer_lives(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    repository, stale = tmp_path / "r", tmp_path / ".r.staging" / ".toy.abc.new"
+    layout.sweep(repository)  # there is no repository yet
+    repository.mkdir()
+    stale.mkdir(parents=True)
+    handle = os.open(repository, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    layout.sweep(repository)
+    assert stale.exists()
+    os.close(handle)
+    layout.sweep(repository)
+    assert not stale.parent.exists()
+
+
 def test_two_writers_wait_for_each_other(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,8 +53,9 @@ def weights(path: Path) -> str:
         return digest
     try:
         return files.sha256_of_json([digest, *((name, files.sha256_of(path.parent / name)) for name in beside)])
-    except OSError as error:
-        message = f"the file '{error.filename}' that holds its weights cannot be read ({error.strerror})"
+    except (OSError, ValueError) as error:  # the second where a name holds a NUL
+        named = f" '{error.filename}'" if isinstance(error, OSError) else ""
+        message = f"the file{named} that holds its weights cannot be read ({first_line(error)})"
         raise ModelError(message, where=str(path), hint="copy it beside the .onnx file") from None
 
 

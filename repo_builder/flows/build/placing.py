@@ -27,6 +27,7 @@ def run(engine: EngineArtifact, options: BuildOptions, skipped: list[str]) -> Pa
         engine = dataclasses.replace(engine, recipe=dataclasses.replace(engine.recipe, repository=repository))
     folder = options.repository / engine.recipe.name
     if not options.force and _is_placed(engine, options, folder):
+        layout.sweep(options.repository)
         skipped.append("place")
         progress.skipped("place", f"up to date  {folder}")
         name_servers(folder)

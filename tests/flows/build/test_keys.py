@@ -87,6 +87,19 @@ def test_weights_beside_an_onnx_file_are_part_of_it(tmp_path: Path, inside: bool
         keys.weights(path)
 
 
+@pytest.mark.parametrize("place", ["a\0b", "x" * 600, ".", "nope"])
+def test_weights_in_a_file_that_cannot_be_are_one_sentence(tmp_path: Path, place: str) -> None:
+    path = external(tmp_path, inside=False)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="that holds its weights cannot be read"):
+        keys.weights(path)
+
+
 def test_a_file_that_is_whole_in_itself_has_its_own_hash(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(b"weights")
     assert keys.weights(tmp_path / "w.pt") == files.sha256_of(tmp_path / "w.pt")
