@@ -19,9 +19,8 @@ from repo_builder.core.errors import DataError
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import compiling as compile_stage
 from repo_builder.flows.build import exporting as export_stage
-from repo_builder.flows.build import keys
+from repo_builder.flows.build import keys, scores
 from repo_builder.flows.build import placing as place_stage
-from repo_builder.flows.build import scores
 from repo_builder.flows.build.options import BuildOptions, BuildResult
 
 __all__ = ["BuildOptions", "BuildResult", "build", "compile_artifact", "load_exported"]
