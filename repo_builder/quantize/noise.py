@@ -132,10 +132,25 @@ def decibels(signal: float, noise: float) -> float:
     return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, 10 * math.log10(signal / noise)))
 
 
+class _Fixed(Graph):
+    """A graph that knows which of its tensors are made of constants alone.
+
+    Attributes:
+        fixed: Their names. Found once, from the front: a search back from each layer would go through all before it.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__(model)
+        self.fixed = set(self.constants)
+        for node in model.graph.node:
+            if node.input and all(name in self.fixed for name in node.input if name):
+                self.fixed.update(node.output)
+
+
 def _cuts(exact: onnx.ModelProto, placed: onnx.ModelProto, layers: frozenset[str]) -> Iterator[_Cut]:
     """Yield a cut for the first node of each layer that can be cut out."""
     originals = {node.name: node for node in exact.graph.node}
-    graph, kinds, done = Graph(placed), _kinds(placed), set()
+    graph, kinds, done = _Fixed(placed), _kinds(placed), set()
     for node in placed.graph.node:
         layer, original = layer_of(node), originals.get(node.name)
         if layer in layers and layer not in done and original is not None and layer is not None:
@@ -146,7 +161,7 @@ def _cuts(exact: onnx.ModelProto, placed: onnx.ModelProto, layers: frozenset[str
 
 
 def _cut_out(
-    graph: Graph, kinds: Mapping[str, int], layer: str, node: onnx.NodeProto, original: onnx.NodeProto
+    graph: _Fixed, kinds: Mapping[str, int], layer: str, node: onnx.NodeProto, original: onnx.NodeProto
 ) -> _Cut | None:
     """Cut one node out with its conversions and its constants; None where its inputs are not those of the original."""
     own = onnx.NodeProto()
@@ -204,7 +219,7 @@ def _conversions(graph: Graph, name: str, start: str) -> tuple[list[onnx.NodePro
     return chain, name
 
 
-def _fixed(graph: Graph, name: str, nodes: dict[str, onnx.NodeProto], stored: dict[str, TensorProto]) -> bool:
+def _fixed(graph: _Fixed, name: str, nodes: dict[str, onnx.NodeProto], stored: dict[str, TensorProto]) -> bool:
     """Whether a tensor is made of constants alone; then add what makes it, in order."""
     if name in graph.constants:
         constant = TensorProto()
@@ -212,11 +227,14 @@ def _fixed(graph: Graph, name: str, nodes: dict[str, onnx.NodeProto], stored: di
         constant.name = name
         stored[name] = constant
         return True
-    maker = graph.producers.get(name)
-    if maker is None or not all(_fixed(graph, item, nodes, stored) for item in maker.input if item):
+    if name not in graph.fixed:
         return False
+    maker = graph.producers[name]
+    for item in maker.input:
+        if item:
+            _fixed(graph, item, nodes, stored)
     nodes.setdefault(maker.output[0], maker)
-    return bool(maker.input)
+    return True
 
 
 def _kinds(model: onnx.ModelProto) -> dict[str, int]:
