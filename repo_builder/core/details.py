@@ -84,6 +84,27 @@ class SpeedRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TriedRecord:
+    """One choice of int8 layers that a build tried.
+
+    Attributes:
+        what: What it is, as in ``without the first convolution``.
+        left: Layers that it leaves in fp32.
+        speed: Against all of them in fp32, one entry a batch size; empty where accuracy ruled it out.
+        sqnr_db: Least signal to noise of an output on calibration samples, dB; None where it was not measured.
+        fits: Whether the outputs keep what the recipe asks for.
+        chosen: Whether it was taken.
+    """
+
+    what: str
+    left: tuple[str, ...] = ()
+    speed: tuple[SpeedRecord, ...] = ()
+    sqnr_db: float | None = None
+    fits: bool = True
+    chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnnxRuntimeDetails(_Compiled):
     """What is known of a graph for ONNX Runtime.
 
@@ -94,6 +115,7 @@ class OnnxRuntimeDetails(_Compiled):
         onnxruntime_version: The version that wrote and loaded it.
         speed: One entry a batch size; empty where nothing was asked below fp32.
         precisions: One entry a layer, asked against what ONNX Runtime's own graph has; empty for an accelerator.
+        tried: The choices of int8 layers that were weighed, in turn; empty where all were kept as asked.
     """
 
     target: Literal["onnxruntime"] = "onnxruntime"
@@ -102,6 +124,7 @@ class OnnxRuntimeDetails(_Compiled):
     onnxruntime_version: str = ""
     speed: tuple[SpeedRecord, ...] = ()
     precisions: tuple[Verdict, ...] = ()
+    tried: tuple[TriedRecord, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

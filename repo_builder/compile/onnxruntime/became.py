@@ -70,7 +70,7 @@ def became(model: Path, layers: Sequence[str] | None = None) -> tuple[Became, ..
         name = layer_of(node)
         if name is not None and (layers is None or name in layers):
             wanted[name].append(node)
-    runs = _Runs(optimized(model), source)
+    runs = Runs(optimized(model), source)
     names = list(wanted) if layers is None else list(layers)
     return tuple(_became(name, wanted[name], runs) for name in names)
 
@@ -96,7 +96,7 @@ def optimized(model: Path) -> onnx.ModelProto:
         return onnx.load(path, load_external_data=False)
 
 
-class _Runs:
+class Runs:
     """The nodes of an optimized graph, by all that ties them to the nodes of the graph it was made of."""
 
     def __init__(self, graph: onnx.ModelProto, source: onnx.ModelProto) -> None:
@@ -164,7 +164,7 @@ class _Runs:
             yield tensor
 
 
-def _became(name: str, nodes: Sequence[onnx.NodeProto], runs: _Runs) -> Became:
+def _became(name: str, nodes: Sequence[onnx.NodeProto], runs: Runs) -> Became:
     """Return a layer's row: of several nodes the one that runs in the widest type."""
     rows = []
     for node in nodes:

@@ -10,6 +10,7 @@ from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe.bounds import EIGHT_BITS, Count, Percent, Text
 
 Precision = Literal["int8", "fp16", "fp32"]
+Keep = Literal["what pays", "all"]
 CalibratorName = Literal["max", "percentile", "mse", "entropy"]
 
 
@@ -96,11 +97,14 @@ class QuantizeSpec:
         backend: Who finds ranges: ``onnxruntime`` (this package's own calibrators), ``modelopt`` or
             ``pytorch-quantization``; all are shown the same tensors.
         batch_size: Samples a calibration step.
+        keep: Which int8 layers stay int8 on ONNX Runtime: those of ``what pays``, measured in speed and accuracy, or
+            ``all``. A layer that a rule calls by its full name always stays.
         layers: The rules, from top to bottom.
     """
 
     backend: Text = "onnxruntime"
     batch_size: Count = 64
+    keep: Keep = "what pays"
     layers: tuple[LayerRule, ...] = ()
 
 

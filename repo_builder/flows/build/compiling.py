@@ -16,7 +16,7 @@ from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord, LayerRecord
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.datasets import Dataset, Samples
-from repo_builder.flows.build import forms, keys, lowering, running
+from repo_builder.flows.build import forms, keys, lowering, paying, running
 from repo_builder.flows.build import scores as scoring
 from repo_builder.flows.build.options import BuildOptions, current
 
@@ -59,6 +59,7 @@ def run(
         "provenance": provenance,
         "compile": recipe.to_dict()["compile"],
         "placement": target.placement(recipe),
+        "keep": _keep(recipe),
         "max_batch_size": recipe.repository.max_batch_size,
         "target": target.name,
         "versions": target.versions(recipe),
@@ -117,6 +118,12 @@ def _as_compiled(tensors: tuple[TensorSpec, ...], details: EngineDetails) -> tup
     return tuple(dataclasses.replace(item, dtype=DType.INT32) if item.name in narrow else item for item in tensors)
 
 
+def _keep(recipe: Recipe) -> tuple[str | float | None, ...]:
+    """Return what decides which int8 layers stay so; the limits of the outputs are none of it where all stay."""
+    keep, limits = recipe.quantize.keep, recipe.measure
+    return (keep,) if keep == "all" else (keep, limits.output_sqnr_db, limits.output_tolerance)
+
+
 def _compile_into(
     folder: Path,
     target: CompileTarget,
@@ -129,9 +136,10 @@ def _compile_into(
 ) -> tuple[EngineDetails, tuple[LayerRecord, ...]]:
     recipe, why = _batched(options.recipe, exported)
     graph = folder / ("placed.onnx" if target.name == "tensorrt" else "model.onnx")
+    chosen = _weighed(exported, target, options, batches, dataset)
     with progress.step(f"place Q/DQ ({target.name})") as step:
         samples = running.whole(batches, dataset.split("calibration").inputs) if dataset else None
-        lowered = lowering.lower(exported, target.placement(options.recipe), graph, samples)
+        lowered = lowering.lower(exported, target.placement(options.recipe), graph, samples, chosen.left)
         step.wrote(graph, shown=shown / graph.name)
     with progress.step(f"compile ({target.name})") as step:
         details = target.compile(
@@ -151,10 +159,25 @@ def _compile_into(
             step.wrote(item, shown=shown / item.name)
     layers = loading.load("repo_builder.quantize.table:became")(lowered.layers, details.precisions)
     reasons = (f"{row.name} was to be {row.asked} and is {row.got}: {row.reason}" for row in layers if row.reason)
-    details = dataclasses.replace(details, notes=(*reasons, *lowered.notes, *details.notes), batching=why)
+    details = dataclasses.replace(
+        details, notes=(*chosen.notes, *reasons, *lowered.notes, *details.notes), batching=why
+    )
+    if isinstance(details, OnnxRuntimeDetails):
+        details = dataclasses.replace(details, tried=chosen.tried)
     for note in (*details.notes, *([why] if why else [])):
         progress.stderr_console().print(f"  {note}", markup=False)
     return details, layers
+
+
+def _weighed(
+    exported: OnnxArtifact, target: CompileTarget, options: BuildOptions, batches: Batches, dataset: Dataset | None
+) -> paying.Kept:
+    """Return which int8 layers stay so; all of them where the recipe says it, and where another target decides."""
+    placement = target.placement(options.recipe)
+    int8 = any(row.asked == "int8" for row in exported.layers)
+    if placement[0] != "onnxruntime-cpu" or options.recipe.quantize.keep == "all" or not int8:
+        return paying.Kept()
+    return paying.choose(exported, placement, batches, dataset.split("calibration").inputs if dataset else None)
 
 
 def _batched(recipe: Recipe, exported: OnnxArtifact) -> tuple[Recipe, str]:

@@ -41,6 +41,7 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
     source = exporting.source(recipe, options.checkpoint)
     parts = recipe.to_dict()
     parts["model"].pop("checkpoint", None)
+    parts["quantize"].pop("keep", None)  # compiling decides it
     key = files.sha256_of_json({
         "recipe": {name: parts[name] for name in ("model", "data", "quantize", "export", "seed")},
         "weights": source.fingerprint,

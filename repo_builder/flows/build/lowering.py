@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from repo_builder.quantize import LayerPlan
     from repo_builder.quantize.placement import Placed, Profile
+    from repo_builder.quantize.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,61 @@ def profile(placement: tuple[str, str]) -> Profile:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What placement works on.
+
+    Attributes:
+        model: The fp32 graph, made ready.
+        plans: What the rules make of its layers.
+        ranges: What calibration found.
+        profile: The target's.
+    """
+
+    model: onnx.ModelProto
+    plans: tuple[LayerPlan, ...]
+    ranges: Ranges
+    profile: Profile
+
+    @classmethod
+    def of(cls, exported: OnnxArtifact, placement: tuple[str, str]) -> Ready:
+        """Read an artifact that was calibrated.
+
+        Raises:
+            RecipeError: The recipe's rules are not those that the artifact was calibrated for.
+        """
+        model, plans = forms.planned(onnx_files.load(exported.model), exported.recipe)
+        if [(item.name, item.precision) for item in plans] != [(row.name, row.asked) for row in exported.layers]:
+            hint = "build again: rules are part of what is exported and calibrated"
+            message = "the rules are not those that the artifact was calibrated for"
+            raise RecipeError(message, where="quantize", hint=hint)
+        ranges: Ranges = loading.load("repo_builder.quantize.store:read_ranges")(exported.ranges)
+        return cls(model=model, plans=plans, ranges=ranges, profile=profile(placement))
+
+    def write(
+        self, exported: OnnxArtifact, path: Path, left: Mapping[str, str]
+    ) -> tuple[onnx.ModelProto, Placed, tuple[str, ...]]:
+        """Write the graph, some int8 layers left in fp32; return it, its placement and what stays out of fp16 regions.
+
+        Args:
+            exported: The artifact.
+            path: The file.
+            left: Layer → why it is left in fp32.
+        """
+        placed: Placed = loading.load("repo_builder.quantize.leaving:place_without")(
+            self.model, self.plans, self.ranges, self.profile, left
+        )
+        lowered, notes = _fp16(placed.model, self.plans)
+        _write(lowered, exported, path)
+        return lowered, placed, notes
+
+
 def lower(
-    exported: OnnxArtifact, placement: tuple[str, str], path: Path, samples: Mapping[str, Array] | None
+    exported: OnnxArtifact,
+    placement: tuple[str, str],
+    path: Path,
+    samples: Mapping[str, Array] | None,
+    left: Mapping[str, str] | None = None,
 ) -> Lowered:
     """Write the graph for a target.
 
@@ -60,28 +114,23 @@ def lower(
         placement: What the target says of its profile.
         path: The file.
         samples: Calibration samples, to measure each layer's noise; None where they are not on this machine.
+        left: Layer → why it is left in fp32 though it was to be int8.
 
     Raises:
         QuantizeError: A layer cannot take its precision.
         ExportError: The graph is not clean.
         RecipeError: The recipe's rules are not those that the artifact was calibrated for.
     """
-    model = onnx_files.load(exported.model)
     precisions = loading.load("repo_builder.export.qdq:layer_precisions")
     if exported.details.as_it_came:
+        model = onnx_files.load(exported.model)
         _write(model, exported, path)
         return Lowered(layers=exported.layers, layer_precisions=precisions(model), notes=())
-    ready, plans = forms.planned(model, exported.recipe)
-    if [(item.name, item.precision) for item in plans] != [(row.name, row.asked) for row in exported.layers]:
-        hint = "build again: rules are part of what is exported and calibrated"
-        raise RecipeError("the rules are not those that the artifact was calibrated for", where="quantize", hint=hint)
-    ranges = loading.load("repo_builder.quantize.store:read_ranges")(exported.ranges)
-    placed: Placed = loading.load("repo_builder.quantize.placement:place")(ready, plans, ranges, profile(placement))
-    lowered, notes = _fp16(placed.model, plans)
-    _write(lowered, exported, path)
+    ready = Ready.of(exported, placement)
+    lowered, placed, notes = ready.write(exported, path, left or {})
     found = precisions(lowered)
     loading.load("repo_builder.export.qdq:check")(path, strict=placement[0] == "tensorrt")
-    layers = _table(exported, ready, lowered, placed, samples)
+    layers = _table(exported, ready.model, lowered, placed, samples)
     for sentence in loading.load("repo_builder.quantize.table:hard_layers")(layers):
         progress.warn(sentence)
     return Lowered(layers=layers, layer_precisions=found, notes=notes)

@@ -38,7 +38,7 @@ def wanted(model: onnx.ModelProto, plans: Sequence[LayerPlan], profiles: Sequenc
     Returns:
         Tensor → its calibrators, in graph order.
     """
-    index = Index(_current(model))
+    index = Index(current(model))
     found: dict[str, tuple[set[InputQuantizer], dict[str, None]]] = {}
     for profile in profiles:
         layers = find(index, plans, profile)
@@ -75,7 +75,7 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
         QuantizeError: A range is not finite, zero at a layer's input or too small for a scale; a layer has no weight
             range; or the graph is too old and cannot be converted. The layer is named.
     """
-    model = _current(model)
+    model = current(model)
     index = Index(model)
     known = ranges.tensors.__contains__
     layers = find(index, plans, profile)
@@ -89,7 +89,7 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     )
 
 
-def _current(model: onnx.ModelProto) -> onnx.ModelProto:
+def current(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model of an opset that has per-channel Q/DQ."""
     if opset(model) >= _OPSET:
         return model

@@ -1,0 +1,269 @@
+"""Which int8 layers stay so on ONNX Runtime: those with which the outputs keep enough, and of them those that pay.
+
+Accuracy comes first. Where the outputs keep too little on calibration samples, the network is cut into pieces of
+neighbouring layers; each piece is made int8 alone, and pieces are left in fp32 from the one that does most damage on,
+until the outputs keep enough. A layer's own noise is no guide here: it does not tell what the layers behind it make of
+it (PP-OCR's recogniser: the five noisiest layers cost the outputs nothing, three of average noise cost the most).
+
+Speed comes second. A few choices are timed against fp32, in turns, by CPU time: all that is left, the first
+convolution in fp32, the runs of layers in fp32 that ONNX Runtime's profile finds no faster, the single layers
+likewise. One that leaves more in fp32 has to be ``_WORTH`` times as fast as one that leaves less; int8 that is not
+``_WORTH`` times as fast as fp32, or slower at a batch size, is none.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repo_builder.core import loading, progress
+from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.batches import Batches
+from repo_builder.core.details import SpeedRecord, TriedRecord
+from repo_builder.core.errors import MeasureError
+from repo_builder.core.tensors import Array
+from repo_builder.flows.build import running
+from repo_builder.flows.build.lowering import Ready
+from repo_builder.measure.judge import agreement
+from repo_builder.measure.judge.limits import Limits
+
+if TYPE_CHECKING:
+    from repo_builder.compile.onnxruntime.speed import Timer
+
+_SAMPLES = 8  # of calibration, for each look at the outputs
+_PIECES = 8
+_MARGIN_DB = 3.0  # calibration samples are those that ranges fit best; others must keep the limit, too
+_WORTH = 1.03  # below is the noise of timing
+_SLOWEST = 0.98
+_BATCH_US = 150_000.0  # a batch that takes longer is timed in a smaller one
+_SECONDS = 0.15  # CPU time a choice, batch size and form
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What stays int8.
+
+    Attributes:
+        left: Layer → why it is left in fp32.
+        tried: What was weighed, in turn.
+        notes: Sentences for the user.
+    """
+
+    left: dict[str, str] = field(default_factory=dict)
+    tried: tuple[TriedRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def choose(
+    exported: OnnxArtifact, placement: tuple[str, str], batches: Batches, samples: Mapping[str, Array] | None
+) -> Kept:
+    """Weigh the int8 layers of an artifact.
+
+    Args:
+        exported: The artifact, calibrated.
+        placement: What the target says of its profile.
+        batches: How the model takes samples.
+        samples: Calibration samples, ``(n, *shape)`` by input name; None where they are not on this machine.
+    """
+    ready = Ready.of(exported, placement)
+    with tempfile.TemporaryDirectory(prefix="repo-builder-") as folder:
+        weighing = _Weighing(exported, ready, batches, samples, Path(folder))
+        if not weighing.free:
+            return Kept()
+        if weighing.samples is None:
+            return Kept(notes=("what int8 layers pay was not weighed: the samples are not on this machine",))
+        accurate = weighing.accurate()
+        return weighing.fast(accurate)
+
+
+class _Weighing:
+    """One artifact's choices; each is placed, written and looked at once."""
+
+    def __init__(
+        self,
+        exported: OnnxArtifact,
+        ready: Ready,
+        batches: Batches,
+        samples: Mapping[str, Array] | None,
+        folder: Path,
+    ) -> None:
+        self.exported, self.ready, self.batches, self.folder = exported, ready, batches, folder
+        self.samples = samples
+        self.few = {name: value[:_SAMPLES] for name, value in (samples or {}).items()}
+        self.limits = Limits.of(exported.recipe.measure, ["int8"])
+        self.tried: list[TriedRecord] = []
+        self._files: dict[frozenset[str], Path] = {}
+        _, placed, _ = self._write(frozenset())
+        self.free: tuple[str, ...] = loading.load("repo_builder.quantize.leaving:free")(ready.plans, placed)
+        find = loading.load("repo_builder.quantize.placement.groups:groups")
+        self.groups, self.first = find(ready.model, ready.plans, ready.ranges, ready.profile)
+        self._exact: Mapping[str, Array] | None = None
+
+    def accurate(self) -> frozenset[str]:
+        """Return the layers that have to be left in fp32 for the outputs."""
+        left: frozenset[str] = frozenset()
+        with progress.step("weigh accuracy") as step:
+            if self._look("all of them", left):
+                step.note(self._kept())
+                return left
+            pieces = self._pieces()
+            order = sorted(range(len(pieces)), key=lambda place: self._alone(pieces[place]))
+            for place in order:
+                left |= pieces[place]
+                if self._look(f"without {_some(sorted(left, key=self.free.index))}", left):
+                    break
+            step.note(f"{len(left)} of {len(self.free)} layers left in fp32; {self._kept()}")
+        return left
+
+    def fast(self, accurate: frozenset[str]) -> Kept:
+        """Choose what is fastest, more exact than the outputs need included, and say why."""
+        most = min(32, self.exported.recipe.repository.max_batch_size)
+        with progress.step("weigh speed") as step:
+            timer = self._timer(most)
+            choices = [self._timed(timer, self.tried[-1], accurate)]
+            if len(accurate) < len(self.free):
+                for what, left in self._candidates(accurate):
+                    if left not in [frozenset(item.left) for item in choices]:
+                        choices.append(self._timed(timer, TriedRecord(what=what), left))
+            best = choices[0]
+            for item in choices[1:]:
+                if _gain(item) > _gain(best) * _WORTH:
+                    best = item
+            everything = TriedRecord(what="none of them", left=self.free)
+            pays = _gain(best) >= _WORTH and min(row.speedup for row in best.speed) >= _SLOWEST
+            chosen = best if pays else everything
+            step.note(_told(chosen))
+        rows = [*self.tried[:-1], *choices, *([] if pays else [everything])]
+        tried = tuple(replace(row, chosen=row is chosen) for row in rows)
+        return Kept(
+            left=self._reasons(chosen, accurate, best), tried=tried, notes=tuple(_sentence(row) for row in tried)
+        )
+
+    def _candidates(self, accurate: frozenset[str]) -> Iterable[tuple[str, frozenset[str]]]:
+        free = frozenset(self.free)
+        first = frozenset(self.first) & free
+        if first:
+            yield "without the first convolution", accurate | first
+        measure = loading.load("repo_builder.compile.onnxruntime.node_times:measure", extra="onnxruntime")
+        feed = next(iter(self._feeds(1).values()))
+        before = measure(self._file(free), self.free, feed)
+        after = measure(self._file(accurate), self.free, feed)
+        slow = {name for name in free - accurate if after.layers.get(name, 0) > before.layers.get(name, 0)}
+        losing: set[str] = set()
+        for group in self.groups:
+            gain = sum(before.layers.get(name, 0) - after.layers.get(name, 0) for name in group.layers)
+            if gain < sum(after.quantizing.get(tensor, 0) for tensor in group.tensors):
+                losing.update(free.intersection(group.layers))
+        if losing:
+            yield "without the runs that are no faster", accurate | losing
+            yield "without the first convolution and the runs that are no faster", accurate | losing | first
+        if slow:
+            yield "without the layers that are slower alone", accurate | slow
+
+    def _pieces(self) -> list[frozenset[str]]:
+        size = -(-len(self.free) // _PIECES)
+        return [frozenset(self.free[start : start + size]) for start in range(0, len(self.free), size)]
+
+    def _alone(self, piece: frozenset[str]) -> float:
+        """Return what the outputs keep where a piece alone is int8, dB."""
+        return self._ratio(frozenset(self.free) - piece)[0]
+
+    def _look(self, what: str, left: frozenset[str]) -> bool:
+        """Whether the outputs keep enough; what was seen is written down."""
+        ratio, why = self._ratio(left)
+        row = TriedRecord(what=what, left=self._ordered(left), sqnr_db=round(ratio, 2), fits=not why)
+        self.tried.append(row)
+        return row.fits
+
+    def _ratio(self, left: frozenset[str]) -> tuple[float, str]:
+        """Return the least signal to noise of an output, dB, and how an output departs."""
+        if self._exact is None:
+            self._exact = self._run(self.exported.model)
+        found, why, least = self._run(self._file(left)), "", []
+        bound = self.limits.least_db("placed") + (0.0 if self.limits.fixed else _MARGIN_DB)
+        for name, exact in self._exact.items():
+            try:
+                row = agreement.compare(exact, found[name], name=name)
+            except MeasureError:  # not finite
+                return -200.0, "an output is not finite"
+            least.append(200.0 if row.sqnr_db is None else row.sqnr_db)
+            why = why or self.limits.departure(row, bound, discrete=exact.dtype.kind != "f")
+        return min(least), why
+
+    def _run(self, path: Path) -> Mapping[str, Array]:
+        runner = loading.load("repo_builder.compile.onnxruntime.target:OnnxRuntimeRunner", extra="onnxruntime")
+        with runner(path) as model:
+            found: Mapping[str, Array] = running.run(model, self.batches, self.few)
+        return found
+
+    def _write(self, left: frozenset[str]) -> tuple[object, object, object]:
+        path = self.folder / f"{len(self._files)}" / "model.onnx"
+        path.parent.mkdir()
+        made = self.ready.write(self.exported, path, dict.fromkeys(left, "left"))
+        self._files[left] = path
+        return made
+
+    def _file(self, left: frozenset[str]) -> Path:
+        if left not in self._files:
+            self._write(left)
+        return self._files[left]
+
+    def _feeds(self, most: int) -> dict[int, dict[str, Array]]:
+        feeds = loading.load("repo_builder.compile.onnxruntime.speed:feeds", extra="onnxruntime")
+        found: dict[int, dict[str, Array]] = feeds(self.batches, self.samples, most=most)
+        return found
+
+    def _timer(self, most: int) -> Timer:
+        """Return a timer for batches of 1 and of as many samples as take a bounded time."""
+        made = loading.load("repo_builder.compile.onnxruntime.speed:Timer", extra="onnxruntime")
+        reference = self._file(frozenset(self.free))
+        alone = made(reference, self._feeds(1), seconds=0.0).against(reference)[0].reference_us
+        fitting = max(1, min(most, int(_BATCH_US / max(alone, 1.0))))
+        timer: Timer = made(reference, self._feeds(fitting), seconds=_SECONDS)
+        return timer
+
+    def _timed(self, timer: Timer, row: TriedRecord, left: frozenset[str]) -> TriedRecord:
+        return replace(row, left=self._ordered(left), speed=timer.against(self._file(left)))
+
+    def _ordered(self, left: Iterable[str]) -> tuple[str, ...]:
+        chosen = frozenset(left)
+        return tuple(name for name in self.free if name in chosen)
+
+    def _reasons(self, chosen: TriedRecord, accurate: frozenset[str], best: TriedRecord) -> dict[str, str]:
+        """Return why each layer that is left in fp32 is."""
+        slow = f"left in fp32: int8 is {_gain(best):.2f} times as fast here"
+        if chosen is best:
+            slow = f"left in fp32: it does not pay here ({best.what}, the network is {_gain(best):.2f} times as fast)"
+        noisy = f"left in fp32: {self.tried[0].sqnr_db:.1f} dB of the outputs is left with all in int8"
+        return {name: noisy if name in accurate else slow for name in chosen.left}
+
+    def _kept(self) -> str:
+        return f"the outputs keep {self.tried[-1].sqnr_db:.1f} dB"
+
+
+def _gain(row: TriedRecord) -> float:
+    return statistics.geometric_mean([item.speedup for item in row.speed])
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _speeds(rows: Sequence[SpeedRecord]) -> str:
+    return " and ".join(f"{row.speedup:.2f} times as fast as fp32 at batch {row.batch_size}" for row in rows)
+
+
+def _told(row: TriedRecord) -> str:
+    return f"{row.what} in int8, {_speeds(row.speed)}" if row.speed else "int8 does not pay here: fp32"
+
+
+def _sentence(row: TriedRecord) -> str:
+    """Say in one sentence what a choice gives."""
+    facts = [f"the outputs keep {row.sqnr_db:.1f} dB" if row.sqnr_db is not None else "", _speeds(row.speed)]
+    found = ", ".join(item for item in facts if item) or "int8 does not pay here: the network comes out in fp32"
+    end = " (taken)" if row.chosen else ("" if row.fits else " (too little)")
+    return f"int8, {row.what}: {found}{end}"
