@@ -174,6 +174,22 @@ def minilm(models: Path) -> dict[str, np.ndarray[Any, Any]]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def export_minilm(models: Path) -> None:
+    """Write MiniLM as ONNX, as its users do: for those who have no module."""
+    import torch
+    from minilm import build  # beside this file
+    from safetensors.torch import load_file
+
+    module = build().eval()
+    module.load_state_dict(load_file(models / "minilm.safetensors"), strict=False)
+    ids = torch.ones(2, 8, dtype=torch.int64)
+    names, axes = ["input_ids", "attention_mask"], {0: "batch", 1: "tokens"}
+    torch.onnx.export(
+        module, (ids, ids), str(models / "minilm.onnx"), input_names=names, output_names=["embedding"], dynamo=False,
+        opset_version=17, dynamic_axes={names[0]: axes, names[1]: axes, "embedding": {0: "batch"}},
+    )  # fmt: skip
+
+
 def _pieces(text: str, vocabulary: dict[str, int]) -> Iterator[int]:
     """Yield WordPiece ids: the longest known beginning of what is left of a word, again and again."""
     plain = unicodedata.normalize("NFD", text.lower())
@@ -208,7 +224,11 @@ def vad() -> dict[str, np.ndarray[Any, Any]]:
         noise = generator.normal(0, 1, 576)
         loud = (0.3 * vowel, 0.02 * noise, 0.2 * vowel + 0.02 * noise, 0.001 * noise)[place % 4]
         frames.append(np.clip(loud, -1, 1))
-    return {"input": np.stack(frames).astype(np.float32), "state": np.zeros((FRAMES, 2, 128), np.float32), "sr": np.full(FRAMES, 16_000)}
+    return {
+        "input": np.stack(frames).astype(np.float32),
+        "state": np.zeros((FRAMES, 2, 128), np.float32),
+        "sr": np.full(FRAMES, 16_000),
+    }
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -224,6 +244,7 @@ def main(arguments: Sequence[str]) -> None:
         arrays = make()
         np.savez(data / f"{name}.npz", **arrays)
         print(f"{data / name}.npz  {', '.join(f'{key} {list(value.shape)}' for key, value in arrays.items())}")
+    export_minilm(models)
 
 
 if __name__ == "__main__":

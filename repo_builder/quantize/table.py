@@ -14,6 +14,7 @@ from repo_builder.quantize.ranges import Ranges
 from repo_builder.quantize.rules import LayerPlan
 
 LEAST_SQNR_DB = 10.0  # below, a layer's noise is a third of its signal
+_SHOWN = 4  # layers that a sentence names
 
 
 def records(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges) -> tuple[LayerRecord, ...]:
@@ -84,6 +85,24 @@ def became(rows: Sequence[LayerRecord], verdicts: Sequence[Verdict]) -> tuple[La
             row = dataclasses.replace(row, got=item.got, reason=reason if item.got != row.asked else "")
         made.append(row)
     return tuple(made)
+
+
+def reasons(rows: Sequence[LayerRecord]) -> tuple[str, ...]:
+    """Return a sentence for each reason why layers are not what they were to be, with the layers that it holds for."""
+    found: dict[tuple[str, str | None, str], list[str]] = {}
+    for row in rows:
+        if row.reason:
+            found.setdefault((row.asked, row.got, row.reason), []).append(row.name)
+    return tuple(
+        f"{_listed(names)} {'was' if len(names) == 1 else 'were'} to be {asked} and "
+        f"{'is' if len(names) == 1 else 'are'} {got}: {reason}"
+        for (asked, got, reason), names in found.items()
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def hard_layers(rows: Sequence[LayerRecord]) -> tuple[str, ...]:

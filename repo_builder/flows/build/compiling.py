@@ -158,7 +158,7 @@ def _compile_into(
         for item in sorted(folder.glob("model.*")):
             step.wrote(item, shown=shown / item.name)
     layers = loading.load("repo_builder.quantize.table:became")(lowered.layers, details.precisions)
-    reasons = (f"{row.name} was to be {row.asked} and is {row.got}: {row.reason}" for row in layers if row.reason)
+    reasons = loading.load("repo_builder.quantize.table:reasons")(layers)
     details = dataclasses.replace(
         details, notes=(*chosen.notes, *reasons, *lowered.notes, *details.notes), batching=why
     )
