@@ -14,7 +14,7 @@ from repo_builder.core.tensors import Array
 
 
 def run(
-    module: torch.nn.Module, inputs: dict[str, Array], order: Sequence[str], outputs: Sequence[str], size: int
+    module: torch.nn.Module, inputs: dict[str, Array], order: Sequence[str], outputs: Sequence[str], size: int = 64
 ) -> dict[str, Array]:
     """Return the outputs of a module in eval mode on all samples.
 
