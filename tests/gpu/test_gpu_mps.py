@@ -128,12 +128,13 @@ def test_cuda_shared_memory_of_a_client_outside_it(server: Any, built: SimpleNam
 
     values = np.ascontiguousarray(images[:5])
     right = expected(built, values)
+    key = server.note.grpc_headers()  # the administration of shared memory is closed to others
     connection, sizes = connect(server), {"mps-given": values.nbytes, "mps-taken": right.nbytes}
     regions = {name: shared.create_shared_memory_region(name, size, 0) for name, size in sizes.items()}
     try:
         shared.set_shared_memory_region(regions["mps-given"], [values])
         for name, region in regions.items():
-            connection.register_cuda_shared_memory(name, shared.get_raw_handle(region), 0, sizes[name])
+            connection.register_cuda_shared_memory(name, shared.get_raw_handle(region), 0, sizes[name], headers=key)
         tensor, output = grpc.InferInput("image", list(values.shape), "FP32"), grpc.InferRequestedOutput("logits")
         tensor.set_shared_memory("mps-given", values.nbytes)
         output.set_shared_memory("mps-taken", right.nbytes)
@@ -143,7 +144,7 @@ def test_cuda_shared_memory_of_a_client_outside_it(server: Any, built: SimpleNam
         np.testing.assert_array_equal(found, right)
     finally:
         for name, region in regions.items():
-            connection.unregister_cuda_shared_memory(name)
+            connection.unregister_cuda_shared_memory(name, headers=key)
             shared.destroy_shared_memory_region(region)
 
 

@@ -104,12 +104,13 @@ def infer_in_cuda_memory(
     import tritonclient.grpc as grpc
 
     connection, values = client(served), np.ascontiguousarray(images)
+    key = served.server.note.grpc_headers()  # the administration of shared memory is closed to others
     names, sizes = (f"given-{regions}", f"taken-{regions}"), (values.nbytes, right.nbytes)
     given, taken = (shared.create_shared_memory_region(*pair, 0) for pair in zip(names, sizes, strict=True))
     try:
         shared.set_shared_memory_region(given, [values])
         for name, region, size in zip(names, (given, taken), sizes, strict=True):
-            connection.register_cuda_shared_memory(name, shared.get_raw_handle(region), 0, size)
+            connection.register_cuda_shared_memory(name, shared.get_raw_handle(region), 0, size, headers=key)
         tensor, output = grpc.InferInput("image", list(values.shape), "FP32"), grpc.InferRequestedOutput("logits")
         tensor.set_shared_memory(names[0], sizes[0])
         output.set_shared_memory(names[1], sizes[1])
@@ -118,7 +119,7 @@ def infer_in_cuda_memory(
         np.testing.assert_array_equal(shared.get_contents_as_numpy(taken, np.float32, list(right.shape)), right)
     finally:
         for name, region in zip(names, (given, taken), strict=True):
-            connection.unregister_cuda_shared_memory(name)
+            connection.unregister_cuda_shared_memory(name, headers=key)
             shared.destroy_shared_memory_region(region)
 
 
