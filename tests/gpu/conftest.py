@@ -132,6 +132,9 @@ def recipe(name: str, **repository: Any) -> Recipe:
         "warmup_batch_sizes": (1, 4, MAX_BATCH),
         "max_queue_delay_us": 500,
     } | repository
+    # One profile: with several, a batch that Triton forms may run other kernels than its parts do alone, and what is
+    # asked here is that nothing but the plan decides about a bit.
+    document["compile"]["tensorrt"]["profiles"] = [{"min_batch": 1, "opt_batch": MAX_BATCH, "max_batch": MAX_BATCH}]
     return dataclasses.replace(parse(document), repository=RepositorySpec(**asked))
 
 

@@ -129,7 +129,7 @@ def test_provenance_is_told(compiled: Compiled) -> None:
     )
     assert details.tensorrt_version.split(".")[0].isdigit()
     spans = [(shape.min[0], shape.opt[0], shape.max[0]) for item in details.profiles for shape in item.values()]
-    assert spans == [(1, 1, 1), (2, 8, 8), (9, 16, 16)]
+    assert spans == [(1, 16, 16)]
     assert details.plan_bytes == (folder / "model.plan").stat().st_size
     json.dumps(codec.plain(details))
 
