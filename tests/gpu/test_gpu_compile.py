@@ -140,12 +140,12 @@ def test_a_second_build_reads_the_timing_cache(
     artifact = make_artifact("int8")
     compile_to(tmp_path / "first", artifact, tmp_path / "cache")
     again = compile_to(tmp_path / "second", artifact, tmp_path / "cache")
-    assert again["cached_tactics_bytes"] > 0
+    assert again.cached_tactics_bytes > 0
     (file,) = (tmp_path / "cache").iterdir()
     file.write_bytes(b"not a cache")
     damaged = compile_to(tmp_path / "third", artifact, tmp_path / "cache")
-    assert damaged["cached_tactics_bytes"] == 0
-    assert "timing cache" in damaged["notes"][0]
+    assert damaged.cached_tactics_bytes == 0
+    assert "timing cache" in damaged.notes[0]
 
 
 def test_another_precision_than_asked_is_refused(
@@ -156,7 +156,7 @@ def test_another_precision_than_asked_is_refused(
     with pytest.raises(CompileError, match="conv2 was asked as int8 and runs in fp32"):
         compile_to(tmp_path / "refused", artifact, cache, layer_precisions=wanted)
     allowed = compile_to(tmp_path / "allowed", artifact, cache, layer_precisions=wanted, allow_precision_mismatch=True)
-    assert "conv2 was asked as int8" in allowed["notes"][0]
+    assert "conv2 was asked as int8" in allowed.notes[0]
 
 
 def test_what_the_parser_refuses_is_named(
@@ -258,7 +258,9 @@ def test_compile_and_inspect_from_the_command_line(
     assert run(["inspect", str(repository / "mixed"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["source"] == "manifest, engine"
-    assert {item["layer"]: item["got"] for item in told["verdicts"]} == asked["mixed"]
+    assert {item["layer"]: item["asked"] for item in told["verdicts"]} == asked["mixed"]
+    assert all(item["got"] in (item["asked"], "fp32") for item in told["verdicts"])  # fp32 may be faster than fp16
+    assert all(item["got"] == "int8" for item in told["verdicts"] if item["asked"] == "int8")
     bare = tmp_path / "bare.plan"
     bare.write_bytes((repository / "mixed" / "1" / "model.plan").read_bytes())
     assert run(["inspect", str(bare)]) == 0
