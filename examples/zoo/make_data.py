@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[2]
 FONTS = Path("/usr/share/fonts/truetype/dejavu")
 FACES = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansCondensed.ttf")
-LINES, PHOTOS, FILES, SENTENCES, FRAMES = 107, 80, 500, 400, 120
+LINES, PHOTOS, FILES, SENTENCES, FRAMES = 107, 64, 500, 400, 120
 LINE_WIDTH, DET_SIZE, TOKENS = 320, 320, 64
 MODELS = {
     "magika.onnx": ("magika", "models/standard_v3_3/model.onnx"),

@@ -219,6 +219,17 @@ def _median(path: Path) -> float | None:
     return latency.get("p50")
 
 
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows beside those of other networks that are there."""
+    made = {row.network: {**asdict(row), "missed": row.missed} for row in rows}
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        made = {row["network"]: row for row in known} | made
+    found = [made[name] for name in TASKS if name in made]
+    text = json.dumps({"onnxruntime": ort.__version__, "rows": found}, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run networks, print a table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -226,7 +237,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "zoo.json")
     chosen = parser.parse_args(arguments)
     work = ROOT / "build" / "zoo"
-    rows = [network(name, work) for name in chosen.networks or TASKS]
+    rows = []
+    for name in chosen.networks or TASKS:
+        rows.append(network(name, work))
+        _write(chosen.out, rows)
     print(
         f"\n{'network':13} {'task':23} {'score':>6} {'bar':>6} {'int8':>8} {'times as fast':>20} {'served p50 µs':>14}"
     )
@@ -237,8 +251,6 @@ def main(arguments: Sequence[str]) -> int:
             f"{row.network:13} {row.task:23} {row.score:6.3f} {row.bar:6.3f} {layers:>8} {speed:>20} {latency:14.0f}"
             + (f"  missed: {'; '.join(row.missed)}" if row.missed else "")
         )
-    made = {"onnxruntime": ort.__version__, "rows": [{**asdict(row), "missed": row.missed} for row in rows]}
-    chosen.out.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     return 1 if any(row.score < row.bar for row in rows) else 0
 
 

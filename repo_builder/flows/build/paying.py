@@ -185,7 +185,7 @@ class _Weighing:
         if self._exact is None:
             self._exact = self._run(self.exported.model)
         found, why, least = self._run(self._file(left)), "", []
-        bound = self.limits.least_db("placed") + (0.0 if self.limits.fixed else _MARGIN_DB)
+        bound = self.limits.least_db("placed") + _MARGIN_DB
         for name, exact in self._exact.items():
             try:
                 row = agreement.compare(exact, found[name], name=name)

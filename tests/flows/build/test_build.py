@@ -25,8 +25,9 @@ from repo_builder.flows.build import BuildOptions, BuildResult
 
 
 def options(folder: Path, *settings: str, recipe: str = "jsc-tiny") -> BuildOptions:
+    """Every layer as asked: whether int8 pays for so small a network is this machine's to say."""
     return BuildOptions(
-        recipe=recipes.load(recipe, settings),
+        recipe=recipes.load(recipe, ("quantize.keep=all", *settings)),
         work=folder / "build",
         repository=folder / "model_repository",
         target="onnxruntime",
