@@ -2,6 +2,7 @@
 # make test   the whole test suite, as CI runs it
 # make lint   ruff and mypy
 # make campaign BUDGET=600   damaged inputs, killed builds, attacks and faults for so many seconds (docs/reliability.md)
+# make zoo    pretrained networks from packages: built, validated, served, measured and judged by their tasks
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +11,7 @@ MINOR  := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2]
 PINS   := deploy/constraints/python$(MINOR).txt
 STAMP  := $(VENV)/.installed-$(MINOR)
 
-.PHONY: demo test lint campaign install clean
+.PHONY: demo test lint campaign zoo install clean
 
 demo: install
 	$(RB) build vgg
@@ -29,6 +30,13 @@ BUDGET ?= 600
 PARTS  ?=
 campaign: install
 	$(BIN)/python tests/campaigns $(PARTS) --seconds $(BUDGET)
+
+# The packages bring models and photos alone: what they would require stays out, and they stay out of the environment.
+zoo: install
+	$(BIN)/python -c 'import sys; toml = __import__("tomllib" if sys.version_info > (3, 11) else "tomli"); print("\n".join(toml.load(open("pyproject.toml", "rb"))["dependency-groups"]["zoo"]))' > $(VENV)/zoo.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/zoo -r $(VENV)/zoo.txt
+	PYTHONPATH=$(VENV)/zoo $(BIN)/python examples/zoo/make_data.py
+	$(BIN)/python examples/zoo/run.py
 
 install: $(STAMP)
 

@@ -1,6 +1,6 @@
 """int8 against fp32 in ONNX Runtime on one thread of this CPU, with the accuracy of both.
 
-    repo-builder build vgg && repo-builder build jsc
+    repo-builder build vgg --set quantize.keep=all && repo-builder build jsc --set quantize.keep=all
     python benchmarks/onnxruntime_cpu.py vgg jsc --work build --output benchmarks/results/onnxruntime_cpu.json
 
 Both files are timed in turns in one process; a row is the median of five such rounds. The bars are those of the

@@ -15,7 +15,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_build_prints_layers_accuracies_and_the_repository(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["build", "jsc-tiny", "--target", "onnxruntime"]
+    arguments = ["build", "jsc-tiny", "--target", "onnxruntime", "--set", "quantize.keep=all"]
     assert cli.run(arguments) == 0
     captured = capsys.readouterr()
     for text in ("layers.2", "Linear", "int8", "type=Linear", "exported", "placed", "onnxruntime", "95 % interval"):

@@ -59,7 +59,8 @@ def run(
         "provenance": provenance,
         "compile": recipe.to_dict()["compile"],
         "placement": target.placement(recipe),
-        "keep": _keep(recipe),
+        "quantize": recipe.to_dict()["quantize"],
+        "limits": _limits(recipe),
         "max_batch_size": recipe.repository.max_batch_size,
         "target": target.name,
         "versions": target.versions(recipe),
@@ -118,10 +119,10 @@ def _as_compiled(tensors: tuple[TensorSpec, ...], details: EngineDetails) -> tup
     return tuple(dataclasses.replace(item, dtype=DType.INT32) if item.name in narrow else item for item in tensors)
 
 
-def _keep(recipe: Recipe) -> tuple[str | float | None, ...]:
-    """Return what decides which int8 layers stay so; the limits of the outputs are none of it where all stay."""
-    keep, limits = recipe.quantize.keep, recipe.measure
-    return (keep,) if keep == "all" else (keep, limits.output_sqnr_db, limits.output_tolerance)
+def _limits(recipe: Recipe) -> tuple[float | None, ...]:
+    """Return the limits of the outputs, where they decide which int8 layers stay so."""
+    limits = recipe.measure
+    return () if recipe.quantize.keep == "all" else (limits.output_sqnr_db, limits.output_tolerance)
 
 
 def _compile_into(

@@ -123,9 +123,10 @@ class _Weighing:
         """Choose what is fastest, more exact than the outputs need included, and say why."""
         most = min(32, self.exported.recipe.repository.max_batch_size)
         with progress.step("weigh speed") as step:
-            timer = self._timer(most)
-            choices = [self._timed(timer, self.tried[-1], accurate)]
+            choices = [self.tried[-1]]
             if len(accurate) < len(self.free):
+                timer = self._timer(most)
+                choices = [self._timed(timer, self.tried[-1], accurate)]
                 for what, left in self._candidates(accurate):
                     # with nothing left in int8 it is the reference itself, whatever timing makes of it
                     if left not in [*(frozenset(item.left) for item in choices), frozenset(self.free)]:
@@ -135,7 +136,7 @@ class _Weighing:
                 if _gain(item) > _gain(best) * _WORTH:
                     best = item
             everything = TriedRecord(what="none of them", left=self.free)
-            pays = _gain(best) >= _WORTH and min(row.speedup for row in best.speed) >= _SLOWEST
+            pays = bool(best.speed) and _gain(best) >= _WORTH and min(row.speedup for row in best.speed) >= _SLOWEST
             chosen = best if pays else everything
             step.note(_told(chosen))
         rows = [*self.tried[:-1], *choices, *([] if pays else [everything])]
@@ -236,8 +237,10 @@ class _Weighing:
 
     def _reasons(self, chosen: TriedRecord, accurate: frozenset[str], best: TriedRecord) -> dict[str, str]:
         """Return why each layer that is left in fp32 is."""
-        slow = f"left in fp32: int8 is {_gain(best):.2f} times as fast here"
-        if chosen is best:
+        slow = ""
+        if chosen is not best and best.speed:
+            slow = f"left in fp32: int8 is {_gain(best):.2f} times as fast here"
+        elif best.speed:
             slow = f"left in fp32: it does not pay here ({best.what}, the network is {_gain(best):.2f} times as fast)"
         noisy = f"left in fp32: {self.tried[0].sqnr_db:.1f} dB of the outputs is left with all in int8"
         return {name: noisy if name in accurate else slow for name in chosen.left}

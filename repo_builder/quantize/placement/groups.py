@@ -100,4 +100,7 @@ def _joined(choice: Choice) -> Callable[[int], int]:
         join(places)
     for tensor in choice.tensors:
         join(_holders(choice, tensor))
+    for place in choice.glue:  # a clip that is folded into the layer before has no Q/DQ in front
+        makers = (choice.index.makers.get(tensor) for tensor in choice.int8_reads(place) if tensor in choice.made)
+        join([place, *(maker for maker in makers if maker is not None)])
     return root

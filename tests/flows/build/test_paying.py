@@ -1,0 +1,99 @@
+"""Which int8 layers stay: what the outputs keep decides, then what pays. Times are made up, all else is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from repo_builder import recipes
+from repo_builder.compile.onnxruntime import speed
+from repo_builder.core.details import OnnxRuntimeDetails, SpeedRecord
+from repo_builder.core.graphs import DQ
+from repo_builder.flows import build as building
+from repo_builder.flows.build import BuildOptions, BuildResult
+
+Pace = Callable[[int], float]  # DequantizeLinear nodes of a graph → times as fast as fp32
+
+
+@pytest.fixture
+def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], None]:
+    """Let a table of the test's own stand for the clock."""
+
+    def pace(table: Pace) -> None:
+        def against(_: speed.Timer, candidate: Path) -> tuple[SpeedRecord, ...]:
+            count = sum(node.op_type == DQ for node in onnx.load(candidate).graph.node)
+            return (SpeedRecord(batch_size=1, reference_us=100.0, candidate_us=100.0 / table(count)),)
+
+        monkeypatch.setattr(speed.Timer, "against", against)
+
+    return pace
+
+
+def build(folder: Path, *settings: str) -> BuildResult:
+    return building.build(
+        BuildOptions(
+            recipe=recipes.load("jsc-tiny", settings),
+            work=folder / "build",
+            repository=folder / "repository",
+            target="onnxruntime",
+        )
+    )
+
+
+def got(result: BuildResult) -> set[str | None]:
+    return {row.got for row in result.engine.layers}
+
+
+def details(result: BuildResult) -> OnnxRuntimeDetails:
+    assert isinstance(result.engine.details, OnnxRuntimeDetails)
+    return result.engine.details
+
+
+def test_int8_that_pays_stays_and_the_choice_is_kept(paced: Callable[[Pace], None], tmp_path: Path) -> None:
+    paced(lambda count: 2.0 if count else 1.0)
+    result = build(tmp_path)
+    assert got(result) == {"int8"}
+    taken = [row for row in details(result).tried if row.chosen]
+    assert [row.what for row in taken] == ["all of them"]
+    assert taken[0].speed[0].speedup == pytest.approx(2.0)
+    assert taken[0].sqnr_db is not None
+    paced(lambda count: 0.5 if count else 1.0)  # nothing is timed again: what was decided is in the manifest
+    again = build(tmp_path)
+    assert again.skipped == ("export", "compile", "place")
+    assert details(again).tried == details(result).tried
+
+
+def test_a_network_in_which_nothing_pays_comes_out_fp32_and_says_so(
+    paced: Callable[[Pace], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paced(lambda count: 0.8 if count else 1.0)
+    result = build(tmp_path)
+    assert got(result) == {"fp32"}
+    assert {row.asked for row in result.engine.layers} == {"int8"}
+    assert {row.reason for row in result.engine.layers} == {"left in fp32: int8 is 0.80 times as fast here"}
+    assert details(result).tried[-1].chosen
+    assert "int8 does not pay here: the network comes out in fp32 (taken)" in capsys.readouterr().err
+    assert not [node for node in onnx.load(result.engine.model).graph.node if node.op_type == DQ]
+    kept = build(tmp_path, "quantize.keep=all")
+    assert got(kept) == {"int8"}
+    assert kept.skipped == ("export",)  # what is kept is no matter of the fp32 graph and its ranges
+    assert details(kept).tried == ()
+
+
+def test_a_layer_that_is_called_by_its_name_is_obeyed(paced: Callable[[Pace], None], tmp_path: Path) -> None:
+    paced(lambda count: 0.5 if count else 1.0)
+    first = build(tmp_path).engine.layers[0].name
+    result = build(tmp_path, "quantize.layers.0.type=Linear", f"quantize.layers.0.name={first}")
+    assert result.engine.layers[0].got == "int8"
+
+
+def test_outputs_come_before_speed(paced: Callable[[Pace], None], tmp_path: Path) -> None:
+    """No int8 layer keeps 100 dB: all that is fast has to go."""
+    paced(lambda count: 3.0 if count else 1.0)
+    result = build(tmp_path, "measure.output_sqnr_db=100", "measure.task=other")
+    assert "int8" not in got(result)
+    assert not details(result).tried[0].fits
+    assert all("dB of the outputs is left with all in int8" in row.reason for row in result.engine.layers)
