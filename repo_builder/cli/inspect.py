@@ -59,7 +59,8 @@ def _show_onnx(model: Path, *, as_json: bool) -> None:
     rows = [{"layer": name, "operator": operators[name], "precision": kind} for name, kind in precisions.items()]
     source = "graph"
     try:
-        became = loading.load("repo_builder.compile.onnxruntime.became:became")
+        with loading.needs("onnxruntime", what="showing what layers become"):
+            from repo_builder.compile.onnxruntime.became import became
     except MissingDependency:
         pass  # the graph alone tells what was asked
     else:

@@ -46,7 +46,8 @@ def command(
     from repo_builder import datasets, models, recipes
     from repo_builder.core import loading, progress
 
-    train = loading.load("repo_builder.models.training:train", extra="build")
+    with loading.needs("build", what="training"):
+        from repo_builder.models import training
     chosen = recipes.load(recipe, settings)
     target = output or Path("checkpoints") / f"{chosen.name}.safetensors"
     with progress.step("data") as step:
@@ -55,7 +56,7 @@ def command(
     module = models.create(chosen.model, seed=chosen.seed)
     try:
         with progress.step("train") as step:
-            result = train(
+            result = training.train(
                 chosen, module, dataset, target, resume=resume, progress=progress.bar, device=device, half=half
             )
             step.wrote(target)

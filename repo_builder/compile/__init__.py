@@ -15,6 +15,7 @@ from repo_builder.core import loading
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.batches import Batches
 from repo_builder.core.details import EngineDetails
+from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import CompileError, MissingDependency, did_you_mean
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.tensors import Array
@@ -42,7 +43,7 @@ class CompileOptions:
 
     recipe: Recipe
     graph: Path
-    layer_precisions: dict[str, str]
+    layer_precisions: Mapping[str, str]
     cache_folder: Path
     allow_precision_mismatch: bool = False
     batches: Batches | None = None
@@ -89,8 +90,8 @@ class CompileTarget(Protocol):
         """Return what of this machine the result depends on: library versions, GPU, choices made from CPU flags."""
         ...
 
-    def placement(self, recipe: Recipe) -> tuple[str, str]:
-        """Return the name of the placement profile, and what of this machine changes it; empty where nothing does."""
+    def placement(self, recipe: Recipe) -> tuple[str, Saturation]:
+        """Return the name of the placement profile, and what of this machine changes it."""
         ...
 
     def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> EngineDetails:

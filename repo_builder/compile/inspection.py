@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repo_builder.compile.tensorrt import inspector as trt_inspector
 from repo_builder.compile.tensorrt.inspector import EngineLayer
@@ -15,6 +15,9 @@ from repo_builder.core.errors import CompileError, MissingDependency, Repository
 from repo_builder.core.profiles import PlanSignature
 from repo_builder.core.records import Verdict
 from repo_builder.core.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from repo_builder.compile.tensorrt.plan import Plan
 
 _FACTS = (
     "tensorrt_version", "cuda_version", "driver", "gpu", "compute_capability", "flags", "build_seconds", "plan_bytes",
@@ -114,9 +117,10 @@ def ask_engine(plan: Path) -> PlanSignature:
     return PlanSignature(inputs=inputs, outputs=outputs, profiles=loaded.profiles)
 
 
-def _load(plan: Path) -> Any:  # noqa: ANN401 - a trt_plan.Plan, whose module needs TensorRT
-    what = "looking into a plan"
-    return loading.load("repo_builder.compile.tensorrt.plan:Plan", extra="tensorrt", what=what).load(plan)
+def _load(plan: Path) -> Plan:
+    with loading.needs("tensorrt", what="looking into a plan"):
+        from repo_builder.compile.tensorrt.plan import Plan
+    return Plan.load(plan)
 
 
 def _from_manifest(plan: Path) -> tuple[dict[str, Any], tuple[Verdict, ...], str]:

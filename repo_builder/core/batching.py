@@ -62,9 +62,9 @@ def batches(model: Path | onnx.ModelProto, samples: Mapping[str, Array] | None =
         return Verdict(batches=False, reason=signature.why_no_batch)
     try:
         source = model if isinstance(model, Path) else model.SerializeToString()
-        session = loading.load("repo_builder.core.sessions:Session", extra="onnxruntime", what="comparing samples")(
-            source / "model.onnx" if isinstance(source, Path) and source.is_dir() else source
-        )
+        with loading.needs("onnxruntime", what="comparing samples"):
+            from repo_builder.core.sessions import Session
+        session = Session(source / "model.onnx" if isinstance(source, Path) and source.is_dir() else source)
         rows, together = _first_run(session, signature, samples)
         _compare(session, rows, together)
         _one_size(session, signature, rows)

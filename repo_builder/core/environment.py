@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from repo_builder import __version__
 
@@ -21,6 +21,8 @@ LIBRARIES = (
 )  # fmt: skip
 # Other distributions that install a library under the same module's name.
 _ALSO = {"tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")}
+# What is done about a CPU's sums of 8-bit products that saturate: nothing, weights of 7 bits, or layers left in float.
+Saturation = Literal["none", "7 bits", "float"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,11 @@
-"""Leaves are named by ``"module:attribute"`` strings and loaded when they are used.
+"""What needs a library that may not be installed is imported when it is used; one sentence says what is missing.
 
-A missing library becomes one sentence: what is missing and which command installs it.
+Three ways in::
+
+    with loading.needs("build", what="exporting"):  # the rule: an import that type checkers follow
+        from repo_builder.export import torch_onnx
+    finder: FinderMaker = loading.load("repo_builder.quantize.modelopt:finder")  # rows of a table, typed by a protocol
+    loading.load_user("my_net.py:make", where="model.source")  # what a user's recipe names
 """
 
 from __future__ import annotations
@@ -23,8 +28,30 @@ from repo_builder.core.errors import MissingDependency, RecipeError, did_you_mea
 _DISTRUSTED: ContextVar[Mapping[str, Path]] = ContextVar("distrusted", default=types.MappingProxyType({}))
 
 
+@contextmanager
+def needs(extra: str | None = None, *, what: str) -> Iterator[None]:
+    """Say what is missing where an import inside the block fails.
+
+    Args:
+        extra: The extra of repo-builder that installs what is imported.
+        what: What needs it, in the user's words.
+
+    Raises:
+        MissingDependency: A library that is imported is not installed, or cannot be loaded.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or str(error)).partition(".")[0]
+        hint = f"pip install 'repo-builder[{extra}]'" if extra else f"pip install {missing}"
+        raise MissingDependency(f"{what} needs the library '{missing}', which is not installed", hint=hint) from error
+    except ImportError as error:  # installed, and broken: a shared library of another version, say
+        message = f"{what} needs a library that cannot be loaded: {error}"
+        raise MissingDependency(message, hint="install it anew, as built for this machine") from error
+
+
 def load(target: str, *, extra: str | None = None, what: str | None = None) -> Any:  # noqa: ANN401 - whatever is named
-    """Import ``module:attribute``.
+    """Import ``module:attribute``, for a table whose rows name their leaves; everything else imports inside ``needs``.
 
     Args:
         target: The place, as in ``repo_builder.quantize.modelopt:ModeloptQuantizer``.
@@ -35,17 +62,8 @@ def load(target: str, *, extra: str | None = None, what: str | None = None) -> A
         MissingDependency: A library that the module imports is not installed, or cannot be loaded.
     """
     module, _, attribute = target.partition(":")
-    try:
+    with needs(extra, what=what or attribute):
         return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        missing = (error.name or module).partition(".")[0]
-        hint = f"pip install 'repo-builder[{extra}]'" if extra else f"pip install {missing}"
-        raise MissingDependency(
-            f"{what or attribute} needs the library '{missing}', which is not installed", hint=hint
-        ) from error
-    except ImportError as error:  # installed, and broken: a shared library of another version, say
-        message = f"{what or attribute} needs a library that cannot be loaded: {error}"
-        raise MissingDependency(message, hint="install it anew, as built for this machine") from error
 
 
 class UntrustedCode(RecipeError):  # noqa: N818 - reads as what it is

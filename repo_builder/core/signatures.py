@@ -178,13 +178,14 @@ def of_model(model: onnx.ModelProto) -> OnnxSignature:
 def _as_loaded(found: OnnxSignature, path: Path) -> OnnxSignature:
     """Return a signature with the shapes that ONNX Runtime states, or with its reason to refuse the file."""
     try:
-        session = loading.load("repo_builder.core.sessions:Session", extra="onnxruntime")(path)
+        with loading.needs("onnxruntime", what="reading shapes as ONNX Runtime states them"):
+            from repo_builder.core.sessions import VERSION, Session
+        session = Session(path)
     except MissingDependency:
         return found
     except ModelError as error:
         return dataclasses.replace(found, refusal=error.message)
     shapes: dict[str, tuple[int, ...]] = {**session.inputs, **session.outputs}
-    version = loading.load("repo_builder.core.sessions:VERSION")
 
     def seen(tensors: Sequence[OnnxTensor]) -> tuple[OnnxTensor, ...]:
         # a tensor without any shape is () for ONNX Runtime's Python, as one number is: the file tells them apart
@@ -193,7 +194,7 @@ def _as_loaded(found: OnnxSignature, path: Path) -> OnnxSignature:
             for item in tensors
         )
 
-    return dataclasses.replace(found, inputs=seen(found.inputs), outputs=seen(found.outputs), runtime=version)
+    return dataclasses.replace(found, inputs=seen(found.inputs), outputs=seen(found.outputs), runtime=VERSION)
 
 
 def versions(path: Path) -> tuple[int, int]:

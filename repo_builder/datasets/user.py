@@ -53,9 +53,9 @@ def read(
     if not path.exists() and data_dir is not None:
         path = data_dir / path
     if path.is_dir():
-        reader: Callable[..., Source] = partial(
-            loading.load("repo_builder.datasets.folder:read", extra="images"), path=path
-        )
+        with loading.needs("images", what="reading a folder of images"):
+            from repo_builder.datasets import folder
+        reader: Callable[..., Source] = partial(folder.read, path=path)
     elif path.suffix.lower() in _READERS:
         if not path.is_file():
             raise DataError(f"there is no file '{path}'", where="data.source")

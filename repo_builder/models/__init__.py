@@ -1,6 +1,6 @@
 """Networks: built-in architectures, a user's own, and the checkpoints that fill them.
 
-Importing this package imports no torch; the leaves that need it are named in strings.
+Importing this package imports no torch; what needs it is imported when it is used.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ def create(spec: ModelSpec, *, seed: int) -> nn.Module:
             where="model.source",
             hint=f"{did_you_mean(spec.source, ARCHITECTURES)} (your own is named module:function)",
         )
-    module: nn.Module = loading.load("repo_builder.models.building:build", extra="build")(
-        build, spec.arguments, source=spec.source, seed=seed
-    )
-    return module
+    with loading.needs("build", what="making a network"):
+        from repo_builder.models import building
+    return building.build(build, spec.arguments, source=spec.source, seed=seed)
 
 
 def load_checkpoint(module: nn.Module, path: Path, *, where: str) -> None:
@@ -57,7 +56,9 @@ def load_checkpoint(module: nn.Module, path: Path, *, where: str) -> None:
     Raises:
         ModelError: The file is missing or damaged, or its tensors are not the module's.
     """
-    loading.load("repo_builder.models.checkpoints:load", extra="build")(module, path, where=where)
+    with loading.needs("build", what="reading a checkpoint"):
+        from repo_builder.models import checkpoints
+    checkpoints.load(module, path, where=where)
 
 
 def checkpoint_facts(path: Path) -> dict[str, str]:
@@ -65,8 +66,9 @@ def checkpoint_facts(path: Path) -> dict[str, str]:
 
     ``held_out`` is that of the data set it was trained with (``datasets.Dataset``). Empty for any other file.
     """
-    facts: dict[str, str] = loading.load("repo_builder.models.checkpoints:facts", extra="build")(path)
-    return facts
+    with loading.needs("build", what="reading a checkpoint"):
+        from repo_builder.models import checkpoints
+    return checkpoints.facts(path)
 
 
 def checkpoint_path(spec: ModelSpec, override: Path | None) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -24,26 +23,11 @@ from repo_builder.quantize.observe import stream
 from repo_builder.quantize.placement import PROFILES, wanted
 from repo_builder.quantize.placement.index import Index, own
 from repo_builder.quantize.placement.weights import channel_axis
-from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
+from repo_builder.quantize.ranges import Observed, Ranges, TensorRange, WeightRange
 from repo_builder.quantize.rules import LayerPlan
 
 _MAX = InputQuantizer(calibrator="max")
 _FEWEST_STEPS = 4  # that an output's channel has to span
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """What calibration saw, before it is known which calibrator's range a tensor is to have.
-
-    Attributes:
-        low: Tensor → the least value seen.
-        high: Tensor → the largest value seen.
-        amax: (tensor, calibrator) → the absolute value that it keeps.
-    """
-
-    low: dict[str, float] = field(default_factory=dict)
-    high: dict[str, float] = field(default_factory=dict)
-    amax: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 def calibrator_name(spec: InputQuantizer | WeightQuantizer) -> str:

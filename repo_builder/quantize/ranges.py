@@ -47,3 +47,18 @@ class Ranges:
 
     tensors: Mapping[str, TensorRange] = field(default_factory=dict)
     weights: Mapping[str, WeightRange] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What calibration saw, before it is known which calibrator's range a tensor is to have.
+
+    Attributes:
+        low: Tensor → the least value seen.
+        high: Tensor → the largest value seen.
+        amax: (tensor, calibrator) → the absolute value that it keeps.
+    """
+
+    low: dict[str, float] = field(default_factory=dict)
+    high: dict[str, float] = field(default_factory=dict)
+    amax: dict[tuple[str, str], float] = field(default_factory=dict)

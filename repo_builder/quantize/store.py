@@ -8,8 +8,7 @@ import numpy as np
 
 from repo_builder.core import archive
 from repo_builder.core.errors import DataError, QuantizeError
-from repo_builder.quantize.calibrate import Observed
-from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
+from repo_builder.quantize.ranges import Observed, Ranges, TensorRange, WeightRange
 
 FILE = "ranges.npz"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,7 +87,7 @@ def test_the_engine_alone_is_shown_with_why_the_manifest_is_not(
 ) -> None:
     layers = {"Layers": ["conv"]}
     plan = SimpleNamespace(load=lambda _: SimpleNamespace(profiles=(), inspect=lambda: layers))
-    monkeypatch.setattr(inspection.loading, "load", lambda *_, **__: plan)
+    monkeypatch.setitem(sys.modules, "repo_builder.compile.tensorrt.plan", SimpleNamespace(Plan=plan))
     manifest = model / "10" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changed))
     assert run(["inspect", str(model), "--json"]) == 0
@@ -122,7 +123,7 @@ def test_a_plan_for_another_gpu_is_told_by_its_manifest(
             raise CompileError("TensorRT 10.0.1 cannot load the plan")
 
     monkeypatch.setattr(inspection.environment, "gpus", lambda: ("one",))
-    monkeypatch.setattr(inspection.loading, "load", lambda *_, **__: Plan)
+    monkeypatch.setitem(sys.modules, "repo_builder.compile.tensorrt.plan", SimpleNamespace(Plan=Plan))
     assert run(["inspect", str(model), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["source"] == "manifest"
     (model / "10" / "manifest.json").unlink()

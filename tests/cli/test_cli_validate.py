@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from repo_builder import cli
-from repo_builder.core import environment, loading
+from repo_builder.core import environment
 from repo_builder.core.tensors import DType, ShapeProfile
 
 CONFIG = """
@@ -74,7 +75,7 @@ def test_the_engine_of_a_plan_without_a_manifest_is_asked(
     gpu = environment.Gpu(name="NVIDIA H200", compute_capability="9.0", memory_mib=143771, driver="580.159.04")
     monkeypatch.setattr(environment, "gpus", lambda: (gpu,))
     monkeypatch.setattr(environment, "version", lambda _: "8.5.3.1")
-    monkeypatch.setattr(loading, "load", lambda *_, **__: plan)
+    monkeypatch.setitem(sys.modules, "repo_builder.compile.tensorrt.plan", SimpleNamespace(Plan=plan))
     assert cli.run(["validate", str(repository)]) == 1
     told = capsys.readouterr().out
     assert "two/config.pbtxt: max_batch_size is 8, and the plan's profiles end at 4" in told

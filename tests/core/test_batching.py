@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from repo_builder.core import batching, loading
+from repo_builder.core import batching
 from repo_builder.core.batching import batches
-from repo_builder.core.errors import MissingDependency
 from repo_builder.core.tensors import Array
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -171,13 +171,12 @@ def test_samples_that_the_model_refuses_are_no_verdict_on_it() -> None:
 
 
 def test_without_onnx_runtime_nothing_is_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: Any, **__: Any) -> Any:
-        raise MissingDependency("no onnxruntime", hint="install it")
-
-    monkeypatch.setattr(loading, "load", missing)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "repo_builder.core.sessions", raising=False)
     verdict = batches(BATCH["each row alone"])
     assert not verdict.batches
-    assert verdict.reason == "samples could not be compared: no onnxruntime → install it"
+    missing = "comparing samples needs the library 'onnxruntime', which is not installed"
+    assert verdict.reason == f"samples could not be compared: {missing} → pip install 'repo-builder[onnxruntime]'"
 
 
 @settings(max_examples=40, deadline=None)

@@ -25,6 +25,23 @@ def test_a_missing_library_says_how_to_install_it() -> None:
         loading.load("no_such_library.part:Thing", what="reading it")
 
 
+def test_an_import_inside_a_guard_says_what_is_missing() -> None:
+    with (
+        pytest.raises(
+            MissingDependency, match=r"^exporting needs the library 'no_such_library'.*repo-builder\[build\]"
+        ),
+        loading.needs("build", what="exporting"),
+    ):
+        import no_such_library.part  # noqa: F401
+    with (
+        pytest.raises(MissingDependency, match=r"^reading needs a library that cannot be loaded: .*no_such_name"),
+        loading.needs(what="reading"),
+    ):
+        from json import no_such_name  # noqa: F401
+    with pytest.raises(ZeroDivisionError), loading.needs(what="reading"):
+        print(1 / 0)
+
+
 def test_a_broken_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_leaf.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(tmp_path)

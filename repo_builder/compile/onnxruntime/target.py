@@ -18,6 +18,7 @@ from repo_builder.compile.onnxruntime.became import became
 from repo_builder.core import environment
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, SpeedRecord
+from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import CompileError, first_line
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import FUSED, Verdict
@@ -40,10 +41,12 @@ class OnnxRuntimeTarget:
         """Return the library's version and what the CPU's flags decide."""
         return {"onnxruntime": ort.__version__, "saturation": saturation(recipe.compile.onnxruntime.first_layer)[0]}
 
-    def placement(self, recipe: Recipe) -> tuple[str, str]:
+    def placement(self, recipe: Recipe) -> tuple[str, Saturation]:
         """Return the placement profile: the CPU's, or TensorRT's for a provider on the GPU."""
         spec = recipe.compile.onnxruntime
-        return ("onnxruntime-cpu", saturation(spec.first_layer)[0]) if spec.accelerator == "none" else ("tensorrt", "")
+        if spec.accelerator != "none":
+            return "tensorrt", "none"
+        return "onnxruntime-cpu", saturation(spec.first_layer)[0]
 
     def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> OnnxRuntimeDetails:
         """Take the placed graph as ``model.onnx`` and load it once, so that what is placed is known to load."""
@@ -96,7 +99,7 @@ def _verdicts(path: Path, options: CompileOptions) -> tuple[Verdict, ...]:
     )
 
 
-def saturation(first_layer: str) -> tuple[str, str]:
+def saturation(first_layer: str) -> tuple[Saturation, str]:
     """Decide what is done about sums of 8-bit products that saturate on this CPU.
 
     AVX2 without VNNI adds pairs of 8-bit products in saturating 16 bits (VPMADDUBSW).
@@ -105,7 +108,7 @@ def saturation(first_layer: str) -> tuple[str, str]:
         first_layer: ``auto``, ``int8`` or ``fp32``, from the recipe.
 
     Returns:
-        ``none``, ``7 bits`` or ``float`` (as ``placement.profiles.onnxruntime_cpu.for_cpu`` takes it), and the reason.
+        What ``placement.profiles.onnxruntime_cpu.for_cpu`` takes, and the reason.
     """
     if first_layer == "int8":
         return "none", "the recipe says so"

@@ -53,9 +53,9 @@ class TensorRTTarget:
         gpu = environment.gpus()[0]
         return {"tensorrt": trt.__version__, "gpu": gpu.name, "compute_capability": gpu.compute_capability}
 
-    def placement(self, recipe: Recipe) -> tuple[str, str]:
+    def placement(self, recipe: Recipe) -> tuple[str, environment.Saturation]:
         """Return the placement profile."""
-        return "tensorrt", ""
+        return "tensorrt", "none"
 
     def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> TensorRTDetails:
         """Build the plan, ask the engine's inspector what each layer became, and refuse what was not asked.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from repo_builder import compile
 from repo_builder.compile import CompileOptions, CompileTarget
-from repo_builder.core import artifacts, environment, files, kept, loading, progress
+from repo_builder.core import artifacts, environment, files, kept, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.batches import Batches
 from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, TensorRTDetails
@@ -19,6 +19,7 @@ from repo_builder.datasets import Dataset, Samples
 from repo_builder.flows.build import forms, keys, lowering, paying, running
 from repo_builder.flows.build import scores as scoring
 from repo_builder.flows.build.options import BuildOptions, current
+from repo_builder.quantize import table
 
 _ENGINE = "engine"  # the compiled form among the outputs that are kept, whatever the target
 
@@ -158,8 +159,8 @@ def _compile_into(
         )
         for item in sorted(folder.glob("model.*")):
             step.wrote(item, shown=shown / item.name)
-    layers = loading.load("repo_builder.quantize.table:became")(lowered.layers, details.precisions)
-    reasons = loading.load("repo_builder.quantize.table:reasons")(layers)
+    layers = table.became(lowered.layers, details.precisions)
+    reasons = table.reasons(layers)
     details = dataclasses.replace(
         details, notes=(*chosen.notes, *reasons, *lowered.notes, *details.notes), batching=why
     )

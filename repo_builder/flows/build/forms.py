@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx
 
 from repo_builder import models
 from repo_builder.core import calling, files, graphs, loading, onnx_files, progress, watching
@@ -20,11 +22,10 @@ from repo_builder.core.errors import CompileError, ModelError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
+from repo_builder.export import qdq
 from repo_builder.flows.build import keys, running
-from repo_builder.quantize import LayerPlan, plan
-
-if TYPE_CHECKING:
-    import onnx
+from repo_builder.quantize import LayerPlan, plan, prepare, store, table
+from repo_builder.quantize.layers import find_layers
 
 Outputs = dict[str, Array]
 FP32_MODEL, RANGES = "model.fp32.onnx", "ranges.npz"
@@ -161,23 +162,22 @@ def planned(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, tu
         QuantizeError: The graph is quantized already, or too old.
         RecipeError: A rule selects nothing.
     """
-    prepare = loading.load("repo_builder.quantize.prepare:prepare", extra="build")
-    find_layers = loading.load("repo_builder.quantize.layers:find_layers", extra="build")
-    ready = prepare(model)
+    ready = prepare.prepare(model)
     return ready, plan(list(find_layers(ready)), recipe.quantize)
 
 
 def as_it_came(model: onnx.ModelProto) -> tuple[LayerRecord, ...]:
     """Return the table of a graph of which nothing is asked: each layer's precision is the one that it has."""
-    precisions = loading.load("repo_builder.export.qdq:layer_precisions", extra="build")(model)
+    precisions = qdq.layer_precisions(model)
     kinds = {graphs.layer_of(node): node.op_type for node in model.graph.node}
     return tuple(LayerRecord(name=name, type=kinds[name], asked=precision) for name, precision in precisions.items())
 
 
 def run_onnx(path: Path, inputs: Outputs, batches: Batches) -> Outputs:
     """Run an ONNX file as it stands, every optimization off; return the outputs that the recipe names."""
-    runner = loading.load("repo_builder.compile.onnxruntime.target:OnnxRuntimeRunner", extra="onnxruntime")
-    with runner(path, optimize=False) as model:
+    with loading.needs("onnxruntime", what="running an ONNX file"):
+        from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner
+    with OnnxRuntimeRunner(path, optimize=False) as model:
         return running.run(model, batches, inputs)
 
 
@@ -204,10 +204,9 @@ def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: 
         if spec.batch_axis:
             hint = "wrap the module so that samples come first, or export it and name the .onnx file"
             raise ModelError("samples of a torch module are on its first axis", where=f"'{spec.name}'", hint=hint)
-    run = loading.load("repo_builder.models.running:run", extra="build")
-    export_module = loading.load("repo_builder.export.torch_onnx:export", extra="build")
-    prepare = loading.load("repo_builder.quantize.prepare:prepare", extra="build")
-    unfolded = loading.load("repo_builder.quantize.prepare:unfolded", extra="build")
+    with loading.needs("build", what="exporting a torch module"):
+        from repo_builder.export import torch_onnx
+        from repo_builder.models.running import run
     with progress.step("load model") as step:
         with watching.reading() as read:
             module = models.create(recipe.model, seed=recipe.seed)
@@ -223,7 +222,7 @@ def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: 
         again = partial(run, module, held_out, order, names)
         outputs = again(running.MOST)
     with progress.step("export") as step:
-        exported = export_module(
+        exported = torch_onnx.export(
             module,
             inputs=tuple(inputs[name] for name in order),
             outputs=recipe.model.outputs,
@@ -231,9 +230,9 @@ def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: 
             path=Path(FP32_MODEL),
             samples=calibration,
         )
-        model = prepare(exported)
+        model = prepare.prepare(exported)
         step.note(f"opset {recipe.export.opset}")
-    left = unfolded(model)
+    left = prepare.unfolded(model)
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         progress.warn(f"{len(left)} BatchNorm stay in the graph: {', '.join(left[:_SHOWN])}{more}")
@@ -274,15 +273,13 @@ def _calibrated(
     earlier: Path,
 ) -> tuple[LayerRecord, ...]:
     """Find and write the ranges, and return the table."""
-    calibrate = loading.load("repo_builder.quantize.calibrate:calibrate", extra="build")
-    store = "repo_builder.quantize.store"
+    with loading.needs("build", what="calibrating"):
+        from repo_builder.quantize.calibrate import calibrate
     with progress.step("calibrate") as step:
-        known = loading.load(f"{store}:read_observed", extra="build")(earlier, key)
+        known = store.read_observed(earlier, key)
         ranges, seen, ran = calibrate(model, plans, recipe.quantize, samples, known)
-        loading.load(f"{store}:write", extra="build")(folder / RANGES, key, seen, ranges)
+        store.write(folder / RANGES, key, seen, ranges)
         count = len(next(iter(samples.values())))
         how = f"{recipe.quantize.backend}, {count} samples" if ran else "nothing new to find"
         step.note(f"{len(ranges.tensors)} tensors, {how}")
-    records = loading.load("repo_builder.quantize.table:records", extra="build")
-    rows: tuple[LayerRecord, ...] = records(model, plans, ranges)
-    return rows
+    return table.records(model, plans, ranges)

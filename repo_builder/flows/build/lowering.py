@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import onnx
 
 from repo_builder.core import loading, onnx_files, progress
 from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import MissingDependency, RecipeError
 from repo_builder.core.graphs import TYPE
 from repo_builder.core.portable import make_portable
 from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
+from repo_builder.export import qdq
+from repo_builder.export.precision import to_fp16_regions
 from repo_builder.flows.build import forms
-
-if TYPE_CHECKING:
-    import onnx
-
-    from repo_builder.quantize import LayerPlan
-    from repo_builder.quantize.placement import Placed, Profile
-    from repo_builder.quantize.ranges import Ranges
+from repo_builder.quantize import LayerPlan, leaving, placement, store, table
+from repo_builder.quantize.placement import Placed, Profile
+from repo_builder.quantize.placement.profiles import onnxruntime_cpu
+from repo_builder.quantize.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +36,16 @@ class Lowered:
     """
 
     layers: tuple[LayerRecord, ...]
-    layer_precisions: dict[str, str]
+    layer_precisions: Mapping[str, str]
     notes: tuple[str, ...]
 
 
-def profile(placement: tuple[str, str]) -> Profile:
+def profile(target: tuple[str, Saturation]) -> Profile:
     """Return the profile that a target names (``CompileTarget.placement``)."""
-    name, saturation = placement
+    name, saturation = target
     if name == "onnxruntime-cpu":
-        for_cpu: Callable[[str], Profile] = loading.load(
-            "repo_builder.quantize.placement.profiles.onnxruntime_cpu:for_cpu"
-        )
-        return for_cpu(saturation)
-    found: Profile = loading.load("repo_builder.quantize.placement:profile")(name)
-    return found
+        return onnxruntime_cpu.for_cpu(saturation)
+    return placement.profile(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,7 @@ class Ready:
     profile: Profile
 
     @classmethod
-    def of(cls, exported: OnnxArtifact, placement: tuple[str, str]) -> Ready:
+    def of(cls, exported: OnnxArtifact, target: tuple[str, Saturation]) -> Ready:
         """Read an artifact that was calibrated.
 
         Raises:
@@ -79,8 +76,8 @@ class Ready:
             hint = "build again: rules are part of what is exported and calibrated"
             message = "the rules are not those that the artifact was calibrated for"
             raise RecipeError(message, where="quantize", hint=hint)
-        ranges: Ranges = loading.load("repo_builder.quantize.store:read_ranges")(exported.ranges)
-        return cls(model=model, plans=plans, ranges=ranges, profile=profile(placement))
+        ranges = store.read_ranges(exported.ranges)
+        return cls(model=model, plans=plans, ranges=ranges, profile=profile(target))
 
     def write(
         self, exported: OnnxArtifact, path: Path, left: Mapping[str, str]
@@ -92,9 +89,7 @@ class Ready:
             path: The file.
             left: Layer → why it is left in fp32.
         """
-        placed: Placed = loading.load("repo_builder.quantize.leaving:place_without")(
-            self.model, self.plans, self.ranges, self.profile, left
-        )
+        placed = leaving.place_without(self.model, self.plans, self.ranges, self.profile, left)
         lowered, notes = _fp16(placed.model, self.plans)
         _write(lowered, exported, path)
         return lowered, placed, notes
@@ -102,7 +97,7 @@ class Ready:
 
 def lower(
     exported: OnnxArtifact,
-    placement: tuple[str, str],
+    target: tuple[str, Saturation],
     path: Path,
     samples: Mapping[str, Array] | None,
     left: Mapping[str, str] | None = None,
@@ -111,7 +106,7 @@ def lower(
 
     Args:
         exported: The artifact.
-        placement: What the target says of its profile.
+        target: What the target says of its profile (``CompileTarget.placement``).
         path: The file.
         samples: Calibration samples, to measure each layer's noise; None where they are not on this machine.
         left: Layer → why it is left in fp32 though it was to be int8.
@@ -121,17 +116,16 @@ def lower(
         ExportError: The graph is not clean.
         RecipeError: The recipe's rules are not those that the artifact was calibrated for.
     """
-    precisions = loading.load("repo_builder.export.qdq:layer_precisions")
     if exported.details.as_it_came:
         model = onnx_files.load(exported.model)
         _write(model, exported, path)
-        return Lowered(layers=exported.layers, layer_precisions=precisions(model), notes=())
-    ready = Ready.of(exported, placement)
+        return Lowered(layers=exported.layers, layer_precisions=qdq.layer_precisions(model), notes=())
+    ready = Ready.of(exported, target)
     lowered, placed, notes = ready.write(exported, path, left or {})
-    found = precisions(lowered)
-    loading.load("repo_builder.export.qdq:check")(path, strict=placement[0] == "tensorrt")
+    found = qdq.layer_precisions(lowered)
+    qdq.check(path, strict=target[0] == "tensorrt")
     layers = _table(exported, ready.model, lowered, placed, samples)
-    for sentence in loading.load("repo_builder.quantize.table:hard_layers")(layers):
+    for sentence in table.hard_layers(layers):
         progress.warn(sentence)
     return Lowered(layers=layers, layer_precisions=found, notes=notes)
 
@@ -152,8 +146,7 @@ def _fp16(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> tuple[onnx.Mode
     if not chosen:
         return model, ()
     said: list[str] = []
-    made: onnx.ModelProto = loading.load("repo_builder.export.precision:to_fp16_regions")(model, chosen, said.append)
-    return made, tuple(said)
+    return to_fp16_regions(model, chosen, said.append), tuple(said)
 
 
 def _table(
@@ -168,13 +161,11 @@ def _table(
     ratios: dict[str, float] = {}
     if samples is not None and chosen:
         try:
-            measure = loading.load("repo_builder.quantize.noise:signal_to_noise", extra="onnxruntime")
+            with loading.needs("onnxruntime", what="measuring layers"):
+                from repo_builder.quantize import noise
         except MissingDependency as error:
             progress.skipped("measure layers", error.message)
         else:
             with progress.step("measure layers"):
-                ratios = measure(ready, lowered, chosen, samples)
-    rows: tuple[LayerRecord, ...] = loading.load("repo_builder.quantize.table:placed")(
-        exported.layers, placed.layers, ratios
-    )
-    return rows
+                ratios = noise.signal_to_noise(ready, lowered, chosen, samples)
+    return table.placed(exported.layers, placed.layers, ratios)

@@ -24,14 +24,20 @@ from repo_builder.core import loading, progress
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.batches import Batches
 from repo_builder.core.details import SpeedRecord, TriedRecord
+from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.tensors import Array
 from repo_builder.flows.build import running
 from repo_builder.flows.build.lowering import Ready
 from repo_builder.measure.judge import agreement
 from repo_builder.measure.judge.limits import Limits
+from repo_builder.quantize import leaving
+from repo_builder.quantize.placement import Placed
+from repo_builder.quantize.placement.groups import groups
 
 if TYPE_CHECKING:
+    import onnx
+
     from repo_builder.compile.onnxruntime.speed import Timer
 
 _SAMPLES = 8  # of calibration, for each look at the outputs
@@ -40,6 +46,7 @@ _MARGIN_DB = 3.0  # calibration samples are those that ranges fit best; others m
 _WORTH = 1.03  # below is the noise of timing
 _SLOWEST = 0.98
 _BATCH_US = 150_000.0  # a batch that takes longer is timed in a smaller one
+_WHAT = "weighing what int8 pays"  # needs ONNX Runtime
 _SECONDS = 0.15  # CPU time a choice, batch size and form
 
 
@@ -59,17 +66,17 @@ class Kept:
 
 
 def choose(
-    exported: OnnxArtifact, placement: tuple[str, str], batches: Batches, samples: Mapping[str, Array] | None
+    exported: OnnxArtifact, target: tuple[str, Saturation], batches: Batches, samples: Mapping[str, Array] | None
 ) -> Kept:
     """Weigh the int8 layers of an artifact.
 
     Args:
         exported: The artifact, calibrated.
-        placement: What the target says of its profile.
+        target: What the target says of its profile (``CompileTarget.placement``).
         batches: How the model takes samples.
         samples: Calibration samples, ``(n, *shape)`` by input name; None where they are not on this machine.
     """
-    ready = Ready.of(exported, placement)
+    ready = Ready.of(exported, target)
     with tempfile.TemporaryDirectory(prefix="repo-builder-") as folder:
         weighing = _Weighing(exported, ready, batches, samples, Path(folder))
         if not weighing.free:
@@ -98,9 +105,8 @@ class _Weighing:
         self.tried: list[TriedRecord] = []
         self._files: dict[frozenset[str], Path] = {}
         _, placed, _ = self._write(frozenset())
-        self.free: tuple[str, ...] = loading.load("repo_builder.quantize.leaving:free")(ready.plans, placed)
-        find = loading.load("repo_builder.quantize.placement.groups:groups")
-        self.groups, self.first = find(ready.model, ready.plans, ready.ranges, ready.profile)
+        self.free = leaving.free(ready.plans, placed)
+        self.groups, self.first = groups(ready.model, ready.plans, ready.ranges, ready.profile)
         self._exact: Mapping[str, Array] | None = None
 
     def accurate(self) -> frozenset[str]:
@@ -150,7 +156,8 @@ class _Weighing:
         first = frozenset(self.first) & free
         if first:
             yield "without the first convolution", accurate | first
-        measure = loading.load("repo_builder.compile.onnxruntime.node_times:measure", extra="onnxruntime")
+        with loading.needs("onnxruntime", what=_WHAT):
+            from repo_builder.compile.onnxruntime.node_times import measure
         feed = next(iter(self._feeds(1).values()))
         before = measure(self._file(free), self.free, feed)
         after = measure(self._file(accurate), self.free, feed)
@@ -197,12 +204,12 @@ class _Weighing:
         return min(least), why
 
     def _run(self, path: Path) -> Mapping[str, Array]:
-        runner = loading.load("repo_builder.compile.onnxruntime.target:OnnxRuntimeRunner", extra="onnxruntime")
-        with runner(path) as model:
-            found: Mapping[str, Array] = running.run(model, self.batches, self.few)
-        return found
+        with loading.needs("onnxruntime", what=_WHAT):
+            from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner
+        with OnnxRuntimeRunner(path) as model:
+            return running.run(model, self.batches, self.few)
 
-    def _write(self, left: frozenset[str]) -> tuple[object, object, object]:
+    def _write(self, left: frozenset[str]) -> tuple[onnx.ModelProto, Placed, tuple[str, ...]]:
         path = self.folder / f"{len(self._files)}" / "model.onnx"
         path.parent.mkdir()
         made = self.ready.write(self.exported, path, dict.fromkeys(left, "left"))
@@ -215,18 +222,18 @@ class _Weighing:
         return self._files[left]
 
     def _feeds(self, most: int) -> dict[int, dict[str, Array]]:
-        feeds = loading.load("repo_builder.compile.onnxruntime.speed:feeds", extra="onnxruntime")
-        found: dict[int, dict[str, Array]] = feeds(self.batches, self.samples, most=most)
-        return found
+        with loading.needs("onnxruntime", what=_WHAT):
+            from repo_builder.compile.onnxruntime.speed import feeds
+        return feeds(self.batches, self.samples or {}, most=most)
 
     def _timer(self, most: int) -> Timer:
         """Return a timer for batches of 1 and of as many samples as take a bounded time."""
-        made = loading.load("repo_builder.compile.onnxruntime.speed:Timer", extra="onnxruntime")
+        with loading.needs("onnxruntime", what=_WHAT):
+            from repo_builder.compile.onnxruntime.speed import Timer
         reference = self._file(frozenset(self.free))
-        alone = made(reference, self._feeds(1), seconds=0.0).against(reference)[0].reference_us
+        alone = Timer(reference, self._feeds(1), seconds=0.0).against(reference)[0].reference_us
         fitting = max(1, min(most, int(_BATCH_US / max(alone, 1.0))))
-        timer: Timer = made(reference, self._feeds(fitting), seconds=_SECONDS)
-        return timer
+        return Timer(reference, self._feeds(fitting), seconds=_SECONDS)
 
     def _timed(self, timer: Timer, row: TriedRecord, left: frozenset[str]) -> TriedRecord:
         return replace(row, left=self._ordered(left), speed=timer.against(self._file(left)))

@@ -23,7 +23,6 @@ from repo_builder.results import BuildIdentity
 _WARM_UP = 3
 _LEAST_RUNS = 10
 _LEAST_S = 0.3
-_SETTINGS = "repo_builder.serve.backends.onnxruntime.settings"  # what config.pbtxt says to ONNX Runtime, in one place
 A = TypeVar("A", bound=Artifact)
 
 
@@ -165,12 +164,11 @@ class EngineClock:
         groups: Any = self._config.get("instance_group") or ({},)
         kind = "GPU" if str(groups[0].get("kind", "")) == "KIND_GPU" else "CPU"
         device = str(next(iter(groups[0].get("gpus") or ()), 0))
-        providers, open_session, run_options = (
-            loading.load(f"{_SETTINGS}:{name}", extra="onnxruntime", what="timing the engine alone")
-            for name in ("providers", "open_session", "run_options")
-        )
-        session = open_session(engine.model, self._config, providers(self._config, kind=kind, device=device))
-        options, names = run_options(self._config), [item.name for item in session.get_outputs()]
+        with loading.needs("onnxruntime", what="timing the engine alone"):
+            from repo_builder.serve.backends.onnxruntime import settings
+        providers = settings.providers(self._config, kind=kind, device=device)
+        session = settings.open_session(engine.model, self._config, providers)
+        options, names = settings.run_options(self._config), [item.name for item in session.get_outputs()]
         return _median_us(lambda feed: session.run(names, feed, options), batch)
 
 

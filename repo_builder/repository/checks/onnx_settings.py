@@ -50,7 +50,8 @@ def check(folder: ModelFolder, target: Target) -> Iterator[Finding]:
 def _providers() -> tuple[str, ...]:
     """Return the execution providers of the installed ONNX Runtime, all where there is none to ask."""
     try:
-        found: tuple[str, ...] = loading.load("repo_builder.core.sessions:PROVIDERS")
+        with loading.needs("onnxruntime", what="listing execution providers"):
+            from repo_builder.core.sessions import PROVIDERS
     except MissingDependency:
         return tuple(_ON_CPU.values())
-    return found
+    return PROVIDERS

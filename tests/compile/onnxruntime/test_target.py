@@ -40,7 +40,7 @@ def test_the_profile_is_the_cpu_s_or_tensorrt_s() -> None:
     recipe = recipes.load("jsc-tiny", ("compile.onnxruntime.first_layer=int8",))
     assert OnnxRuntimeTarget().placement(recipe) == ("onnxruntime-cpu", "none")
     recipe = recipes.load("jsc-tiny", ("compile.onnxruntime.accelerator=cuda",))
-    assert OnnxRuntimeTarget().placement(recipe) == ("tensorrt", "")
+    assert OnnxRuntimeTarget().placement(recipe) == ("tensorrt", "none")
 
 
 def test_a_runner_takes_any_number_of_samples(quantized: onnx.ModelProto, tmp_path: Path) -> None:

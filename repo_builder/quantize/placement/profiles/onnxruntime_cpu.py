@@ -8,8 +8,8 @@ Runtime takes the clip for a part of the layer, and a layer without Q behind tha
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
+from repo_builder.core.environment import Saturation
 from repo_builder.quantize.placement.table import Glue, LayerForm, Profile
 
 _MOVE = Glue(one_scale=True)  # runs on codes as they are
@@ -60,7 +60,7 @@ ONNXRUNTIME_CPU = Profile(
 _SATURATES = "the CPU adds pairs of 8-bit products in 16 bits that would saturate (no VNNI)"
 
 
-def for_cpu(saturation: Literal["none", "7 bits", "float"]) -> Profile:
+def for_cpu(saturation: Saturation) -> Profile:
     """Return the profile for a CPU.
 
     Args:
