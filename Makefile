@@ -1,5 +1,5 @@
 # make demo   build vgg, serve it, measure it through the running server, write build/vgg/report.html
-# make test   the whole test suite, as CI runs it
+# make test   the whole test suite, as CI runs it; JOBS=4 runs four tests at a time
 # make lint   ruff and mypy
 # make campaign BUDGET=600   damaged inputs, killed builds, attacks and faults for so many seconds (docs/reliability.md)
 # make zoo    pretrained networks from packages: built, validated, served, measured and judged by their tasks
@@ -18,8 +18,10 @@ demo: install
 	$(RB) serve --runtime embedded --detach
 	status=0; $(RB) perf vgg --window-ms 400 --max-windows 6 --report build/vgg/report.html || status=$$?; $(RB) serve --stop; exit $$status
 
+# What shares a server runs in one worker (tests/conftest.py), and what takes longest starts first.
+JOBS   ?= 2
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

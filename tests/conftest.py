@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +20,13 @@ from repo_builder.results import PerfRun, schema
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("campaign", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A shell that runs `make test &` has its children ignore Ctrl-C, and theirs: tests that send it would wait for nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Fixtures of the session that cost seconds: their tests run in one worker of pytest-xdist, one after the other.
+_SHARED = ("server", "triton")
 
 _HEAD = """import time
 import numpy as np
@@ -138,6 +146,24 @@ def own_triton(tmp_path: Path) -> Iterator[Callable[..., serve.Server]]:
 @pytest.fixture(scope="session")
 def perf_run() -> PerfRun:
     return schema.read(Path(__file__).resolve().parent / "goldens" / "perf" / "run.json")
+
+
+def _group(item: pytest.Item) -> str | None:
+    """Return what a test shares with others: a costly fixture of the session, or its module's own; None for nothing."""
+    found = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no public way to a fixture's scope
+    scopes = {name: definitions[-1].scope for name, definitions in found.items() if definitions}
+    shared = [name for name in _SHARED if scopes.get(name) == "session"]
+    return shared[0] if shared else str(item.path) if "module" in scopes.values() else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep together what shares a server or a build; in a worker, start with what takes longest."""
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (item.get_closest_marker("slow") is None, groups[item] is None))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -207,17 +207,20 @@ def test_ctrl_c_prints_what_there_is(server: serve.Server, tmp_path: Path) -> No
         "--url",
         server.grpc_url,
     ]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--window-ms", "200", "--concurrency", "1,2,3", "--json", str(path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    line = process.stderr.readline()  # the first level is done
-    while line and "concurrency 1" not in line:
-        line = process.stderr.readline()
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    shown, errors = process.communicate(timeout=30)
+    ) as process:  # fmt: skip
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()  # the first level is done
+            while line and "concurrency 1" not in line:
+                line = process.stderr.readline()
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            shown, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors

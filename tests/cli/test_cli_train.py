@@ -65,19 +65,17 @@ def test_what_goes_wrong_is_one_sentence(folder, capsys, arguments, code, messag
 def test_ctrl_c_keeps_the_best_and_says_how_to_go_on(folder):
     command = [sys.executable, "-c", "from repo_builder.cli import main; main()", "train", "jsc-toy"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--set", "train.epochs=100000"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        state = folder / "checkpoints" / "jsc-toy.safetensors.resume"
-        deadline = time.monotonic() + 60
-        while not state.exists() and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=30)
-    finally:
-        running.kill()
-        running.wait()
+    ) as running:
+        try:
+            state = folder / "checkpoints" / "jsc-toy.safetensors.resume"
+            while not state.exists() and running.poll() is None:
+                time.sleep(0.05)
+            running.send_signal(signal.SIGINT)
+            _, errors = running.communicate(timeout=120)
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert "the best so far (epoch" in errors
     assert "--resume goes on" in errors
