@@ -84,9 +84,9 @@ def command(
     repo-builder build my_model.toml --checkpoint best.safetensors --version next --keep-versions 2
     """
     from repo_builder import recipes
-    from repo_builder.flows import build as building
+    from repo_builder.flows.build import BuildOptions, build
 
-    options = building.BuildOptions(
+    options = BuildOptions(
         recipe=recipes.load(recipe, settings),
         work=work,
         repository=repository,
@@ -99,7 +99,7 @@ def command(
         allow_precision_mismatch=allow_precision_mismatch,
         accept_departure=accept_departure,
     )
-    show(building.build(options), as_json=as_json)
+    show(build(options), as_json=as_json)
 
 
 def parse_version(text: str) -> int | Literal["replace", "next"]:

@@ -41,10 +41,10 @@ def command(
     repo-builder compile build/vgg --target tensorrt --set compile.tensorrt.workspace_mib=8192
     """
     from repo_builder import recipes
-    from repo_builder.flows import build as building
+    from repo_builder.flows.build import BuildOptions, compile_artifact, load_exported
 
-    exported = building.load_exported(artifact)
-    options = building.BuildOptions(
+    exported = load_exported(artifact)
+    options = BuildOptions(
         recipe=recipes.change(exported.recipe, settings),
         work=artifact.absolute().parent,
         repository=repository,
@@ -57,4 +57,4 @@ def command(
         accept_departure=accept_departure,
         trust_code=trust_code,
     )
-    show(building.compile_artifact(exported, options), as_json=as_json)
+    show(compile_artifact(exported, options), as_json=as_json)

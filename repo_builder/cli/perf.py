@@ -41,7 +41,7 @@ def command(model: str | None, json_to: str | None, csv_to: Path | None, report_
 
     from repo_builder.core import files
     from repo_builder.core.errors import CheckFailed, OutputError
-    from repo_builder.flows import perf as measuring
+    from repo_builder.flows.perf import Collected, perf
 
     outputs = (None if json_to in (None, "-") else Path(str(json_to)), csv_to, report_to)
     for path in (item for item in outputs if item is not None):
@@ -49,9 +49,9 @@ def command(model: str | None, json_to: str | None, csv_to: Path | None, report_
             raise OutputError("is a folder", where=str(path), hint="name a file")
         files.require_writable(path.parent)
     asked_for = options(model, **asked)
-    collected = measuring.Collected()
+    collected = Collected()
     try:
-        measuring.perf(asked_for, collected)
+        perf(asked_for, collected)
     except BaseException:
         try:
             _show(collected.run, json_to, csv_to, report_to)

@@ -40,11 +40,11 @@ def status(repository: Path | None, *, as_json: bool) -> None:
         values = [
             {
                 **detached.to_dict(item),
-                "ready": told.partition(":")[0].partition(",")[0] == "ready",
-                "state": told,
+                "ready": state.ready,
+                "state": state.told,
                 "mps": serve_mps.shown(mps, item.pid),
             }
-            for item, told, mps in zip(notes, states, uses, strict=True)
+            for item, state, mps in zip(notes, states, uses, strict=True)
         ]
         click.echo(json.dumps(values, indent=2))
         return
@@ -54,8 +54,8 @@ def status(repository: Path | None, *, as_json: bool) -> None:
     rows: list[tuple[str, ...]] = [
         ("REPOSITORY", "MODELS", "RUNTIME", "BACKENDS", "PROCESS", "UP", "HTTP", "GRPC", "METRICS", "MPS", "STATE")
     ]
-    for item, told, mps in zip(notes, states, uses, strict=True):
-        rows.append((*_row(item), serve_mps.cell(mps, item.pid), told))
+    for item, state, mps in zip(notes, states, uses, strict=True):
+        rows.append((*_row(item), serve_mps.cell(mps, item.pid), state.told))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

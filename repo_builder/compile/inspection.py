@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repo_builder.compile.tensorrt import inspector as trt_inspector
+from repo_builder.compile.tensorrt import inspector
 from repo_builder.compile.tensorrt.inspector import EngineLayer
 from repo_builder.core import artifacts, codec, environment, files, loading
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
@@ -95,7 +95,7 @@ def inspect_plan(plan: Path) -> Inspection:
             if not facts:  # with them the manifest is enough, also for another machine's plan
                 raise
         else:
-            layers = trt_inspector.parse(loaded.inspect())
+            layers = inspector.parse(loaded.inspect())
             facts.setdefault("profiles", codec.plain(loaded.profiles))
     told = [name for name, there in (("manifest", told_by_manifest), ("engine", layers)) if there]
     source = ", ".join(told)

@@ -122,7 +122,7 @@ def _family(level: Level) -> str:
     kind = {"concurrency": "", "rate": ", constant rate", "poisson": ", Poisson arrivals", "trace": ", trace"}[
         level.mode
     ]
-    return str(level).partition(" × ")[2] + kind
+    return level.of + kind
 
 
 def _load(level: Level) -> str:

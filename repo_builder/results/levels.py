@@ -71,8 +71,12 @@ class Level:
             "poisson": f"{self.request_rate:g} requests/s (Poisson)" if self.request_rate else "",
             "trace": f"trace {self.trace}",
         }[self.mode]
-        shapes = "".join(f" × {name}{list(shape)}" for name, shape in self.shapes.items())
-        return f"{load} × batch {self.batch_size}{shapes}"
+        return f"{load} × {self.of}"
+
+    @property
+    def of(self) -> str:
+        """What a request is, as in ``batch 8 × ids[128]``."""
+        return " × ".join((f"batch {self.batch_size}", *(f"{name}{list(size)}" for name, size in self.shapes.items())))
 
 
 @dataclass(frozen=True, kw_only=True)

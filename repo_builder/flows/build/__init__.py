@@ -17,10 +17,7 @@ from repo_builder.core import artifacts, files, loading, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import DataError
 from repo_builder.datasets import Dataset
-from repo_builder.flows.build import compiling as compile_stage
-from repo_builder.flows.build import exporting as export_stage
-from repo_builder.flows.build import keys, scores
-from repo_builder.flows.build import placing as place_stage
+from repo_builder.flows.build import compiling, exporting, keys, placing, scores
 from repo_builder.flows.build.options import BuildOptions, BuildResult
 
 __all__ = ["BuildOptions", "BuildResult", "build", "compile_artifact", "load_exported"]
@@ -36,13 +33,13 @@ def build(options: BuildOptions) -> BuildResult:
     recipe = options.recipe
     for folder in (options.work, options.repository):
         files.require_writable(folder)
-    target = compile_stage.choose(options)
-    place_stage.warn_of_another(options)
+    target = compiling.choose(options)
+    placing.warn_of_another(options)
     with progress.step("load data") as step:
         dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
-    exported = export_stage.run(options, dataset, skipped)
-    engine = compile_stage.run(exported, target, options, dataset, skipped)
+    exported = exporting.run(options, dataset, skipped)
+    engine = compiling.run(exported, target, options, dataset, skipped)
     return _placed(exported, engine, options, skipped)
 
 
@@ -63,8 +60,8 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
 
 def _compile(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
     skipped: list[str] = ["export"]
-    target = compile_stage.choose(options)
-    place_stage.warn_of_another(options)
+    target = compiling.choose(options)
+    placing.warn_of_another(options)
     exported = dataclasses.replace(exported, recipe=options.recipe)
     recipe = options.recipe
     dataset: Dataset | None = None
@@ -76,14 +73,14 @@ def _compile(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
         )
     except loading.UntrustedCode as error:
         progress.skipped("score", f"{error.message}; --trust-code does")
-    engine = compile_stage.run(exported, target, options, dataset, skipped)
+    engine = compiling.run(exported, target, options, dataset, skipped)
     return _placed(exported, engine, options, skipped)
 
 
 def _placed(exported: OnnxArtifact, engine: EngineArtifact, options: BuildOptions, skipped: list[str]) -> BuildResult:
     """Place what was compiled, unless a form of it departs from the one before."""
     departures = scores.hold(engine.accuracy, engine.layers, accept=options.accept_departure)
-    folder = place_stage.run(engine, options, skipped)
+    folder = placing.run(engine, options, skipped)
     return BuildResult(
         exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped), departures=departures
     )

@@ -16,8 +16,7 @@ from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord, LayerRecord
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.datasets import Dataset, Samples
-from repo_builder.flows.build import forms, keys, lowering, paying, running
-from repo_builder.flows.build import scores as scoring
+from repo_builder.flows.build import forms, keys, lowering, paying, running, scores
 from repo_builder.flows.build.options import BuildOptions, current
 from repo_builder.quantize import table
 
@@ -224,4 +223,4 @@ def _records(
     """Return the scores of every form whose outputs were kept, from the first to the compiled one."""
     last = {engine.target if form == _ENGINE else form: found for form, found in kept.load(engine.path).items()}
     forms_of_all = kept.load(exported.path) | last
-    return scoring.score_forms(forms_of_all, samples, exported.classes, recipe, engine.layers)
+    return scores.score_forms(forms_of_all, samples, exported.classes, recipe, engine.layers)

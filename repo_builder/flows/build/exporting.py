@@ -12,9 +12,7 @@ from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord
 from repo_builder.datasets import Dataset
-from repo_builder.flows.build import forms as exporting
-from repo_builder.flows.build import keys
-from repo_builder.flows.build import scores as scoring
+from repo_builder.flows.build import forms, keys, scores
 from repo_builder.flows.build.options import BuildOptions, current
 from repo_builder.measure.judge.ladder import scored_output
 
@@ -38,7 +36,7 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
         RepoBuilderError: The branch tells what failed; what was there before is untouched.
     """
     recipe, folder = options.recipe, options.work / options.recipe.name / "onnx"
-    source = exporting.source(recipe, options.checkpoint)
+    source = forms.source(recipe, options.checkpoint)
     parts = recipe.to_dict()
     parts["model"].pop("checkpoint", None)
     parts["quantize"].pop("keep", None)  # compiling decides it
@@ -52,8 +50,8 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
     })  # fmt: skip
 
     def rescored(old: OnnxArtifact) -> tuple[AccuracyRecord, ...]:
-        forms, held_out = kept.load(old.path), dataset.split("test")
-        return scoring.score_forms(forms, held_out, dataset.classes, recipe, old.layers)
+        outputs, held_out = kept.load(old.path), dataset.split("test")
+        return scores.score_forms(outputs, held_out, dataset.classes, recipe, old.layers)
 
     found = None if options.force else current(OnnxArtifact, folder, key, recipe, rescored)
     if found is not None and watching.unchanged(found.details.read):
@@ -63,7 +61,7 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
     _check_data(dataset, source, recipe)
     with files.replacing_folder(folder) as fresh:
         calibration, held_out = dataset.split("calibration"), dataset.split("test")
-        made = exporting.export(
+        made = forms.export(
             recipe,
             source,
             calibration.inputs,
@@ -71,7 +69,7 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
             fresh,
             shown=folder,
             data=dataset.fingerprint,
-            earlier=folder / exporting.RANGES,
+            earlier=folder / forms.RANGES,
         )
         kept.save(fresh, made.outputs)
         artifact = OnnxArtifact(
@@ -84,7 +82,7 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
             files=artifacts.hashes(fresh),
             environment=environment.describe(),
             layers=made.layers,
-            accuracy=scoring.score_forms(made.outputs, held_out, dataset.classes, recipe, made.layers),
+            accuracy=scores.score_forms(made.outputs, held_out, dataset.classes, recipe, made.layers),
             details=OnnxDetails(
                 as_it_came=made.as_it_came,
                 calibration_samples=len(calibration),
@@ -100,7 +98,7 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
     return dataclasses.replace(artifact, path=folder)
 
 
-def _check_data(dataset: Dataset, source: exporting.Source, recipe: Recipe) -> None:
+def _check_data(dataset: Dataset, source: forms.Source, recipe: Recipe) -> None:
     """Refuse classes that the output cannot tell apart, and warn of weights that were trained on held-out samples."""
     if recipe.measure.task == "classification":
         dataset.require_class_numbers()

@@ -14,8 +14,7 @@ import numpy as np
 from repo_builder.core import environment, progress
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.recipe import MeasureSpec
-from repo_builder.flows.perf import accuracy as scoring
-from repo_builder.flows.perf import built
+from repo_builder.flows.perf import accuracy, built
 from repo_builder.flows.perf.built import Build, EngineClock
 from repo_builder.flows.perf.options import Collected, PerfOptions
 from repo_builder.measure.judge import baseline
@@ -120,7 +119,7 @@ class _Measurement:
 
     def run(self) -> None:
         options, collected = self._options, self._collected
-        found = scoring.held_out(options, self._build, self._session, collected)
+        found = accuracy.held_out(options, self._build, self._session, collected)
         if found is not None:
             self._samples = found[1].inputs
             self._take_axis(self._samples)
@@ -129,7 +128,7 @@ class _Measurement:
             elif self._session.model.decoupled:
                 collected.update(accuracy_skipped="the model is decoupled: its responses are no outputs of samples")
             else:
-                scoring.score(options, self._build, self._session, collected, *found)
+                accuracy.score(options, self._build, self._session, collected, *found)
         if options.input_data is not None:
             given = input_data.read(options.input_data, self._session.model, self._shapes())
             self._samples, self._streams = given.samples, given.streams

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +52,38 @@ def running(repository: Path | None = None) -> list[ServerNote]:
     return found
 
 
-def state(note: ServerNote) -> str:
-    """Return in a few words whether a server serves, and what keeps it from that."""
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a server does.
+
+    Attributes:
+        ready: Whether it serves all that it was to serve.
+        told: The same in a few words, and what keeps it from that.
+    """
+
+    ready: bool
+    told: str
+
+
+def state(note: ServerNote) -> State:
+    """Return whether a server serves, and what keeps it from that."""
     url = note.endpoints.http_url
     if note.problem:
-        return f"not ready: {note.problem}"
+        return State(ready=False, told=f"not ready: {note.problem}")
     if not health.ready(url, note.models):
         loading = health.loading_models(tail_of(servers.folder_of(note.repository) / _LOG))
-        return (
-            f"not ready: still loading {', '.join(loading)}" if loading else "not ready: it does not answer that it is"
-        )
+        why = f"still loading {', '.join(loading)}" if loading else "it does not answer that it is"
+        return State(ready=False, told=f"not ready: {why}")
     try:
         failed = control.unavailable(url, note.http_headers())
     except (OSError, control.Refused):
         failed = {}
     words = "ready" + (f" without {', '.join(failed)}" if failed else "")
     if not note.restarts:
-        return words
+        return State(ready=not failed, told=words)
     times = "once" if len(note.restarts) == 1 else f"{len(note.restarts)} times"
     when = time.strftime("%H:%M:%S", time.localtime(note.restarts[-1].at))
-    return f"{words}, after {note.restarts[-1]} at {when} (started again {times})"
+    return State(ready=not failed, told=f"{words}, after {note.restarts[-1]} at {when} (started again {times})")
 
 
 def to_dict(note: ServerNote) -> dict[str, Any]:

@@ -140,11 +140,11 @@ def test_when_a_process_began() -> None:
 def test_the_state_says_what_is_wrong(left_running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     left_running()
     (note,) = detached.running()
-    assert detached.state(note) == "not ready: it does not answer that it is"
+    assert detached.state(note).told == "not ready: it does not answer that it is"
     died = Restart(at=0, what="Triton", how="by SIGABRT")
-    assert detached.state(dataclasses.replace(note, problem="next in 4 s")) == "not ready: next in 4 s"
+    assert detached.state(dataclasses.replace(note, problem="next in 4 s")).told == "not ready: next in 4 s"
     monkeypatch.setattr(health, "ready", lambda *_: True)
-    assert detached.state(note) == "ready"
-    told = detached.state(dataclasses.replace(note, restarts=(died, died)))
+    assert detached.state(note).told == "ready"
+    told = detached.state(dataclasses.replace(note, restarts=(died, died))).told
     assert told.startswith("ready, after Triton ended by SIGABRT at ")
     assert told.endswith("(started again 2 times)")

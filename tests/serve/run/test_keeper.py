@@ -68,7 +68,7 @@ def test_a_server_that_dies_is_started_again_on_its_ports(kept: Path, soon: Soon
     assert (after.keeper, after.endpoints) == (before.keeper, before.endpoints)
     assert after.loaded > before.loaded
     assert str(after.restarts[-1]) == "Triton ended by SIGABRT"
-    assert soon(lambda: detached.state(note_of(kept)).startswith("ready, after Triton ended by SIGABRT at"))
+    assert soon(lambda: detached.state(note_of(kept)).told.startswith("ready, after Triton ended by SIGABRT at"))
     assert "repo-builder: Triton ended by SIGABRT; it is started again in" in detached.log_file(kept).read_text()
 
 
@@ -84,7 +84,7 @@ def test_a_model_whose_process_dies_is_loaded_again_and_the_others_go_on(
     after = note_of(kept)
     assert after.pid == before.pid
     assert str(after.restarts[-1]) == "the process of the model 'linear' ended by SIGKILL"
-    assert soon(lambda: detached.state(note_of(kept)).startswith("ready, after the process of the model 'linear'"))
+    assert soon(lambda: detached.state(note_of(kept)).told.startswith("ready, after the process of the model 'linear'"))
 
 
 @server_test
@@ -106,7 +106,7 @@ def test_the_administration_is_closed_to_clients(kept: Path) -> None:
         key = note.http_headers()
         assert client.get_system_shared_memory_status(headers=key) == []
         assert {item["name"] for item in client.get_model_repository_index(headers=key)} == {"linear", "other"}
-    shown = json.dumps([detached.to_dict(note), detached.state(note)])
+    shown = json.dumps([detached.to_dict(note), detached.state(note).told])
     assert note.restricted_key is not None
     assert note.restricted_key not in shown
 
@@ -174,7 +174,7 @@ def test_a_launcher_that_ends_early_leaves_a_server_that_is_known(small: Path, s
         time.sleep(1 if when == "before" else 0)  # a keeper whose note was swept before it saw it starts nothing
         found = serve.running(small)
         assert found or when == "before"
-        assert not found or soon(lambda: detached.state(note_of(small)) == "ready", 40)
+        assert not found or soon(lambda: detached.state(note_of(small)).ready, 40)
     finally:
         for note in serve.running(small):
             serve.stop(note)
