@@ -4,11 +4,12 @@ Everything else that this package uses is the same from 8.5 to 11: explicit batc
 and ``set_tensor_address``, ``execute_async_v3``, the engine inspector, timing caches. ``trt.nptype`` is never used (it
 breaks on numpy 1.24 and later, and newer types have no numpy equal): ``repo_builder.core.tensors`` holds the table.
 
-Plans have been built and run with 8.5.3.1 alone. Of 8.6, 10 and 11 it is proven that their published bindings have
-every name that is used, and that one overload of every method that is called or overridden, constructors among them,
-has the parameters that arguments are given for, in their order, and none beyond them without a default
-(tests/compile/test_tensorrt_versions.py). Not proven is what only running tells: that arguments of our types are
-converted, that a graph is accepted, which precisions come out, how the inspector names fused layers.
+Plans have been built and run with 8.5.3.1 and 8.6.0. A strongly typed TensorRT, that for RTX, compiles this project's
+graphs in the test suite (tests/compile/tensorrt/test_strongly_typed.py). Of 10 and 11 it is proven that their published
+bindings have every name that is used, and that one overload of every method that is called or overridden, constructors
+among them, has the parameters that arguments are given for, in their order, and none beyond them without a default
+(tests/compile/tensorrt/test_versions.py). Not proven there is what only running tells: that arguments of our types are
+converted, which precisions come out, how the inspector names fused layers.
 """
 
 from __future__ import annotations
