@@ -156,6 +156,7 @@ def _group(item: pytest.Item) -> str | None:
     return shared[0] if shared else str(item.path) if "module" in scopes.values() else None
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep together what shares a server or a build; in a worker, start with what takes longest."""
     groups = {item: _group(item) for item in items}

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from repo_builder.core.tensors import Array
 
+ONNX_DOMAINS = ("", "ai.onnx")
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 WEIGHTLESS_OPS = frozenset({"Add", "AveragePool", "GlobalAveragePool", "MaxPool"})
@@ -77,7 +78,12 @@ class Graph:
 
 def opset(model: onnx.ModelProto) -> int:
     """Return the version of the default operator set."""
-    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    return next((item.version for item in model.opset_import if item.domain in ONNX_DOMAINS), 0)
+
+
+def own(node: onnx.NodeProto) -> bool:
+    """Whether a node's operator is ONNX's own, not another domain's or a function of the model."""
+    return node.domain in ONNX_DOMAINS
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -115,9 +121,9 @@ def rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
 
 
 def drop_unused(model: onnx.ModelProto) -> None:
-    """Remove initializers that neither the main graph nor a body in it reads, in place."""
+    """Remove initializers that neither the main graph nor a body in it reads, in place; inputs keep their defaults."""
     used = {name for node in model.graph.node for name in (*node.input, *outer_reads(node))}
-    used |= {item.name for item in model.graph.output}
+    used |= {item.name for item in (*model.graph.output, *model.graph.input)}
     kept = [item for item in model.graph.initializer if item.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from repo_builder.core.graphs import Graph
+from repo_builder.core.graphs import Graph, own
 from repo_builder.core.tensors import Array
 
 _LAYERS = frozenset({"Conv", "ConvTranspose"})
@@ -38,7 +38,7 @@ def fold_affine(model: onnx.ModelProto) -> None:
 
 def _foldable(graph: Graph, node: onnx.NodeProto, kept: set[str]) -> tuple[onnx.NodeProto, Array] | None:
     """Return the convolution that a node's constant can be folded into, and that constant, one number a channel."""
-    if node.op_type not in _STEPS or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in _STEPS or not own(node):
         return None
     for place, name in enumerate(node.input):
         layer, other = graph.producers.get(name), node.input[1 - place]

@@ -15,13 +15,13 @@ import onnx
 
 from repo_builder.core import progress
 from repo_builder.core.errors import QuantizeError
-from repo_builder.core.graphs import LAYER_OPS, layer_of
+from repo_builder.core.graphs import LAYER_OPS, layer_of, own
 from repo_builder.core.recipe import InputQuantizer, LayerRule, QuantizeSpec, WeightQuantizer
 from repo_builder.core.tensors import Array
 from repo_builder.quantize import finders
 from repo_builder.quantize.observe import stream
 from repo_builder.quantize.placement import PROFILES, wanted
-from repo_builder.quantize.placement.index import Index, own
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.weights import channel_axis
 from repo_builder.quantize.ranges import Observed, Ranges, TensorRange, WeightRange
 from repo_builder.quantize.rules import LayerPlan

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import onnx
 
-from repo_builder.core.graphs import LAYER_OPS, TYPE, layer_of
-from repo_builder.quantize.placement.index import Index, own
+from repo_builder.core.graphs import LAYER_OPS, TYPE, layer_of, own
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.rules import WEIGHTED, WEIGHTLESS, Layer
 
 _POOLS = {"MaxPool": "MaxPool", "AveragePool": "AvgPool", "GlobalAveragePool": "AdaptiveAvgPool"}

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto
 
-_STANDARD = ("", "ai.onnx")
+from repo_builder.core.graphs import own
+
 _TYPES = {
     TensorProto.DOUBLE: "double tensors are cast to float, which changes results",
     TensorProto.STRING: "strings",
@@ -43,11 +44,11 @@ def refusals(model: onnx.ModelProto) -> tuple[str, ...]:
     Args:
         model: Any ONNX model. Nodes of a domain that the model brings functions for are not judged.
     """
-    own = {item.domain for item in model.functions}
+    functions = {item.domain for item in model.functions}
     found: dict[str, str] = {}
     for node in _nodes(model.graph):
-        if node.domain not in _STANDARD:
-            if node.domain not in own:
+        if not own(node):
+            if node.domain not in functions:
                 found.setdefault(f"{node.domain}.{node.op_type}", _sentence(node, f"operators of {node.domain}"))
         elif node.op_type in _OPERATORS:
             found.setdefault(node.op_type, _sentence(node, _OPERATORS[node.op_type]))

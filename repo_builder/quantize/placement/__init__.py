@@ -7,7 +7,8 @@
     scales.py     their codes, from ranges (codes.py: one tensor's)
     weights.py    weights and biases as the target wants them
     lower.py      glue without an int8 kernel, written with those that there are
-    write.py      the placed graph (writer.py: its names)     place.py    the order of these
+    write.py      the placed graph (write_layer.py: an int8 layer, writer.py: its names)
+    place.py      the order of these
 
 How it is used::
 

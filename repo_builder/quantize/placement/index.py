@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from repo_builder.core.graphs import bodies, outer_reads, own
 from repo_builder.core.tensors import Array
 
-ONNX_DOMAINS = ("", "ai.onnx")
 _SMALL_BYTES = 4096  # initializers that shape inference may want to read: shapes, axes, splits
 # Never evaluated ahead: they draw numbers, or depend on more than their inputs.
 _UNFOLDABLE = frozenset({"If", "Loop", "Scan", "RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", "Dropout"})
@@ -21,6 +20,9 @@ _UNFOLDABLE = frozenset({"If", "Loop", "Scan", "RandomNormal", "RandomUniform", 
 
 class Index:
     """A model's main graph, looked up by tensor name. Nodes are known by their place in the graph.
+
+    Not ``core.graphs.Graph``, which is made in no time: placement keeps sets of nodes, which need a key that hashes,
+    and asks for what takes a look at the whole graph: values that constants give, types and shapes.
 
     Attributes:
         nodes: The main graph's nodes.
@@ -43,8 +45,7 @@ class Index:
             for name in dict.fromkeys(node.input):
                 if name:
                     self.readers[name].append(place)
-            for graph in subgraphs(node):
-                self.inner.update(reads(graph))
+            self.inner.update(outer_reads(node))
         given = {item.name for item in model.graph.input}
         self.initializers = {item.name: item for item in model.graph.initializer}
         self.inputs = [item.name for item in model.graph.input if item.name not in self.initializers]
@@ -99,13 +100,8 @@ class Index:
             found.update(item.name for item in (*graph.initializer, *graph.input, *graph.output))
             for node in graph.node:
                 found.update((node.name, *node.input, *node.output))
-                pending.extend(subgraphs(node))
+                pending.extend(bodies(node))
         return found
-
-
-def own(node: onnx.NodeProto) -> bool:
-    """Whether a node's operator is ONNX's own, not another domain's or a function of the model."""
-    return node.domain in ONNX_DOMAINS
 
 
 def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
@@ -116,25 +112,8 @@ def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
     return default
 
 
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the bodies of a node."""
-    for item in node.attribute:
-        if item.type == AttributeProto.GRAPH:
-            yield item.g
-        yield from item.graphs
-
-
-def reads(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield all that a graph and its bodies read or return; names of their own are among them."""
-    yield from (item.name for item in graph.output)
-    for node in graph.node:
-        yield from node.input
-        for inner in subgraphs(node):
-            yield from reads(inner)
-
-
 def _foldable(node: onnx.NodeProto) -> bool:
-    return own(node) and node.op_type not in _UNFOLDABLE and not any(subgraphs(node)) and bool(node.output)
+    return own(node) and node.op_type not in _UNFOLDABLE and not any(bodies(node)) and bool(node.output)
 
 
 def _tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:

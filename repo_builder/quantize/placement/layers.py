@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from repo_builder.core.graphs import LAYER_OPS, layer_of
-from repo_builder.quantize.placement.index import Index, own
+from repo_builder.core.graphs import LAYER_OPS, layer_of, own
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.table import Profile
 from repo_builder.quantize.rules import LayerPlan
 
