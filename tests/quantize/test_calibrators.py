@@ -179,7 +179,7 @@ def test_a_percentile_keeps_that_share_and_at_most_one_bin_more(values: np.ndarr
     amax = found("percentile", values, percentile)
     width = 2.0 ** math.frexp(float(magnitudes.max()))[1] / BINS
     assert exact <= amax * (1 + 1e-6)
-    step = float(np.spacing(np.float32(exact / 2))) * 2  # of float32 at ``exact``; half of it, since the largest has none
+    step = float(np.spacing(np.float32(exact / 2))) * 2  # the largest float32 has no spacing
     assert amax <= (exact + width) * (1 + 1e-6) + step
 
 
