@@ -21,6 +21,7 @@ ONNX_DOMAINS = ("", "ai.onnx")
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 WEIGHTLESS_OPS = frozenset({"Add", "AveragePool", "GlobalAveragePool", "MaxPool"})
+DYNAMIC_OPS = frozenset({"MatMulInteger"})  # linear layers whose input's range is found in every run
 MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 TYPE = "repo_builder.type"  # key of a node's metadata: the layer's type in torch, as in Conv2d
 _RUN = re.compile(r"#\d+$")
@@ -131,6 +132,6 @@ def drop_unused(model: onnx.ModelProto) -> None:
 
 def layer_of(node: onnx.NodeProto) -> str | None:
     """Return the name of the layer that a node computes; None for a node that computes none."""
-    if node.op_type not in LAYER_OPS | WEIGHTLESS_OPS:
+    if node.op_type not in LAYER_OPS | WEIGHTLESS_OPS | DYNAMIC_OPS:
         return None
     return _RUN.sub("", node.name) or node.output[0]

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from repo_builder.core.errors import ExportError, first_line
-from repo_builder.core.graphs import DQ, LAYER_OPS, Graph, Q, layer_of, opset
+from repo_builder.core.graphs import DQ, DYNAMIC_OPS, LAYER_OPS, Graph, Q, layer_of, opset
 
 __all__ = ["Finding", "check", "layer_of", "layer_precisions", "lint"]
 
@@ -89,6 +89,9 @@ def layer_precisions(model: onnx.ModelProto) -> dict[str, Literal["int8", "fp16"
     for node in model.graph.node:
         layer = layer_of(node)
         if layer is None:
+            continue
+        if node.op_type in DYNAMIC_OPS:
+            found[layer] = "int8"
             continue
         weight = graph.weight(node)
         inputs = node.input[:2] if node.op_type in LAYER_OPS | {"Add"} else node.input[:1]

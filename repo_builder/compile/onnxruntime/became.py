@@ -29,6 +29,11 @@ _INTEGER = frozenset({
     "QGemm",
 })  # fmt: skip
 # What ONNX Runtime's passes add to a node's name: a counter, a fusion's own, the layout's.
+_FORMS = {
+    "MatMul": ("MatMul", "Gemm"),
+    "Gemm": ("Gemm", "MatMul"),
+    "MatMulInteger": ("MatMulInteger", "DynamicQuantizeMatMul"),
+}
 _ADDED = re.compile(r"(_token_\d+|/MatMulAddFusion|_nchwc|_nhwc|/DuplicateTranspose|_transformed|_fused)+$")
 _MADE = re.compile(r"^(fused |gemm_|matmul_)")
 _FOLDED = "it was folded into another operator"
@@ -201,7 +206,7 @@ def _names(node: onnx.NodeProto) -> Iterator[str]:
 
 def _same_work(source: str, found: str) -> bool:
     """Whether an optimized operator is a form of a source operator."""
-    kinds = {"MatMul": ("MatMul", "Gemm"), "Gemm": ("Gemm", "MatMul")}.get(source, (source,))
+    kinds = _FORMS.get(source, (source,))
     return any(kind in found for kind in kinds) and found not in (Q, DQ)
 
 

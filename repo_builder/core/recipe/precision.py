@@ -12,6 +12,7 @@ from repo_builder.core.recipe.bounds import EIGHT_BITS, Count, Percent, Text
 Precision = Literal["int8", "fp16", "fp32"]
 Keep = Literal["what pays", "all"]
 CalibratorName = Literal["max", "percentile", "mse", "entropy"]
+InputCalibratorName = Literal["max", "percentile", "mse", "entropy", "dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,12 @@ class InputQuantizer:
     """How a layer's input range is found: per tensor, symmetric.
 
     Attributes:
-        calibrator: ``max``, ``percentile``, ``mse`` or ``entropy``.
+        calibrator: ``max``, ``percentile``, ``mse``, ``entropy``, or ``dynamic``: found anew in every run, for linear
+            layers on ONNX Runtime's CPU provider.
         percentile: Percent of absolute values that are kept; for ``percentile`` only.
     """
 
-    calibrator: CalibratorName = "max"
+    calibrator: InputCalibratorName = "max"
     percentile: Percent | None = None
 
     def __post_init__(self) -> None:

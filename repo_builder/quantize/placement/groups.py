@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from repo_builder.quantize.placement.choose import Choice, choose
+from repo_builder.quantize.placement.dynamic import static
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import find
 from repo_builder.quantize.placement.place import current
@@ -44,7 +45,7 @@ def groups(
     """
     index = Index(current(model))
     known = ranges.tensors.__contains__
-    choice = choose(index, find(index, plans, profile), profile, known)
+    choice = choose(index, find(index, static(plans), profile), profile, known)
     layers = choice.layers
     root = _joined(choice)
     names: dict[int, dict[str, None]] = {}

@@ -61,7 +61,7 @@ def find(index: Index, plans: Sequence[LayerPlan], profile: Profile) -> Layers:
         for place in by_name[item.name]:
             node = index.nodes[place]
             weighted = node.op_type in LAYER_OPS
-            why_not = _weighted(index, node, profile) if weighted else _weightless(index, node, profile)
+            why_not = why_not_weighted(index, node, profile) if weighted else _weightless(index, node, profile)
             why = why or why_not
             if not why_not:
                 (int8 if weighted else asked).add(place)
@@ -76,7 +76,7 @@ def without(layers: Layers, places: Collection[int]) -> Layers:
     return replace(layers, int8=layers.int8 - set(places), reasons={**layers.reasons, **lost})
 
 
-def _weighted(index: Index, node: onnx.NodeProto, profile: Profile) -> str:
+def why_not_weighted(index: Index, node: onnx.NodeProto, profile: Profile) -> str:
     """Return why a node with a weight cannot be int8, an empty text where it can."""
     form = profile.layers.get(node.op_type)
     if form is None:

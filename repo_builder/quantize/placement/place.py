@@ -12,6 +12,7 @@ from repo_builder.core.graphs import opset
 from repo_builder.core.recipe import InputQuantizer
 from repo_builder.quantize.placement.choose import Choice, choose
 from repo_builder.quantize.placement.codes import Codes
+from repo_builder.quantize.placement.dynamic import find_dynamic, rewrite, static
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import find
 from repo_builder.quantize.placement.placed import LayerOutcome, Placed, PlacedTensor, Wanted
@@ -38,7 +39,7 @@ def wanted(model: onnx.ModelProto, plans: Sequence[LayerPlan], profiles: Sequenc
     Returns:
         Tensor → its calibrators, in graph order.
     """
-    index = Index(current(model))
+    index, plans = Index(current(model)), static(plans)
     found: dict[str, tuple[set[InputQuantizer], dict[str, None]]] = {}
     for profile in profiles:
         layers = find(index, plans, profile)
@@ -78,14 +79,16 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     model = current(model)
     index = Index(model)
     known = ranges.tensors.__contains__
-    layers = find(index, plans, profile)
-    choice = choose(index, layers, profile, known)
+    dynamic = find_dynamic(index, plans, profile)
+    choice = choose(index, find(index, static(plans), profile), profile, known)
     codes = tensor_codes(choice, ranges.tensors, profile.activations)
+    made = write(model, choice, codes, ranges.weights, profile)
+    able = frozenset(name for name, why in dynamic.items() if not why)
     return Placed(
-        model=write(model, choice, codes, ranges.weights, profile),
+        model=rewrite(made, index, able, ranges.weights, profile) if able else made,
         profile=profile.name,
         tensors={tensor: _placed(choice, tensor, codes[tensor]) for tensor in choice.tensors},
-        layers=tuple(_outcome(item, choice) for item in plans),
+        layers=tuple(_outcome(item, choice, dynamic) for item in plans),
     )
 
 
@@ -121,8 +124,11 @@ def _placed(choice: Choice, tensor: str, codes: Codes) -> PlacedTensor:
     )
 
 
-def _outcome(plan: LayerPlan, choice: Choice) -> LayerOutcome:
+def _outcome(plan: LayerPlan, choice: Choice, dynamic: Mapping[str, str]) -> LayerOutcome:
     """Return a layer's row."""
+    if plan.name in dynamic:
+        why = dynamic[plan.name]
+        return LayerOutcome(name=plan.name, type=plan.type, asked="int8", placed="fp32" if why else "int8", reason=why)
     layers = choice.layers
     reason, precision = layers.reasons.get(plan.name, ""), plan.precision
     if precision == "int8" and not reason:

@@ -72,6 +72,7 @@ class Profile:
             weight scale widened where its bias would overflow. Otherwise weights stay float32 before QuantizeLinear,
             those of linear layers as (outputs, inputs), and biases float32.
         fuses_bias: MatMul and the Add of a constant behind it become one Gemm, whose bias has to be int32, too.
+        dynamic: Linear layers may find their input's range in every run.
         guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own.
     """
 
@@ -83,3 +84,4 @@ class Profile:
     stored_codes: bool = True
     fuses_bias: bool = False
     guard_float: bool = False
+    dynamic: bool = False

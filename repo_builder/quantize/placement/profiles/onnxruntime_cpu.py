@@ -55,6 +55,7 @@ ONNXRUNTIME_CPU = Profile(
     },
     fuses_bias=True,
     guard_float=True,
+    dynamic=True,
 )
 
 _SATURATES = "the CPU adds pairs of 8-bit products in 16 bits that would saturate (no VNNI)"
