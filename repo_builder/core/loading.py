@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.core import codec
-from repo_builder.core.errors import MissingDependency, RecipeError, did_you_mean
+from repo_builder.core.errors import MissingDependency, RecipeError, RepoBuilderError, did_you_mean, first_line
 
 _DISTRUSTED: ContextVar[Mapping[str, Path]] = ContextVar("distrusted", default=types.MappingProxyType({}))
 
@@ -103,6 +103,8 @@ def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is 
     if module.endswith(".py"):
         places.insert(0, str(Path(module).parent))
         module = Path(module).stem
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise RecipeError(f"'{target}' names no Python module", where=where, hint="write module:function")
     sys.path[:0] = places
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -112,8 +114,13 @@ def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is 
             raise MissingDependency(message, where=where, hint=f"pip install {error.name}") from error
         hint = f"looked in {', '.join(places)} and the installed packages"
         raise RecipeError(f"there is no Python module '{module}'", where=where, hint=hint) from error
-    except AttributeError as error:
-        raise RecipeError(f"the module '{module}' has no '{attribute}'", where=where) from error
+    except RepoBuilderError:
+        raise
+    except Exception as error:  # whatever a user's module raises while it is imported
+        if isinstance(error, AttributeError) and module in sys.modules:
+            raise RecipeError(f"the module '{module}' has no '{attribute}'", where=where) from error
+        message = f"the module '{module}' cannot be imported: {type(error).__name__}: {first_line(error)}"
+        raise RecipeError(message, where=where) from error
     finally:
         for place in places:
             sys.path.remove(place)

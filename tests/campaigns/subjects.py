@@ -57,6 +57,7 @@ source = "data.npz"
 calibration = 15
 test = 0.25
 [quantize]
+keep = "all"
 batch_size = 32
 [[quantize.layers]]
 type = "*"

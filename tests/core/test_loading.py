@@ -107,3 +107,19 @@ def test_distrusted_code_is_not_imported_by_anyone(tmp_path: Path, monkeypatch: 
         loading.load_user("distrusted_module:read", where="data.source")
     assert "distrusted_module" not in sys.modules
     assert loading.load_user("distrusted_module:read", where="data.source")() == 1
+
+
+@pytest.mark.parametrize("target", [":f", ".:f", "..a:f", "a..b:f", "1a:f", "a b:f", ".py:f", "f"])
+def test_what_is_no_name_of_a_module_is_one_sentence(target: str) -> None:
+    with pytest.raises(RecipeError, match=r"data\.source"):
+        loading.load_user(target, where="data.source")
+
+
+@pytest.mark.parametrize("body", ["raise ValueError('broken')", "def f(:", "import sys; sys.modules[__name__].nothing"])
+def test_a_module_that_cannot_be_imported_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fails_when_imported.py").write_text(body + "\n")
+    with pytest.raises(RecipeError, match=r"fails_when_imported"):
+        loading.load_user("fails_when_imported:f", where="data.source")
