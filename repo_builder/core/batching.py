@@ -170,14 +170,14 @@ def _compare(session: Any, rows: dict[str, Array], together: dict[str, Array]) -
             repeated = session.run(copies)
         except ModelError as error:
             raise _Differs(f"it depends on the samples whether they run together ({error.message})") from None
-        here = {name: value[place] for name, value in together.items()}
-        same_place = {name: value[place] for name, value in repeated.items() if len(value) > place}
+        here = {name: value[place : place + 1] for name, value in together.items()}
+        same_place = {name: value[place : place + 1] for name, value in repeated.items() if len(value) > place}
         if found := _unequal(here, same_place, _SAME):
             raise _Differs(f"a sample's answer depends on the samples that run together with it ({found})")
         alone = _alone(session, rows, place, None)
         if wrong := next((name for name, value in alone.items() if len(value) != 1), None):
             raise _Differs(f"output '{wrong}' has the shape {list(alone[wrong].shape)} for one sample")
-        if found := _unequal(here, {name: value[0] for name, value in alone.items()}, _ROUNDED):
+        if found := _unequal(here, alone, _ROUNDED):
             raise _Differs(f"samples that run together give something else than alone ({found})")
 
 

@@ -14,6 +14,7 @@ from repo_builder.core.records import AccuracyRecord
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import forms, keys, scores
 from repo_builder.flows.build.options import BuildOptions, current
+from repo_builder.measure.judge import accuracy
 from repo_builder.measure.judge.ladder import scored_output
 
 # What an exported artifact depends on: a change in any of these makes it again.
@@ -104,7 +105,9 @@ def _check_data(dataset: Dataset, source: forms.Source, recipe: Recipe) -> None:
         dataset.require_class_numbers()
     name = scored_output(recipe.model.outputs, recipe.measure.output, len(dataset.classes))
     output = next(item for item in recipe.model.outputs if item.name == name)
-    if recipe.measure.task == "classification" and dataset.classes and output.shape[-1:] != (len(dataset.classes),):
+    size = output.shape[-1] if output.shape else 0
+    told = len(accuracy.named(dataset.classes, max(0, size)))
+    if recipe.measure.task == "classification" and dataset.classes and told != size:
         message = f"has {len(dataset.classes)} classes, the output is {output}"
         hint = 'make both the same, or set measure.task = "other" where outputs are not classes'
         raise DataError(message, where=dataset.name, hint=hint)

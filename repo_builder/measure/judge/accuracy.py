@@ -19,7 +19,8 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> Accura
     Args:
         logits: ``(n, c)``, any float dtype. Rows that are probabilities already are taken as such in the loss.
         labels: ``(n,)`` integers in ``range(c)``.
-        classes: Names of the c classes; numbers where empty.
+        classes: Names of the c classes; numbers where empty. Fewer that are numbers themselves leave classes that the
+            data has no sample of.
 
     Raises:
         MeasureError: Shapes do not fit, a label is out of range, or an output is not finite.
@@ -32,7 +33,7 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> Accura
         )
     check_finite(logits)
     count = logits.shape[1]
-    names = classes or tuple(str(index) for index in range(count))
+    names = named(classes, count)
     if len(names) != count:
         raise MeasureError(f"the model has {count} outputs and the data set {len(names)} classes")
     if labels.min() < 0 or labels.max() >= count:
@@ -56,6 +57,12 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> Accura
         classes=names,
         correct="".join("1" if item else "0" for item in correct),
     )
+
+
+def named(classes: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """Return the names of an output's classes; names that are the first numbers are continued to all of them."""
+    numbers = tuple(map(str, range(count)))
+    return numbers if classes == numbers[: len(classes)] else classes
 
 
 def _macro(confusion: Array) -> tuple[float, float, float]:

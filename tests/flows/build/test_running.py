@@ -130,3 +130,27 @@ def test_inputs_that_a_model_does_not_run_on_are_one_sentence(graph: Graph) -> N
     path = graph(NEG, {"x": ["N", 3]}, {"y": ["N", 3]})
     with OnnxRuntimeRunner(path) as model, pytest.raises(CompileError, match=r"does not run it on x \[5, 2\]"):
         model({"x": X[:, :2]})
+
+
+def test_strings_and_single_numbers_are_compared_by_sample(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "axes"], ["number"], keepdims=0),
+        helper.make_node("Cast", ["number"], ["text"], to=TensorProto.STRING),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [
+            helper.make_tensor_value_info("text", TensorProto.STRING, ["N"]),
+            helper.make_tensor_value_info("number", TensorProto.FLOAT, ["N"]),
+        ],
+        [numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    text = TensorSpec(name="text", dtype=DType.STRING, shape=())
+    found = running.taking(path, [spec("x", 3)], [text, spec("number")], {"x": X})
+    assert found.alone == ""
+    given = outputs(path, found, x=X)
+    assert [item.shape for item in given.values()] == [(5,), (5,)]

@@ -79,3 +79,11 @@ def test_agreement_of_classes_and_of_values() -> None:
     assert accuracy.compare(above, below, tolerance=0.01).agreement == 0.5
     with pytest.raises(MeasureError, match="cannot be compared"):
         accuracy.compare(above, below[:2])
+
+
+def test_labels_of_some_classes_are_scored_among_all() -> None:
+    found = accuracy.score(np.eye(4)[[0, 1, 3]], np.array([0, 1, 1]), ("0", "1"))
+    assert found.top1 == pytest.approx(2 / 3)
+    assert found.classes == ("0", "1", "2", "3")
+    with pytest.raises(MeasureError, match="4 outputs and the data set 2 classes"):
+        accuracy.score(np.eye(4)[[0, 1]], np.array([0, 1]), ("cat", "dog"))
