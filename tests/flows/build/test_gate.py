@@ -44,13 +44,13 @@ def test_a_second_output_that_departs_keeps_the_old_repository(two_heads: Callab
     assert artifacts.hashes(project.folder / "model_repository") != before
 
 
-def test_another_limit_scores_again_and_makes_nothing_again(two_heads: Callable[..., Project]) -> None:
+def test_another_limit_scores_again_and_exports_nothing_again(two_heads: Callable[..., Project]) -> None:
     project = two_heads(broken=True)
     with pytest.raises(DepartureError):
         project.build()
     project.document["measure"] |= {"output_sqnr_db": -50.0, "concurrency": [7]}
     loose = project.build()
-    assert loose.skipped == ("export", "compile")
+    assert "export" in loose.skipped  # what is compiled may follow the limit: which layers keep their precision does
     assert loose.departures == ()
     project.document["measure"] |= {"output_sqnr_db": 150.0, "output": "second"}
     with pytest.raises(DepartureError, match="under 150 dB"):
