@@ -10,6 +10,8 @@ that TensorRT 8.5 parses, it converts the finished graph down, and the modules' 
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -88,17 +90,18 @@ def export(
         raw = Path(folder) / "raw.onnx"
         warnings.simplefilter("always")
         try:
-            torch.onnx.export(
-                module,
-                given,
-                raw,
-                dynamo=False,
-                opset_version=opset,
-                training=torch.onnx.TrainingMode.PRESERVE,  # it would else fold BatchNorm in fp32
-                input_names=[spec.name for spec in inputs],
-                output_names=names,
-                dynamic_axes={spec.name: _dynamic(spec) for spec in (*inputs, *outputs)},
-            )
+            with _unprinted():
+                torch.onnx.export(
+                    module,
+                    given,
+                    raw,
+                    dynamo=False,
+                    opset_version=opset,
+                    training=torch.onnx.TrainingMode.PRESERVE,  # it would else fold BatchNorm in fp32
+                    input_names=[spec.name for spec in inputs],
+                    output_names=names,
+                    dynamic_axes={spec.name: _dynamic(spec) for spec in (*inputs, *outputs)},
+                )
         except Exception as error:  # the exporter raises what it likes
             raise ExportError(
                 f"torch cannot export the network to ONNX opset {opset}: {first_line(error)}", where=str(path)
@@ -125,6 +128,20 @@ def _say_frozen(said: list[warnings.WarningMessage]) -> None:
         progress.warn(f"traced once: a branch or value that may depend on the data is frozen in the graph: {line}")
     if len(distinct) > _SHOWN:
         progress.warn(f"{len(distinct) - _SHOWN} more values are frozen in it")
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Let what the exporter's C++ prints vanish: on an error it writes the whole graph to standard output."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _sample(spec: TensorSpec, values: Array) -> torch.Tensor:

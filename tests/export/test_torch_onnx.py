@@ -384,3 +384,16 @@ def test_exporting_leaves_no_hooks(export) -> None:
     module = nn.Sequential(nn.Linear(3, 2)).eval()
     export(module, (3,))
     assert not any(item._forward_hooks or item._forward_pre_hooks for item in module.modules())
+
+
+def test_what_the_exporter_prints_of_a_graph_reaches_no_one(capfd: pytest.CaptureFixture[str]) -> None:
+    class Pairs(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.logcumsumexp(x, 1)
+
+    spec = TensorSpec(name="x", dtype=DType.FP32, shape=(4,))
+    with pytest.raises(ExportError, match="logcumsumexp"):
+        torch_onnx.export(
+            Pairs(), inputs=(spec,), outputs=(spec,), opset=17, path=Path("m.onnx"), samples={"x": np.ones((3, 4), "f")}
+        )
+    assert capfd.readouterr().out == ""
