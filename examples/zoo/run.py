@@ -197,7 +197,7 @@ def _whole(recipe: Recipe, samples: Mapping[str, Array], place: int) -> dict[str
     """Return one sample as a model's tensors."""
     feed = {}
     for spec in recipe.model.inputs:
-        value = samples[spec.name][place]
+        value = np.asarray(samples[spec.name][place])
         feed[spec.name] = value if spec.batch_axis < 0 else np.ascontiguousarray(np.expand_dims(value, spec.batch_axis))
     return feed
 

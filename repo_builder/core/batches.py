@@ -190,7 +190,7 @@ class Batches:
         if len(rows) > 1 and not all(np.array_equal(rows[0], row) for row in rows[1:]):
             message = f"differs between samples that the model takes together ({len(rows)} at a time)"
             raise DataError(message, where=f"'{spec.name}'", hint="put samples of the same value next to each other")
-        whole: Array = rows[0]
+        whole: Array = np.asarray(rows[0])  # of a scalar numpy gives no array
         return whole
 
 

@@ -102,3 +102,13 @@ def test_an_output_without_samples_needs_the_recipes_word() -> None:
     assert Batches.of([spec("x", 2)], [spec("mean", 2, axis=NONE)], shapes).size == 1
     assert Batches.of([spec("x", 2)], [spec("mean", 2)], {"x": [1, 2], "mean": [2]}).size == 1
     assert Batches.of([spec("x", 2)], [spec("mean", 2)], {"x": [2], "mean": [2]}).size == 1
+
+
+def test_a_scalar_stays_an_array() -> None:
+    """ONNX Runtime takes no numpy scalar."""
+    found = Batches.of([spec("x", 3, axis=NONE), spec("rate")], [], {"x": [3], "rate": []})
+    samples = {"x": np.ones((2, 3), np.float32), "rate": np.full(2, 16, np.int64)}
+    for count, feed in found.feeds(samples):
+        assert count == 1
+        assert isinstance(feed["rate"], np.ndarray)
+        assert feed["rate"].shape == ()
