@@ -213,7 +213,8 @@ def _served(url: str, name: str, recipe: Recipe, samples: Mapping[str, Array], o
     found = []
     for place in range(len(next(iter(samples.values())))):
         given = []
-        for key, value in _whole(recipe, samples, place).items():
+        for key, whole in _whole(recipe, samples, place).items():
+            value = whole.reshape(1) if whole.ndim == 0 else whole  # Triton has no scalars
             tensor = triton.InferInput(key, value.shape, np_to_triton_dtype(value.dtype))
             tensor.set_data_from_numpy(value)
             given.append(tensor)
