@@ -21,7 +21,7 @@ demo: install
 # What shares a server runs in one worker (tests/conftest.py), and what takes longest starts first.
 JOBS   ?= 2
 test: install
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

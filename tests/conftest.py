@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -25,6 +28,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_ROOT = Path(__file__).resolve().parents[1]
 # Fixtures of the session that cost seconds: their tests run in one worker of pytest-xdist, one after the other.
 _SHARED = ("server", "triton")
 
@@ -148,23 +152,37 @@ def perf_run() -> PerfRun:
     return schema.read(Path(__file__).resolve().parent / "goldens" / "perf" / "run.json")
 
 
-def _group(item: pytest.Item) -> str | None:
-    """Return what a test shares with others: a costly fixture of the session, or its module's own; None for nothing."""
-    found = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no public way to a fixture's scope
-    scopes = {name: definitions[-1].scope for name, definitions in found.items() if definitions}
-    shared = [name for name in _SHARED if scopes.get(name) == "session"]
-    return shared[0] if shared else str(item.path) if "module" in scopes.values() else None
+@functools.cache
+def _shared(file: str) -> str:
+    """Return what the tests of a file share: a costly fixture of the session, what is made for the file, or nothing."""
+    text = (_ROOT / file).read_text(encoding="utf-8")
+    for name in _SHARED:
+        asked = re.search(rf"^def (?:test_\w+|client)\([^)]*\b{name}: (?:serve\.)?Server\b", text, re.MULTILINE)
+        if asked and f"def {name}(" not in text:
+            return name
+    return file if 'scope="module"' in text else ""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+@pytest.hookimpl(optionalhook=True)  # there where xdist is
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # its own types are there only with it
+    """Keep together what shares a server or a build.
+
+    xdist's own ``--dist loadgroup`` keeps nothing together in pytest 9, whose items do not take the name it gives.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _shared(nodeid.partition("::")[0]) or nodeid
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep together what shares a server or a build; in a worker, start with what takes longest."""
-    groups = {item: _group(item) for item in items}
-    for item, group in groups.items():
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
+    """In a worker of xdist, start with what takes longest."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (item.get_closest_marker("slow") is None, groups[item] is None))
+        shared = {item: _shared(item.nodeid.partition("::")[0]) for item in items}
+        items.sort(key=lambda item: (item.get_closest_marker("slow") is None, shared[item] == ""))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
