@@ -1,6 +1,7 @@
 """Tests mirror the package: those of ``core/files.py`` stand in ``core/test_files.py``.
 
-What is tested beside its neighbours, or through what uses it, is written down here by the file that does it. A new module gets a file of its own; a row is for one that cannot be looked at alone, and goes when its module gets one.
+What is tested beside its neighbours, or through what uses it, is written down here by the file that does it. A new
+module gets a file of its own; a row is for one that cannot be looked at alone, and goes when its module gets one.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ ELSEWHERE: dict[str, str] = {
         " quantize/placement/write_layer quantize/placement/writer"
     ),
     "quantize/test_calibrate.py": (
-        "quantize/finders quantize/observe quantize/plugged quantize/pytorch_quantization quantize/ranges quantize/store"
+        "quantize/finders quantize/observe quantize/plugged quantize/pytorch_quantization quantize/ranges"
+        " quantize/store"
     ),
     "quantize/test_noise.py": "quantize/table",
     "recipes/test_recipes.py": "recipes/__init__",
