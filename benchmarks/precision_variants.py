@@ -72,7 +72,7 @@ def export(model: str, name: str, recipe: Recipe, weights: Path, dataset: Datase
     with progress.step(f"{model} {name}") as step, files.replacing_folder(target) as fresh:
         work = fresh / "work"
         options = BuildOptions(recipe=recipe, work=work, repository=work, checkpoint=weights)
-        made = exporting.run(options, dataset, [])
+        made, _ = exporting.run(options, dataset)
         for item in made.path.iterdir():
             item.rename(fresh / item.name)
         shutil.rmtree(work)

@@ -29,7 +29,6 @@ def build(options: BuildOptions) -> BuildResult:
     Raises:
         RepoBuilderError: The branch tells which stage failed; what was there before is untouched.
     """
-    skipped: list[str] = []
     recipe = options.recipe
     for folder in (options.work, options.repository):
         files.require_writable(folder)
@@ -38,9 +37,9 @@ def build(options: BuildOptions) -> BuildResult:
     with progress.step("load data") as step:
         dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
-    exported = exporting.run(options, dataset, skipped)
-    engine = compiling.run(exported, target, options, dataset, skipped)
-    return _placed(exported, engine, options, skipped)
+    exported, known = exporting.run(options, dataset)
+    engine, built = compiling.run(exported, target, options, dataset)
+    return _placed(exported, engine, options, {"export": known, "compile": built})
 
 
 def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
@@ -59,7 +58,6 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
 
 
 def _compile(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
-    skipped: list[str] = ["export"]
     target = compiling.choose(options)
     placing.warn_of_another(options)
     exported = dataclasses.replace(exported, recipe=options.recipe)
@@ -73,17 +71,18 @@ def _compile(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
         )
     except loading.UntrustedCode as error:
         progress.skipped("score", f"{error.message}; --trust-code does")
-    engine = compiling.run(exported, target, options, dataset, skipped)
-    return _placed(exported, engine, options, skipped)
+    engine, built = compiling.run(exported, target, options, dataset)
+    return _placed(exported, engine, options, {"export": True, "compile": built})
 
 
-def _placed(exported: OnnxArtifact, engine: EngineArtifact, options: BuildOptions, skipped: list[str]) -> BuildResult:
+def _placed(
+    exported: OnnxArtifact, engine: EngineArtifact, options: BuildOptions, up_to_date: dict[str, bool]
+) -> BuildResult:
     """Place what was compiled, unless a form of it departs from the one before."""
     departures = scores.hold(engine.accuracy, engine.layers, accept=options.accept_departure)
-    folder = placing.run(engine, options, skipped)
-    return BuildResult(
-        exported=exported, engine=engine, model_folder=folder, skipped=tuple(skipped), departures=departures
-    )
+    folder, there = placing.run(engine, options)
+    skipped = tuple(stage for stage, skip in {**up_to_date, "place": there}.items() if skip)
+    return BuildResult(exported=exported, engine=engine, model_folder=folder, skipped=skipped, departures=departures)
 
 
 def load_exported(folder: Path) -> OnnxArtifact:

@@ -36,16 +36,15 @@ def choose(options: BuildOptions) -> CompileTarget:
 
 
 def run(
-    exported: OnnxArtifact, target: CompileTarget, options: BuildOptions, dataset: Dataset | None, skipped: list[str]
-) -> EngineArtifact:
-    """Compile and score, or find what is up to date; ``skipped`` takes the stage's name then.
+    exported: OnnxArtifact, target: CompileTarget, options: BuildOptions, dataset: Dataset | None
+) -> tuple[EngineArtifact, bool]:
+    """Compile and score, or find what is up to date; return the artifact and whether it was.
 
     Args:
         exported: The ONNX artifact.
         target: What ``choose`` returned.
         options: What of it is asked for.
         dataset: Its held-out samples score the engine; None where it is not on this machine.
-        skipped: Names of the stages that were up to date.
 
     Raises:
         CompileError: The target refused the graph.
@@ -76,9 +75,8 @@ def run(
 
     found = None if options.force else current(EngineArtifact, folder, key, recipe, rescored)
     if found is not None:
-        skipped.append("compile")
         progress.skipped("compile", f"up to date  {folder}")
-        return found
+        return found, True
     with files.replacing_folder(folder) as fresh:
         alone = bool(exported.details.alone)
         batches = running.batches_of(exported.model, exported.inputs, exported.outputs, alone=alone)
@@ -110,7 +108,7 @@ def run(
             details=dataclasses.replace(details, data_sha256=dataset.fingerprint if scored and dataset else None),
         )
         artifacts.write_manifest(artifact)
-    return dataclasses.replace(artifact, path=folder)
+    return dataclasses.replace(artifact, path=folder), False
 
 
 def _as_compiled(tensors: tuple[TensorSpec, ...], details: EngineDetails) -> tuple[TensorSpec, ...]:

@@ -30,8 +30,8 @@ _CODE = (
 )
 
 
-def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArtifact:
-    """Export, or find what is up to date; ``skipped`` takes the stage's name then.
+def run(options: BuildOptions, dataset: Dataset) -> tuple[OnnxArtifact, bool]:
+    """Export, or find what is up to date; return the artifact and whether it was.
 
     Raises:
         RepoBuilderError: The branch tells what failed; what was there before is untouched.
@@ -56,9 +56,8 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
 
     found = None if options.force else current(OnnxArtifact, folder, key, recipe, rescored)
     if found is not None and watching.unchanged(found.details.read):
-        skipped.append("export")
         progress.skipped("quantize and export", f"up to date  {folder}")
-        return found
+        return found, True
     _check_data(dataset, source, recipe)
     with files.replacing_folder(folder) as fresh:
         calibration, held_out = dataset.split("calibration"), dataset.split("test")
@@ -96,7 +95,7 @@ def run(options: BuildOptions, dataset: Dataset, skipped: list[str]) -> OnnxArti
             ),
         )
         artifacts.write_manifest(artifact)
-    return dataclasses.replace(artifact, path=folder)
+    return dataclasses.replace(artifact, path=folder), False
 
 
 def _check_data(dataset: Dataset, source: forms.Source, recipe: Recipe) -> None:

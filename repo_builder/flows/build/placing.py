@@ -14,8 +14,8 @@ from repo_builder.flows.build.options import BuildOptions
 from repo_builder.repository import config, layout
 
 
-def run(engine: EngineArtifact, options: BuildOptions, skipped: list[str]) -> Path:
-    """Place the engine and return the model's folder; nothing is written where it is there already.
+def run(engine: EngineArtifact, options: BuildOptions) -> tuple[Path, bool]:
+    """Place the engine; return the model's folder and whether it was there already, so that nothing was written.
 
     Raises:
         RepositoryError: The engine does not go with what is there.
@@ -28,15 +28,14 @@ def run(engine: EngineArtifact, options: BuildOptions, skipped: list[str]) -> Pa
     folder = options.repository / engine.recipe.name
     if not options.force and _is_placed(engine, options, folder):
         layout.sweep(options.repository)
-        skipped.append("place")
         progress.skipped("place", f"up to date  {folder}")
         name_servers(folder)
-        return folder
+        return folder, True
     with progress.step("place") as step:
         placed = layout.place(engine, options.repository, version=options.version, keep_versions=keep)
         step.wrote(placed)
     name_servers(placed)
-    return placed
+    return placed, False
 
 
 def name_servers(folder: Path) -> None:
