@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from repo_builder import datasets
 from repo_builder.core import loading, progress
-from repo_builder.core.batches import Batches
+from repo_builder.core.batches import NONE, Batches
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.recipe import DataSpec, MeasureSpec
 from repo_builder.core.tensors import Array, TensorSpec
@@ -43,7 +43,7 @@ def held_out(
     samples = dataset.split("test")
     batches = _batches(build, session)
     if batches is not None:
-        return dataset, replace(samples, inputs=batches.requests(samples.inputs))
+        return dataset, replace(samples, inputs=_shaped(batches.requests(samples.inputs), session.model.inputs))
     return dataset, replace(samples, inputs=_shaped(samples.inputs, session.model.inputs))
 
 
@@ -70,7 +70,8 @@ def _batches(build: Build, session: Session) -> Batches | None:
         return None
     artifact = build.engine or build.exported
     spec = artifact or build.recipe.model
-    shapes = {item.name: item.shape for item in (*model.inputs, *model.outputs)}
+    scalars = {item.name for item in (*spec.inputs, *spec.outputs) if item.shape == () and item.batch_axis == NONE}
+    shapes = {item.name: () if item.name in scalars else item.shape for item in (*model.inputs, *model.outputs)}
     return Batches.of(spec.inputs, [item for item in spec.outputs if item.name in shapes], shapes, most=1)
 
 

@@ -328,3 +328,21 @@ def test_every_output_and_limit_is_held_in_the_ladder(triton: serve.Server, tmp_
     said = " ".join(item.text for item in verdict(run) if item.tone == "bad")
     assert "'engine' departs from 'exported'" in said
     assert "output 'y': signal to noise is" in said
+
+
+def test_a_scalar_that_counts_no_samples_travels_as_the_server_calls_it() -> None:
+    """A rate beside samples: ``[]`` in the model, ``[1]`` in config.pbtxt, which knows no scalars."""
+    from types import SimpleNamespace
+
+    from repo_builder.flows.perf.accuracy import _batches, _shaped
+
+    def tensor(name: str, *shape: int, axis: int = 0) -> TensorSpec:
+        return TensorSpec(name=name, dtype=DType.FP32, shape=shape, batch_axis=axis)
+
+    spec = SimpleNamespace(inputs=(tensor("x", 3), tensor("rate", axis=-1)), outputs=(tensor("y", 3),))
+    served = (tensor("x", 1, 3), tensor("rate", 1))
+    session = SimpleNamespace(model=SimpleNamespace(batch_axis=False, inputs=served, outputs=(tensor("y", 1, 3),)))
+    batches = _batches(SimpleNamespace(recipe=spec, engine=spec, exported=None), session)  # type: ignore[arg-type]
+    assert batches is not None
+    requests = batches.requests({"x": np.ones((2, 3), np.float32), "rate": np.full(2, 16.0, np.float32)})
+    assert {name: item.shape for name, item in _shaped(requests, served).items()} == {"x": (2, 1, 3), "rate": (2, 1)}
