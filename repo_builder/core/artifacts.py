@@ -158,10 +158,25 @@ def read(cls: type[A], folder: Path) -> A:
         raise RepositoryError(message, where=str(manifest), hint="build again with --force")
     body = {name: item for name, item in value.items() if name not in ("schema", "kind")}
     try:
-        return codec.build(cls, {**body, "path": str(folder)})
+        made = codec.build(cls, {**body, "path": str(folder)})
+        _check_names(made)
+        return made
     except RecipeError as error:
         said = f"{error.where}: {error.message}" if error.where else error.message
         raise RepositoryError(f"is damaged ({said})", where=str(manifest), hint="build again with --force") from None
+
+
+def _check_names(artifact: Artifact) -> None:
+    """Refuse inputs and outputs that are not those of the recipe beside them.
+
+    Raises:
+        RecipeError: They differ.
+    """
+    for key in ("inputs", "outputs"):
+        names = [item.name for item in getattr(artifact, key)]
+        wanted = [item.name for item in getattr(artifact.recipe.model, key)]
+        if sorted(names) != sorted(wanted):
+            raise RecipeError(f"{', '.join(names) or 'none'} are not the recipe's {', '.join(wanted)}", where=key)
 
 
 def up_to_date(cls: type[A], folder: Path, key: str) -> A | None:

@@ -131,3 +131,8 @@ class PerfRun:
     environment: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     stopped: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a knee that is none of the levels."""
+        if self.knee is not None and not 0 <= self.knee < len(self.levels):
+            raise ValueError(f"the knee, {self.knee}, is none of the {len(self.levels)} levels")

@@ -39,6 +39,12 @@ class AccuracyResult:
     classes: tuple[str, ...]
     correct: str
 
+    def __post_init__(self) -> None:
+        """Refuse a table of counts that is not square over the classes."""
+        size = len(self.classes)
+        if len(self.confusion) != size or any(len(row) != size for row in self.confusion):
+            raise ValueError(f"confusion is not {size} by {size}, one row and column a class")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
@@ -54,3 +60,8 @@ class Ladder:
     rungs: tuple[AccuracyRecord, ...]
     culprit: str
     tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a culprit that is no rung below the first."""
+        if self.culprit and self.culprit not in [item.form for item in self.rungs[1:]]:
+            raise ValueError(f"the culprit '{self.culprit}' is none of the rungs below the first")
