@@ -110,7 +110,7 @@ def start(repository: Path, names: Sequence[str], **ports: int) -> serve.Server:
     # Triton may wait long for a request whose client has gone; the tests do not.
     options = ("--exit-timeout-secs=3",)
     server = serve.start(repository, runtime="embedded", models=tuple(names), log=log, options=options, **free)
-    server.wait_ready(60)
+    server.wait_ready(300)
     for _ in range(100):  # Triton is ready before its metrics are
         with suppress(OSError), urlopen(server.metrics_url, timeout=5) as page:  # noqa: S310 - http
             if b"nv_" in page.read():

@@ -117,7 +117,7 @@ class Gate:
 sys.meta_path.insert(0, Gate())
 """
     return subprocess.run(
-        [sys.executable, "-c", guard + code, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd
+        [sys.executable, "-c", guard + code, *arguments], capture_output=True, text=True, timeout=600, cwd=cwd
     )
 
 

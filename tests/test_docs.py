@@ -104,7 +104,7 @@ def test_the_readme_commands_do_what_they_say(tmp_path: Path) -> None:
     try:
         for line in commands(ROOT / "README.md", run=True):
             done = subprocess.run(
-                ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+                ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900,
                 check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"

@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
     files.write_text(repository / "linear" / "1" / "model.py", MODEL)
     log = repository.parent / "log"
     with serve.start(repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, log=log) as started:
-        started.wait_ready(60)
+        started.wait_ready(300)
         yield started
 
 
@@ -170,7 +170,7 @@ def test_a_full_stdout_loses_no_file(server: serve.Server, tmp_path: Path) -> No
     command = [sys.executable, "-m", "repo_builder", "perf", "linear", "--url", server.grpc_url, *QUICK]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*command, "--json", str(path)], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+            [*command, "--json", str(path)], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=300
         )
     assert done.returncode == 12
     assert "error: stdout: cannot be written (No space left on device)" in done.stderr
@@ -186,7 +186,7 @@ def test_a_closed_pipe_loses_no_file(server: serve.Server, tmp_path: Path) -> No
     os.close(reading)
     try:
         done = subprocess.run(
-            [*command, "--json", str(path)], stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+            [*command, "--json", str(path)], stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=300
         )
     finally:
         os.close(writing)
@@ -218,7 +218,7 @@ def test_ctrl_c_prints_what_there_is(server: serve.Server, tmp_path: Path) -> No
                 line = process.stderr.readline()
             time.sleep(0.3)
             process.send_signal(signal.SIGINT)
-            shown, errors = process.communicate(timeout=120)
+            shown, errors = process.communicate(timeout=600)
         finally:
             process.kill()
     assert process.returncode == 130

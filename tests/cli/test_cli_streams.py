@@ -18,7 +18,7 @@ START = "import sys; from repo_builder.cli import main; sys.argv[0] = 'repo-buil
 def shell(script: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which "$@" is repo-builder with its arguments."""
     command = ["bash", "-c", script, "bash", sys.executable, "-c", START, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd)
 
 
 @pytest.mark.parametrize(

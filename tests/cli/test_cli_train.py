@@ -73,7 +73,7 @@ def test_ctrl_c_keeps_the_best_and_says_how_to_go_on(folder):
             while not state.exists() and running.poll() is None:
                 time.sleep(0.05)
             running.send_signal(signal.SIGINT)
-            _, errors = running.communicate(timeout=120)
+            _, errors = running.communicate(timeout=600)
         finally:
             running.kill()
     assert running.returncode == 130

@@ -53,7 +53,7 @@ from repo_builder.cli import main
 main()
 """
     return subprocess.run(
-        [sys.executable, "-c", gate, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", gate, *arguments], cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
 
 
@@ -72,7 +72,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def deployment(built: Path) -> Iterator[Deployment]:
     repository = built / "model_repository"
     with serve.start(repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0) as server:
-        server.wait_ready(timeout_s=120)
+        server.wait_ready(timeout_s=300)
         yield Deployment(built, server)
 
 
@@ -142,7 +142,7 @@ def test_kill_9_during_a_build_leaves_the_repository_loadable(built: Path, tmp_p
     with serve.start(
         tmp_path / "model_repository", runtime="embedded", http_port=0, grpc_port=0, metrics_port=0
     ) as server:
-        server.wait_ready(timeout_s=120)
+        server.wait_ready(timeout_s=300)
 
 
 def test_a_wrong_model_and_a_server_that_is_not_there_are_one_sentence(deployment: Deployment) -> None:

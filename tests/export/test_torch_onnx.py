@@ -331,7 +331,7 @@ def test_two_processes_write_the_same_bytes_and_nothing_of_the_machine(tmp_path:
             env={"PYTHONHASHSEED": seed, "PATH": ""},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""

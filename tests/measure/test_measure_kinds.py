@@ -132,7 +132,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
     with serve.start(
         repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, log=log, options=options
     ) as server:
-        server.wait_ready(60)
+        server.wait_ready(300)
         yield server
 
 

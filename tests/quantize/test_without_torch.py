@@ -18,7 +18,7 @@ sys.meta_path.insert(0, Gate())
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", GUARD + code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", GUARD + code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

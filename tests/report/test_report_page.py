@@ -199,7 +199,7 @@ def test_a_browser_draws_it(perf_run: PerfRun, tmp_path: Path, scheme: str) -> N
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     dark = [f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"]
     place = [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", f"--screenshot={shot}"]
-    subprocess.run([browser, *options, *dark, *place, source.as_uri()], check=True, capture_output=True, timeout=60)
+    subprocess.run([browser, *options, *dark, *place, source.as_uri()], check=True, capture_output=True, timeout=300)
     image = pixels(shot.read_bytes()).astype(int)
     brightness = image.mean(axis=2)
     assert (np.median(brightness) > 200) == (scheme == "light")

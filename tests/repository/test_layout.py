@@ -241,7 +241,7 @@ def test_two_writers_wait_for_each_other(
     waiting.start()
     assert not (repository / "toy").exists()
     os.close(handle)
-    waiting.join(timeout=60)
+    waiting.join(timeout=300)
     assert (repository / "toy" / "config.pbtxt").exists()
 
 

@@ -102,14 +102,14 @@ def _serving(triton: Path, repository: Path) -> Iterator[dict[str, dict[int, str
     finally:
         server.send_signal(signal.SIGINT)
         try:
-            server.wait(timeout=30)
+            server.wait(timeout=300)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
 
 
 def _states(server: subprocess.Popen[bytes], port: int, log: Path) -> dict[str, dict[int, str]]:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v2/repository/index", method="POST")
     while time.monotonic() < deadline and server.poll() is None:
         try:

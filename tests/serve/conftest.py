@@ -227,7 +227,7 @@ def server(served: Path, tmp_path_factory: pytest.TempPathFactory, any_ports: di
     sequences(repository)
     log = tmp_path_factory.mktemp("log") / "triton.log"
     with serve.start(repository, runtime="embedded", log=log, **any_ports) as running:
-        running.wait_ready(60)
+        running.wait_ready(300)
         yield running
 
 
@@ -248,7 +248,7 @@ class Cli:
 
     def end(self) -> tuple[int, str]:
         """Wait for its end; return exit code and stderr."""
-        errors = self.process.communicate(timeout=60)[1]
+        errors = self.process.communicate(timeout=300)[1]
         return self.process.returncode, errors
 
 
@@ -289,7 +289,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def soon() -> Callable[..., bool]:
     """What waits until something holds, and returns whether it does."""
 
-    def wait(holds: Callable[[], bool], seconds: float = 20) -> bool:
+    def wait(holds: Callable[[], bool], seconds: float = 120) -> bool:
         deadline = time.monotonic() + seconds
         while not holds() and time.monotonic() < deadline:
             time.sleep(0.02)

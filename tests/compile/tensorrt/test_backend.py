@@ -82,7 +82,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, in_standins: None) -> Itera
     place(repository, "whole", config("whole", {"x": [-1, 5]}, batch=0), engine({"x": [[1, 5], [2, 5], [4, 5]]}))
     log = repository.parent / "triton.log"
     with serve.start(repository, http_port=0, grpc_port=0, metrics_port=0, log=log) as server:
-        server.wait_ready(60)
+        server.wait_ready(300)
         yield SimpleNamespace(server=server, log=log)
     assert "tensorrt backend: " in log.read_text()
 
@@ -171,4 +171,4 @@ def test_a_plan_that_does_not_load_stops_the_model_with_a_reason(tmp_path: Path)
         serve.start(tmp_path / "repository", http_port=0, grpc_port=0, metrics_port=0, log=tmp_path / "log") as server,
         pytest.raises(ServeError, match=r"cannot load .*model\.plan"),
     ):
-        server.wait_ready(60)
+        server.wait_ready(300)

@@ -23,7 +23,7 @@ from repo_builder.measure.wire.transport import ConnectionLost, Endpoint, Protoc
 Answer = tuple[int, "bytes | None", "str | None"]
 
 
-def exchange(transport: Transport, payloads: list[bytes], *, rounds: int = 1, deadline_s: float = 10) -> list[Answer]:
+def exchange(transport: Transport, payloads: list[bytes], *, rounds: int = 1, deadline_s: float = 120) -> list[Answer]:
     """Send one payload a slot, several times over, and return the answers."""
     answers: list[Answer] = []
     left = dict.fromkeys(range(len(payloads)), rounds - 1)

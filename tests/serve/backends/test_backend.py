@@ -35,7 +35,7 @@ def infer(client: grpc.InferenceServerClient) -> Infer:
             inputs.append(grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
             inputs[-1].set_data_from_numpy(array)
         wanted = [grpc.InferRequestedOutput(name) for name in outputs] or None
-        result = client.infer(model, inputs, outputs=wanted, client_timeout=20)
+        result = client.infer(model, inputs, outputs=wanted, client_timeout=120)
         return {item.name: result.as_numpy(item.name) for item in result.get_response().outputs}
 
     return run
@@ -210,7 +210,7 @@ def test_unloading_ends_every_instance(server: Server, client: grpc.InferenceSer
         client.unload_model("linear")
     key = server.note.grpc_headers()
     client.unload_model("linear", headers=key)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while stubs(server, "linear_0") and time.monotonic() < deadline:
         time.sleep(0.1)
     assert stubs(server, "linear_0") == []

@@ -38,7 +38,7 @@ def run(
     for place, value in enumerate(values):
         array = np.full(shape, value, np.float32)
         flags = {"sequence_start": place == 0, "sequence_end": place == len(values) - 1}
-        result = client.infer(model, [item("x", array)], sequence_id=number, client_timeout=20, **flags)
+        result = client.infer(model, [item("x", array)], sequence_id=number, client_timeout=120, **flags)
         answers.append(float(result.as_numpy("y").item()))
     return answers
 

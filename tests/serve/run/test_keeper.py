@@ -38,7 +38,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, any_ports: dict[str, int], ma
     # what a dead process took with it is waited for at the end
     options = ["--exit-timeout-secs=1"]
     server = serve.start(repository, runtime="embedded", detach=True, options=options, **any_ports)
-    server.wait_ready(60)
+    server.wait_ready(300)
     yield repository
     for note in serve.running(repository):
         serve.stop(note)
@@ -144,7 +144,7 @@ def test_stopping_means_the_repository_of_this_folder(
 @server_test
 def test_nothing_outlives_a_keeper_that_is_killed(small: Path, any_ports: dict[str, int], soon: Soon) -> None:
     server = serve.start(small, runtime="embedded", detach=True, **any_ports)
-    server.wait_ready(60)
+    server.wait_ready(300)
     note = note_of(small)
     assert note.server is not None
     os.kill(note.keeper.pid, signal.SIGKILL)
@@ -187,7 +187,7 @@ def test_a_server_that_never_gets_ready_is_not_kept(small: Path, any_ports: dict
     (small / "linear" / "1" / "model.onnx").write_bytes(b"nothing")
     server = serve.start(small, runtime="embedded", detach=True, **any_ports)
     with pytest.raises(ServeError, match="the model 'linear' did not load"):
-        server.wait_ready(60)
+        server.wait_ready(300)
     assert server.exit_code == 1
     assert serve.running(small) == []
 

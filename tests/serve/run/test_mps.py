@@ -251,7 +251,7 @@ def test_why_triton_did_not_start_is_told_as_without_mps(driver: Path, pair: Pat
         serve.start(pair, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, log=log, mps=True) as server,
         pytest.raises(ServeError, match="the model 'linear' did not load"),
     ):
-        server.wait_ready(60)
+        server.wait_ready(300)
     assert server.exit_code == 1
     assert server.mps is not None
     assert not server.mps.pipes.parent.exists()

@@ -41,7 +41,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, make: SimpleNamespace, any_po
     host = "::1" if six() else "localhost"
     log = repository.parent / "log"
     with serve.start(repository, runtime="embedded", host=host, options=options, log=log, **any_ports) as server:
-        server.wait_ready(60)
+        server.wait_ready(300)
         yield server
 
 
@@ -58,7 +58,7 @@ def test_the_model_answers_and_equal_requests_come_from_the_cache(told: serve.Se
     item = grpc.InferInput("x", [1, 4], "FP32")
     item.set_data_from_numpy(np.ones((1, 4), np.float32))
     with grpc.InferenceServerClient(told.grpc_url) as client:
-        answers = [client.infer("modell-ä", [item], client_timeout=20).as_numpy("y") for _ in range(5)]
+        answers = [client.infer("modell-ä", [item], client_timeout=120).as_numpy("y") for _ in range(5)]
     assert all((answer == answers[0]).all() for answer in answers)
     assert health.ready(told.http_url, ["modell-ä"])
     _, content = health.ask(told.http_url, "GET", "/v2/models/modell-ä/stats", timeout_s=10)

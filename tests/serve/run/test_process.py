@@ -15,7 +15,7 @@ import pytest
 from repo_builder.serve.run.process import Child, kill_group
 
 
-def soon(holds: Callable[[], bool], seconds: float = 10) -> bool:
+def soon(holds: Callable[[], bool], seconds: float = 120) -> bool:
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.02)
