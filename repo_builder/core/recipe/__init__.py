@@ -2,18 +2,21 @@
 
 A recipe is a TOML file whose tables are the classes of this package, one module for tables that belong together. What
 a value may be stands at its field: its type, and ``Annotated`` with a bound; a rule about several values of a table is
-its class's ``__post_init__``. docs/recipes.md and docs/recipe.schema.json are written from these declarations. Reading
-files and ``--set`` are ``recipes/__init__.py``'s.
+its class's ``__post_init__``. docs/recipes.md and docs/recipe.schema.json are written from these declarations. Files
+and ``--set`` are read by ``reading.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from repo_builder.core import codec
 from repo_builder.core.bounds import Bound
+from repo_builder.core.errors import RecipeError
+from repo_builder.core.recipe import reading
 from repo_builder.core.recipe.bounds import Name
 from repo_builder.core.recipe.precision import (
     CalibratorName,
@@ -86,6 +89,39 @@ class Recipe:
         """Return the recipe as plain TOML/JSON values, from which ``parse`` makes an equal one."""
         values: dict[str, Any] = codec.plain(self)
         return values
+
+    @classmethod
+    def load(cls, source: str | Path, settings: Iterable[str] = (), **tables: Any) -> Recipe:  # noqa: ANN401
+        """Read a recipe by a built-in's name or a file's path.
+
+        Relative paths in the file (model, checkpoint, data) are taken from the file's folder.
+
+        Args:
+            source: ``vgg`` or ``path/to/recipe.toml``.
+            settings: ``key.path=value`` items, as ``--set`` takes them; a value is TOML, or else a plain string.
+            tables: Keys and tables of a recipe, laid over those of the file key by key, as in ``seed=1`` or
+                ``compile={"target": "onnxruntime"}``.
+
+        Raises:
+            RecipeError: No such recipe, or it cannot be understood.
+        """
+        document = reading.document(source, settings, tables)
+        try:
+            return parse(document)
+        except RecipeError as error:
+            path = reading.find(source)
+            where = f"{path.name}: {error.where}" if error.where else str(path)
+            raise RecipeError(error.message, where=where, hint=error.hint) from None
+
+    def changed(self, settings: Iterable[str] = (), **tables: Any) -> Recipe:  # noqa: ANN401
+        """Return the recipe with tables and settings applied, as ``load`` takes them.
+
+        Raises:
+            RecipeError: A setting reaches nothing, or its value makes no sense.
+        """
+        document = self.to_dict()
+        reading.apply(document, settings, tables)
+        return parse(document)
 
 
 def parse(value: Mapping[str, Any]) -> Recipe:
