@@ -121,14 +121,17 @@ sys.meta_path.insert(0, Gate())
     )
 
 
-@pytest.mark.parametrize("name", sorted(STAGES | {"flows.build", "flows.perf", "recipes", "results", "core"}))
+@pytest.mark.parametrize(
+    "name", sorted(STAGES | {"flows.build", "flows.init", "flows.layers", "flows.perf", "recipes", "results", "core"})
+)
 def test_importing_a_stage_loads_nothing_heavy(name: str) -> None:
     done = blocked(f"import repo_builder.{name}")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "build", "compile", "config", "inspect", "perf", "recipes", "serve", "train", "validate"]
+    "verb",
+    ["", "build", "compile", "config", "init", "inspect", "layers", "perf", "recipes", "serve", "train", "validate"],
 )
 def test_help_loads_nothing_heavy_and_teaches(verb: str) -> None:
     done = blocked("from repo_builder.cli import main; main()", *([verb] if verb else []), "--help")

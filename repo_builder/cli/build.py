@@ -122,7 +122,7 @@ def parse_version(text: str) -> int | Literal["replace", "next"]:
 def show(result: BuildResult, *, as_json: bool) -> None:
     """Print a build's layer table, accuracies and repository on stdout."""
     if as_json:
-        click.echo(json.dumps(_json(result), indent=2))
+        click.echo(json.dumps(result.to_dict(), indent=2))
         return
     from repo_builder.core.details import OnnxRuntimeDetails
     from repo_builder.core.progress import stdout_console
@@ -137,24 +137,6 @@ def show(result: BuildResult, *, as_json: bool) -> None:
         lowered = sorted({item.asked for item in result.engine.layers} - {"fp32"}, reverse=True)
         console.print(speed.in_words(details.speed, "/".join(lowered)), markup=False, soft_wrap=True)
     console.print(f"model repository: {result.model_folder}", markup=False, soft_wrap=True)
-
-
-def _json(result: BuildResult) -> dict[str, Any]:
-    """Return the result as JSON values; what is not known is null."""
-    from repo_builder.core import codec
-
-    engine = result.engine
-    return {
-        "schema": 1,
-        "name": engine.recipe.name,
-        "target": engine.target,
-        "model_folder": str(result.model_folder),
-        "skipped": list(result.skipped),
-        "departures": list(result.departures),
-        "layers": [codec.plain(item, nulls=True) | {"precision": item.precision} for item in engine.layers],
-        "accuracy": [codec.plain(item, nulls=True) for item in engine.accuracy],
-        "details": codec.plain(engine.details, nulls=True),
-    }
 
 
 def _layer_table(layers: tuple[LayerRecord, ...]) -> Any:  # noqa: ANN401 - rich is imported late

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repo_builder.cli import serve_detached
-from repo_builder.core.errors import MissingDependency, RepoBuilderError, ServeError
+from repo_builder.core.errors import ServeError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -138,25 +138,15 @@ def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) ->
 
 def _preflight(repository: Path, models: tuple[str, ...], *, container: bool) -> None:
     """Refuse plans that cannot be served on this machine."""
-    names = {path.parents[1].name for path in repository.glob("*/*/*.plan")}
-    chosen = sorted(name for name in names if not models or name in models)
-    if not chosen:
-        return
-    from repo_builder.compile.inspection import ask_engine
-    from repo_builder.repository.validate import Missing, preflight
+    from repo_builder.flows import serving
 
-    refusals: list[RepoBuilderError] = []
-    for item in preflight(repository, chosen, ask_engine=None if container else ask_engine):
-        kind = MissingDependency if isinstance(item, Missing) else ServeError
-        told = kind(item.message, where=str(repository / item.path), hint=item.hint)
-        if item.level == "error":
-            refusals.append(told)
-        else:
-            click.echo(f"{item.level}: {told}", err=True)
-    for refusal in refusals[1:]:
+    found = serving.look(repository, models, container=container)
+    for level, told in found.notes:
+        click.echo(f"{level}: {told}", err=True)
+    for refusal in found.refusals[1:]:
         click.echo(f"also: {refusal}", err=True)
-    if refusals:
-        raise refusals[0]
+    if found.refusals:
+        raise found.refusals[0]
 
 
 def _notices(server: Server, given: dict[str, Any]) -> list[str]:

@@ -91,6 +91,18 @@ def parsed(text: str) -> dict[str, Any]:
     return found
 
 
+def value(text: str) -> Any:  # noqa: ANN401 - any TOML value
+    """Return a value as TOML has it, or the text itself where it is no TOML.
+
+    Raises:
+        ValueError: It is nested deeper, or longer, than is read.
+    """
+    try:
+        return parsed(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
 def _document(path: Path) -> dict[str, Any]:
     try:
         document = parsed(path.read_text(encoding="utf-8"))
@@ -107,9 +119,7 @@ def _apply(document: dict[str, Any], setting: str) -> None:
     if not equals or not dotted:
         raise RecipeError(f"{shown(setting)} is not key.path=value", where="--set", hint="as in --set train.epochs=5")
     try:
-        value = codec.parsed(tomllib.loads, f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+        found = value(text)
     except ValueError as error:
         raise RecipeError(f"its value cannot be taken: {error}", where=f"--set {shown(dotted)}") from None
     *parents, last = dotted.split(".")
@@ -118,9 +128,9 @@ def _apply(document: dict[str, Any], setting: str) -> None:
         node = _item(node, part, dotted)
     if isinstance(node, list):
         _item(node, last, dotted)
-        node[int(last)] = value
+        node[int(last)] = found
     elif isinstance(node, dict):
-        node[last] = value
+        node[last] = found
     else:
         raise RecipeError(f"'{dotted}' reaches into a value that has no keys", where="--set")
 

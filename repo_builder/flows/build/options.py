@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from repo_builder.core import artifacts, files
+from repo_builder.core import artifacts, codec, files
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord
@@ -66,6 +66,21 @@ class BuildResult:
     model_folder: Path
     skipped: tuple[str, ...]
     departures: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values, as ``build --json`` prints them; what is not known is None."""
+        engine = self.engine
+        return {
+            "schema": 1,
+            "name": engine.recipe.name,
+            "target": engine.target,
+            "model_folder": str(self.model_folder),
+            "skipped": list(self.skipped),
+            "departures": list(self.departures),
+            "layers": [codec.plain(item, nulls=True) | {"precision": item.precision} for item in engine.layers],
+            "accuracy": [codec.plain(item, nulls=True) for item in engine.accuracy],
+            "details": codec.plain(engine.details, nulls=True),
+        }
 
 
 def current(

@@ -1,0 +1,117 @@
+"""What a torch module says of itself without being run: arguments of its forward, layers, sizes of the outer ones."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from repo_builder import models
+from repo_builder.core import archive
+from repo_builder.core.recipe import ModelSpec
+from repo_builder.core.tensors import DType, TensorSpec
+from repo_builder.flows.init.facts import Facts, Tensor
+from repo_builder.quantize.rules import WEIGHTED, WEIGHTLESS, Layer
+
+_ONLY_INPUT = ("x", "X")  # what a .npz may call the array of an only input
+
+
+def read(source: str, arguments: Mapping[str, Any], data: str | None) -> Facts:
+    """Make the module and look at it; shapes of inputs come from a .npz where one is given.
+
+    Raises:
+        RecipeError: The function is not there, or takes other arguments.
+        ModelError: It returns no module.
+        DataError: The .npz is damaged.
+    """
+    unknown = TensorSpec(name="unknown", dtype=DType.FP32, shape=())
+    spec = ModelSpec(source=source, arguments=dict(arguments), inputs=(unknown,), outputs=(unknown,))
+    module = models.create(spec, seed=0)
+    leaves = [(name, item) for name, item in module.named_modules() if not list(item.children())]
+    inputs = _inputs(module, leaves, data)
+    outputs = (_output(leaves),)
+    undecided = [_doubt("input", item) for item in inputs] + [_doubt("output", item) for item in outputs]
+    undecided.append("outputs: how many forward gives was not tried; list each, in forward's order, under its name")
+    undecided.append("checkpoint: your weights, unless the function gives a module that has them")
+    return Facts(
+        source=source,
+        arguments=dict(arguments),
+        inputs=inputs,
+        outputs=outputs,
+        layers=_layers(leaves),
+        batches=True,
+        batch_reason="samples of a torch module are on its first axis; build tries whether they may run together",
+        found=(f"inputs: forward takes {', '.join(item.name for item in inputs)}",),
+        undecided=tuple(item for item in undecided if item),
+    )
+
+
+def _layers(leaves: list[tuple[str, Any]]) -> tuple[Layer, ...]:
+    known = WEIGHTED | WEIGHTLESS
+    return tuple((name, type(item).__name__) for name, item in leaves if type(item).__name__ in known)
+
+
+def _doubt(what: str, item: Tensor) -> str:
+    if item.shape is None:
+        return f"shape of {what} '{item.name}': its dimensions without the batch"
+    return f"{what} '{item.name}': {list(item.shape)} is a guess, {item.note}" if item.note else ""
+
+
+def _inputs(module: Any, leaves: list[tuple[str, Any]], data: str | None) -> tuple[Tensor, ...]:  # noqa: ANN401 - torch's
+    """Return an input for each argument that forward must be given."""
+    names = ["input"]
+    with suppress(TypeError, ValueError):
+        given = inspect.signature(module.forward).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+        names = [item.name for item in given if item.kind in kinds and item.default is item.empty] or names
+    known = _arrays(data)
+    found = []
+    for name in names:
+        keys = (name, *_ONLY_INPUT) if len(names) == 1 else (name,)
+        key = next((item for item in keys if item in known), None)
+        if key is not None:
+            found.append(Tensor(name=name, dtype=_taken(known[key][0], leaves), shape=known[key][1]))
+        else:
+            found.append(_guess(name, leaves if len(names) == 1 else []))
+    return tuple(found)
+
+
+def _arrays(data: str | None) -> dict[str, tuple[DType, tuple[int, ...]]]:
+    """Return type and shape, without the samples' axis, of a .npz file's arrays."""
+    if data is None or Path(data).suffix.lower() != ".npz" or not Path(data).is_file():
+        return {}
+    found = {}
+    with archive.opened(Path(data)) as stored:
+        for name in stored.names:
+            array = stored.read(name)
+            found[name] = (DType.of_numpy(array.dtype), tuple(array.shape[1:]))
+    return found
+
+
+def _taken(dtype: DType, leaves: list[tuple[str, Any]]) -> DType:
+    """Return what a module takes of an array's type: numbers become fp32, unless they are looked up."""
+    if leaves and type(leaves[0][1]).__name__ == "Embedding":
+        return DType.INT64
+    return DType.FP32 if dtype in (DType.FP64, DType.FP16, DType.UINT8) else dtype
+
+
+def _guess(name: str, leaves: list[tuple[str, Any]]) -> Tensor:
+    """Return an input by the module's first layer."""
+    kind = type(leaves[0][1]).__name__ if leaves else ""
+    if kind == "Linear":
+        size = int(leaves[0][1].in_features)
+        return Tensor(name=name, dtype=DType.FP32, shape=(size,), note=f"what the first layer, {leaves[0][0]}, takes")
+    if kind == "Embedding":
+        return Tensor(name=name, dtype=DType.INT64, shape=(-1,), note="as the first layer looks numbers up")
+    return Tensor(name=name, dtype=DType.FP32, shape=None)
+
+
+def _output(leaves: list[tuple[str, Any]]) -> Tensor:
+    """Return an output by the module's last layer that has a weight."""
+    last = next((item for item in reversed(leaves) if type(item[1]).__name__ in WEIGHTED), None)
+    if last is None or type(last[1]).__name__ != "Linear":
+        return Tensor(name="output", dtype=DType.FP32, shape=None)
+    size = int(last[1].out_features)
+    return Tensor(name="output", dtype=DType.FP32, shape=(size,), note=f"what the last layer, {last[0]}, gives")
