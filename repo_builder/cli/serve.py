@@ -108,15 +108,15 @@ def _meant(repository: Path | None, given: dict[str, Any]) -> Path | None:
 
 
 def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) -> None:
-    from repo_builder import serve
     from repo_builder.cli import serve_mps
     from repo_builder.core.progress import stderr_console
+    from repo_builder.serve import choose_runtime, start
 
     console = stderr_console()
-    runtime, why = serve.choose_runtime(given["runtime"], image=given["image"], mps=given["mps"])
+    runtime, why = choose_runtime(given["runtime"], image=given["image"], mps=given["mps"])
     console.print(f"runtime: {runtime} ({why})", markup=False)
     wanted = {key: given[key] for key in _HANDED_ON}
-    server = serve.start(
+    server = start(
         repository,
         runtime=runtime,
         options=options,

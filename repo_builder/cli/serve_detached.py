@@ -28,12 +28,12 @@ def start(server: Server, timeout_s: float) -> None:
 
 def status(repository: Path | None, *, as_json: bool) -> None:
     """Show the servers of one repository or of all."""
-    from repo_builder import serve
     from repo_builder.cli import serve_mps
+    from repo_builder.serve import running
     from repo_builder.serve.run import detached
     from repo_builder.serve.run.mps import Mps
 
-    notes = serve.running(repository)
+    notes = running(repository)
     states = [detached.state(item) for item in notes]
     uses = [Mps.from_dict(dict(item.mps)) if item.mps else None for item in notes]
     if as_json:
@@ -63,21 +63,21 @@ def status(repository: Path | None, *, as_json: bool) -> None:
 
 def stop(repository: Path | None) -> None:
     """Stop the server of one repository, or all."""
-    from repo_builder import serve
     from repo_builder.core.progress import step
+    from repo_builder.serve import stop as stop_server
 
     for note in _meant(repository):
         with step("stop triton") as current:
-            serve.stop(note)
+            stop_server(note)
             current.note(f"process {note.pid}, {note.repository}")
 
 
 def restart(repository: Path | None, timeout_s: float) -> None:
     """Start the server of one repository, or all, anew."""
-    from repo_builder import serve
+    from repo_builder.serve import restart as restart_server
 
     for note in _meant(repository):
-        server = serve.restart(note)
+        server = restart_server(note)
         start(server, timeout_s)
         for name, reason in unavailable(server.note).items():
             click.echo(f"warning: the model '{name}' did not load: {reason}", err=True)
@@ -100,11 +100,11 @@ def urls(server: Server) -> str:
 
 def _meant(repository: Path | None) -> list[ServerNote]:
     """Return the servers of one repository or of all, and say so where there are none."""
-    from repo_builder import serve
+    from repo_builder.serve import running
 
-    found = serve.running(repository)
+    found = running(repository)
     if not found:
-        others = sorted({str(item.repository) for item in serve.running()}) if repository else []
+        others = sorted({str(item.repository) for item in running()}) if repository else []
         which = f" for {repository}" if repository else ""
         there = f"; those of {', '.join(others)} go on: name one, or --all" if others else ""
         click.echo(f"no detached server is running{which}{there}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -37,24 +36,17 @@ def command(repository: Path, names: tuple[str, ...], runtime: str, strict: bool
     repo-builder validate model_repository --model vgg --json
     repo-builder validate model_repository --runtime container:25.01
     """
-    from repo_builder.compile.inspection import ask_engine
-    from repo_builder.repository import validate
-    from repo_builder.repository.checks.target import parse
+    from repo_builder.flows.validating import validate
 
-    target = parse(runtime)
-    checked = names or validate.models(repository)
-    findings = validate.validate(repository, names, ask_engine=ask_engine, target=target)
-    counts = {level: sum(item.level == level for item in findings) for level in _COLOURS}
+    found = validate(repository, names, runtime=runtime)
     if as_json:
-        rows = [dataclasses.asdict(item) for item in findings]
-        document = {"repository": str(repository), "models": list(checked), **counts, "findings": rows}
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
     else:
-        for item in findings:
+        for item in found.findings:
             click.echo(f"{click.style(item.level.ljust(7), fg=_COLOURS[item.level], bold=True)}  {item}")
-    told = " and ".join(_count(counts[level], level) for level in ("error", "warning"))
-    told += f" in {_count(len(checked), 'model')}"
-    if counts["error"] or (strict and counts["warning"]):
+    told = " and ".join(_count(found.count(level), level) for level in ("error", "warning"))
+    told += f" in {_count(len(found.models), 'model')}"
+    if not found.ok or (strict and found.count("warning")):
         raise CheckFailed(told, where=str(repository))
     if not as_json:
         click.echo(f"{click.style('ok'.ljust(7), fg='green', bold=True)}  {repository}: {told}")

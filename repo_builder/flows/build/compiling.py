@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from repo_builder import compile
 from repo_builder.compile import CompileOptions, CompileTarget
+from repo_builder.compile import choose as choose_target
 from repo_builder.core import artifacts, environment, files, kept, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.batches import Batches
@@ -30,7 +30,7 @@ def choose(options: BuildOptions) -> CompileTarget:
         CompileError: It is unavailable on this machine.
         MissingDependency: Its library is not installed.
     """
-    target, reason = compile.choose(options.target or options.recipe.compile.target)
+    target, reason = choose_target(options.target or options.recipe.compile.target)
     progress.stderr_console().print(f"target: {reason}")
     return target
 

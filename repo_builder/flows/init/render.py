@@ -47,7 +47,8 @@ def _tensor(item: Tensor) -> Iterator[str]:
     if item.shape is None:
         yield "# shape = [3, 224, 224] # left to decide: dimensions without the batch, -1 for one that varies"
     else:
-        yield f"shape = {list(item.shape)} # {_comment(item.note or ('the whole tensor' if item.batch_axis == -1 else 'without the batch'))}"
+        usual = "the whole tensor" if item.batch_axis == -1 else "without the batch"
+        yield f"shape = {list(item.shape)} # {_comment(item.note or usual)}"
     if item.batch_axis:
         yield f"batch_axis = {item.batch_axis} # of the whole tensor; -1: none counts samples"
 

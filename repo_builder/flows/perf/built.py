@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from repo_builder import compile, recipes
+from repo_builder import recipes
+from repo_builder.compile import target as compile_target
 from repo_builder.core import artifacts, kept, loading
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import RepoBuilderError
@@ -156,7 +157,7 @@ class EngineClock:
         return self._known[what]
 
     def _timed(self, engine: EngineArtifact, batch: dict[str, Array]) -> float:
-        target = compile.target(engine.target)
+        target = compile_target(engine.target)
         if engine.target != "onnxruntime":
             with target.runner(engine.model, engine.details) as runner:
                 return _median_us(runner, batch)

@@ -1,0 +1,12 @@
+"""The functions of ``import repo_builder``: what the command line calls, with Python's values.
+
+Progress goes to stderr, as on the command line. What goes wrong is a ``RepoBuilderError``, whose text is one sentence.
+"""
+
+from __future__ import annotations
+
+from repo_builder.api.building import build, compile
+from repo_builder.api.measuring import PerfResult, perf
+from repo_builder.api.serving import serve, validate
+
+__all__ = ["PerfResult", "build", "compile", "perf", "serve", "validate"]

@@ -1,0 +1,112 @@
+"""From a recipe to a model repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from repo_builder.api.places import REPOSITORY, WORK, path
+from repo_builder.core.recipe import Recipe
+from repo_builder.flows.build import BuildOptions, BuildResult, compile_artifact, load_exported
+from repo_builder.flows.build import build as run
+
+Version = int | Literal["replace", "next"]
+Target = Literal["auto", "onnxruntime", "tensorrt"]
+
+
+def build(
+    recipe: Recipe | str | Path,
+    *,
+    output: str | Path = REPOSITORY,
+    work: str | Path = WORK,
+    target: Target | None = None,
+    checkpoint: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    version: Version = "replace",
+    keep_versions: int | None = None,
+    allow_precision_mismatch: bool = False,
+    accept_departure: bool = False,
+    force: bool = False,
+) -> BuildResult:
+    """Build a model repository from a recipe, as ``repo-builder build`` does: what is up to date is skipped.
+
+    Args:
+        recipe: A recipe, or what ``Recipe.load`` takes.
+        output: The model repository to write to.
+        work: Folder of the intermediate artifacts.
+        target: What to compile for; None takes the recipe's.
+        checkpoint: Weights instead of the recipe's.
+        data_dir: Folder of the data set instead of a download.
+        version: ``replace``, ``next`` or a version's number.
+        keep_versions: Versions kept in the repository; None takes the recipe's.
+        allow_precision_mismatch: Whether a layer may end in another precision than asked.
+        accept_departure: Whether a form that departs from the one before it is placed all the same.
+        force: Whether stages that are up to date run again.
+
+    Raises:
+        RepoBuilderError: The branch tells which stage failed; what was there before is untouched.
+    """
+    options = BuildOptions(
+        recipe=recipe if isinstance(recipe, Recipe) else Recipe.load(recipe),
+        work=Path(work),
+        repository=Path(output),
+        target=target,
+        checkpoint=path(checkpoint),
+        data_dir=path(data_dir),
+        force=force,
+        version=version,
+        keep_versions=keep_versions,
+        allow_precision_mismatch=allow_precision_mismatch,
+        accept_departure=accept_departure,
+    )
+    return run(options)
+
+
+def compile(
+    artifact: str | Path,
+    *,
+    output: str | Path = REPOSITORY,
+    target: Target | None = None,
+    settings: Iterable[str] = (),
+    data_dir: str | Path | None = None,
+    version: Version = "replace",
+    keep_versions: int | None = None,
+    allow_precision_mismatch: bool = False,
+    accept_departure: bool = False,
+    force: bool = False,
+    trust_code: bool = False,
+) -> BuildResult:
+    """Compile an artifact that was exported elsewhere, as ``repo-builder compile`` does.
+
+    Args:
+        artifact: The folder ``build/NAME`` of the other machine.
+        output: The model repository to write to.
+        target: What to compile for; None takes the recipe's.
+        settings: ``key.path=value`` items, laid over the artifact's recipe.
+        data_dir: Folder of the data set, to score the engine.
+        version: As for ``build``.
+        keep_versions: As for ``build``.
+        allow_precision_mismatch: As for ``build``.
+        accept_departure: As for ``build``.
+        force: As for ``build``.
+        trust_code: Whether the functions that the artifact's manifest names may be run.
+
+    Raises:
+        RepoBuilderError: As ``build``.
+    """
+    exported = load_exported(Path(artifact))
+    options = BuildOptions(
+        recipe=exported.recipe.changed(settings),
+        work=Path(artifact).absolute().parent,
+        repository=Path(output),
+        target=target,
+        data_dir=path(data_dir),
+        force=force,
+        version=version,
+        keep_versions=keep_versions,
+        allow_precision_mismatch=allow_precision_mismatch,
+        accept_departure=accept_departure,
+        trust_code=trust_code,
+    )
+    return compile_artifact(exported, options)
