@@ -70,7 +70,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever has that name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
 
 
 class _Callable(ModuleType):
