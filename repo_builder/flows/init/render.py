@@ -82,11 +82,11 @@ def _quantize(facts: Facts) -> Iterator[str]:
         yield f"# Sums of residual blocks ({counts['Add']} Add) in int8, which TensorRT fuses with the convolutions:"
         yield from ("# [[quantize.layers]]", '# type = "Add"', '# precision = "int8"')
     last = next((item[0] for item in reversed(facts.layers) if item[1] in chosen), None)
-    if last is not None:
+    if last:
         yield ""
         yield "# A rule by name on top of the rules by type, as for a layer that int8 costs too much:"
         yield from ("# [[quantize.layers]]", f"# name = {_text(last)}", '# precision = "fp32" # or "fp16" on a GPU')
-    else:
+    if not chosen:
         yield "# The model has no layer that int8 is for."
 
 

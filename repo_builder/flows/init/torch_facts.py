@@ -10,6 +10,7 @@ from typing import Any
 
 from repo_builder import models
 from repo_builder.core import archive
+from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe import ModelSpec
 from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.flows.init.facts import Facts, Tensor
@@ -28,7 +29,11 @@ def read(source: str, arguments: Mapping[str, Any], data: str | None) -> Facts:
     """
     unknown = TensorSpec(name="unknown", dtype=DType.FP32, shape=())
     spec = ModelSpec(source=source, arguments=dict(arguments), inputs=(unknown,), outputs=(unknown,))
-    module = models.create(spec, seed=0)
+    try:
+        module = models.create(spec, seed=0)
+    except RecipeError as error:
+        hint = "give each as --argument KEY=VALUE" if error.where == "model.arguments" else error.hint
+        raise RecipeError(error.message, where=error.where, hint=hint) from None
     leaves = [(name, item) for name, item in module.named_modules() if not list(item.children())]
     inputs = _inputs(module, leaves, data)
     outputs = (_output(leaves),)
@@ -102,7 +107,9 @@ def _guess(name: str, leaves: list[tuple[str, Any]]) -> Tensor:
     kind = type(leaves[0][1]).__name__ if leaves else ""
     if kind == "Linear":
         size = int(leaves[0][1].in_features)
-        return Tensor(name=name, dtype=DType.FP32, shape=(size,), note=f"what the first layer, {leaves[0][0]}, takes")
+        return Tensor(
+            name=name, dtype=DType.FP32, shape=(size,), note=f"what the first layer, {leaves[0][0] or kind}, takes"
+        )
     if kind == "Embedding":
         return Tensor(name=name, dtype=DType.INT64, shape=(-1,), note="as the first layer looks numbers up")
     return Tensor(name=name, dtype=DType.FP32, shape=None)
@@ -114,4 +121,6 @@ def _output(leaves: list[tuple[str, Any]]) -> Tensor:
     if last is None or type(last[1]).__name__ != "Linear":
         return Tensor(name="output", dtype=DType.FP32, shape=None)
     size = int(last[1].out_features)
-    return Tensor(name="output", dtype=DType.FP32, shape=(size,), note=f"what the last layer, {last[0]}, gives")
+    return Tensor(
+        name="output", dtype=DType.FP32, shape=(size,), note=f"what the last layer, {last[0] or 'Linear'}, gives"
+    )

@@ -198,6 +198,19 @@ def test_shapes_of_a_torch_module_come_from_samples_or_are_left_out(
     assert "shape = [3, 9, 9]" in made.text
 
 
+def test_arguments_that_a_function_needs_are_asked_for_and_a_layer_alone_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    Path("needing.py").write_text("from torch import nn\ndef make(width):\n    return nn.Linear(4, width)\n")
+    with pytest.raises(RecipeError, match="--argument"):
+        init.draft("own", f"{tmp_path}/needing.py:make")
+    made = init.draft("own", f"{tmp_path}/needing.py:make", arguments={"width": 3})
+    assert "what the last layer, Linear, gives" in made.text
+    assert 'name = ""' not in made.text
+
+
 PRINTED = st.text(st.characters(exclude_categories=["Cs"]))
 
 
