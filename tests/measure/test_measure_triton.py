@@ -354,7 +354,8 @@ def test_a_server_that_is_restarted(own_triton: Callable[..., serve.Server]) -> 
 def order(server: serve.Server, action: str) -> None:
     """Tell the server to load or unload the model."""
     url = f"http://{server.http_url}/v2/repository/models/identity/{action}"
-    urllib.request.urlopen(urllib.request.Request(url, data=b"{}", method="POST"), timeout=300).read()
+    headers = server.note.http_headers()  # loading and unloading are closed to others
+    urllib.request.urlopen(urllib.request.Request(url, data=b"{}", headers=headers), timeout=300).read()
 
 
 def test_a_model_that_is_replaced_and_then_unloaded(own_triton: Callable[..., serve.Server], tmp_path: Path) -> None:
