@@ -54,8 +54,8 @@ def read(
         path = data_dir / path
     if path.is_dir():
         with loading.needs("images", what="reading a folder of images"):
-            from repo_builder.datasets import folder
-        reader: Callable[..., Source] = partial(folder.read, path=path)
+            from repo_builder.datasets.folder import read as read_folder
+        reader: Callable[..., Source] = partial(read_folder, path=path)
     elif path.suffix.lower() in _READERS:
         if not path.is_file():
             raise DataError(f"there is no file '{path}'", where="data.source")

@@ -26,5 +26,5 @@ def test_forms_come_back_in_their_order(tmp_path: Path) -> None:
 def test_nothing_and_damage(tmp_path: Path) -> None:
     assert kept.load(tmp_path) == {}
     (tmp_path / kept.OUTPUTS).write_bytes(b"PK\3\4 no archive")
-    with pytest.raises(RepositoryError, match=r"outputs\.npz: is damaged"):
+    with pytest.raises(RepositoryError, match=r"outputs\.npz: is no .npz file"):
         kept.load(tmp_path)

@@ -82,7 +82,7 @@ def test_detached_servers_are_found_again_and_stopped(cli: Callable[..., Any], s
     told = started.told()
     assert started.end()[0] == 0
     (found,) = serve.running(small)
-    assert (found.pid, detached.state(found), found.runtime) == (told["pid"], "ready", "embedded")
+    assert (found.pid, detached.state(found).told, found.runtime) == (told["pid"], "ready", "embedded")
     assert "successfully loaded 'linear'" in Path(told["log"]).read_text()
 
     code, errors = cli(small, "--runtime", "embedded", "--detach", *FREE_PORTS).end()
