@@ -24,7 +24,7 @@ from repo_builder.serve import Server
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 MODELS = ("vgg", "jsc")
-HEAVY = ("torch", "tensorrt", "onnxruntime", "modelopt")
+HEAVY = ("torch", "tensorrt", "modelopt")
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ class Deployment:
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run repo-builder as a user would; light verbs in an interpreter that cannot import the heavy libraries."""
+    """Run repo-builder as a user would; light verbs import no heavy library, and do without ONNX Runtime."""
     gate = f"""
 import sys
 class Gate:
     def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            raise ModuleNotFoundError("No module named 'onnxruntime'", name=name)
         if name.partition(".")[0] in {HEAVY!r}:
             raise AssertionError("imports " + name)
 if sys.argv[1] in ("perf", "validate", "config"):
@@ -93,7 +95,7 @@ def test_accuracy_through_the_server_is_that_of_onnxruntime(deployment: Deployme
 def test_int8_holds_the_accuracy_of_fp32(deployment: Deployment, model: str) -> None:
     forms = {item.form: item for item in deployment.engine(model).accuracy}
     assert forms["fp32"].top1 - forms["onnxruntime"].top1 <= 0.005  # type: ignore[operator]
-    assert forms["onnx"].agreement >= 0.999  # type: ignore[operator]
+    assert forms["exported"].agreement >= 0.999  # type: ignore[operator]
     assert forms["onnxruntime"].agreement >= 0.99  # type: ignore[operator]
 
 
@@ -106,7 +108,7 @@ def test_outputs_through_the_server_are_those_of_onnxruntime(deployment: Deploym
     samples = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed).split("test")
     spec, output = engine.inputs[0], engine.outputs[0].name
     with np.load(engine.path / "outputs.npz") as saved:
-        expected = saved["engine"]
+        expected = saved[f"engine/{output}"]
     with client.InferenceServerClient(deployment.server.http_url) as connection:
         for start in range(0, 256, 64):
             values = samples.inputs[spec.name][start : start + 64]
