@@ -154,6 +154,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+        for note in serve.running():  # what a test that failed left running; others would find it
+            serve.stop(note)
 
 
 @pytest.fixture
