@@ -23,6 +23,7 @@ from repo_builder.serve.run.process import Child
 from repo_builder.serve.run.revival import Backoff, Models
 
 _LOOK_S = 0.25
+_LOOK_FIRST_S = 0.05  # until it is ready: one that dies before its keeper has seen that is taken for one that never was
 _GRACE_S = 15.0
 _KEPT_RESTARTS = 20
 
@@ -103,7 +104,7 @@ class _Keeper:
         """Look after Triton until it ends or is to end; return whether it was ever ready, and is given up."""
         ready = False
         models = Models(child.pid, self._job, self._note)
-        while not self._asked.is_set() and child.wait(_LOOK_S) is None:
+        while not self._asked.is_set() and child.wait(_LOOK_S if ready else _LOOK_FIRST_S) is None:
             if not ready:
                 models.meet()
                 ready = health.ready(self._note.endpoints.http_url, self._note.models)
