@@ -37,7 +37,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         hint = "bring the fp32 model, or leave out [[quantize.layers]] to take it as it is"
         raise QuantizeError("the model is quantized already: it has QuantizeLinear nodes", hint=hint)
     result = onnx.ModelProto()
-    result.CopyFrom(model if opset(model) >= _OPSET else _newer(model))
+    result.CopyFrom(current(model))
     _close_inputs(result)
     _name_nodes(result)
     _plain_constants(result)
@@ -51,7 +51,14 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         raise QuantizeError(f"ONNX cannot infer the model's shapes: {first_line(error)}") from error
 
 
-def _newer(model: onnx.ModelProto) -> onnx.ModelProto:
+def current(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model of an opset that has per-channel Q/DQ: the model itself, or one converted to it.
+
+    Raises:
+        QuantizeError: It is too old and cannot be converted.
+    """
+    if opset(model) >= _OPSET:
+        return model
     try:
         return version_converter.convert_version(model, _OPSET)
     except Exception as error:  # onnx's errors share no base class

@@ -11,8 +11,8 @@ from repo_builder.quantize.placement.choose import Choice, choose
 from repo_builder.quantize.placement.dynamic import static
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import find
-from repo_builder.quantize.placement.place import current
 from repo_builder.quantize.placement.table import Profile
+from repo_builder.quantize.prepare import current
 from repo_builder.quantize.ranges import Ranges
 from repo_builder.quantize.rules import LayerPlan
 

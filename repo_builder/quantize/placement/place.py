@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import onnx
-from onnx import version_converter
 
-from repo_builder.core.errors import QuantizeError, first_line
-from repo_builder.core.graphs import opset
 from repo_builder.core.recipe import InputQuantizer
 from repo_builder.quantize.placement.choose import Choice, choose
 from repo_builder.quantize.placement.codes import Codes
@@ -19,10 +16,9 @@ from repo_builder.quantize.placement.placed import LayerOutcome, Placed, PlacedT
 from repo_builder.quantize.placement.scales import tensor_codes
 from repo_builder.quantize.placement.table import Profile
 from repo_builder.quantize.placement.write import write
+from repo_builder.quantize.prepare import current
 from repo_builder.quantize.ranges import Ranges
 from repo_builder.quantize.rules import LayerPlan
-
-_OPSET = 13  # the first with per-channel QuantizeLinear
 
 
 def wanted(model: onnx.ModelProto, plans: Sequence[LayerPlan], profiles: Sequence[Profile]) -> dict[str, Wanted]:
@@ -90,19 +86,6 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
         tensors={tensor: _placed(choice, tensor, codes[tensor]) for tensor in choice.tensors},
         layers=tuple(_outcome(item, choice, dynamic) for item in plans),
     )
-
-
-def current(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model of an opset that has per-channel Q/DQ."""
-    if opset(model) >= _OPSET:
-        return model
-    try:
-        return version_converter.convert_version(model, _OPSET)
-    except Exception as error:  # onnx's errors share no base class
-        raise QuantizeError(
-            f"the model has opset {opset(model)}, and converting it to {_OPSET} fails: {first_line(error)}",
-            hint=f"export the model again with opset {_OPSET} or later",
-        ) from error
 
 
 def _placed(choice: Choice, tensor: str, codes: Codes) -> PlacedTensor:
