@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from repo_builder.core.calling import outputs_of
+from repo_builder.export.attention import plain_attention
 
 
 def fold_parametrizations(module: nn.Module) -> None:
@@ -42,7 +43,8 @@ def exportable(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with plain_attention(module):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
         handle.remove()
