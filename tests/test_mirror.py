@@ -39,8 +39,7 @@ ELSEWHERE: dict[str, str] = {
     "datasets/test_user_data.py": "datasets/folder datasets/labels datasets/source datasets/table datasets/user",
     "export/test_torch_onnx.py": "export/naming export/plain",
     "flows/build/test_build.py": (
-        "flows/build/__init__ flows/build/compiling flows/build/exporting flows/build/forms flows/build/lowering"
-        " flows/build/options"
+        "flows/build/__init__ flows/build/exporting flows/build/forms flows/build/lowering flows/build/options"
     ),
     "flows/perf/test_perf.py": ("flows/perf/accuracy flows/perf/options flows/perf/run measure/judge/explain"),
     "measure/judge/test_ladder.py": "measure/judge/limits",

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from repo_builder.compile import CompileOptions, CompileTarget
 from repo_builder.compile import choose as choose_target
-from repo_builder.core import artifacts, environment, files, kept, progress
+from repo_builder.compile.tensorrt.refusals import refusals
+from repo_builder.core import artifacts, environment, files, kept, onnx_files, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.batches import Batches
 from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, TensorRTDetails
-from repo_builder.core.errors import MissingDependency
+from repo_builder.core.errors import CompileError, MissingDependency
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord, LayerRecord
 from repo_builder.core.tensors import Array, DType, TensorSpec
@@ -77,6 +78,7 @@ def run(
     if found is not None:
         progress.skipped("compile", f"up to date  {folder}")
         return found, True
+    _say_refusals(exported, target)
     with files.replacing_folder(folder) as fresh:
         alone = bool(exported.details.alone)
         batches = running.batches_of(exported.model, exported.inputs, exported.outputs, alone=alone)
@@ -109,6 +111,21 @@ def run(
         )
         artifacts.write_manifest(artifact)
     return dataclasses.replace(artifact, path=folder), False
+
+
+def _say_refusals(exported: OnnxArtifact, target: CompileTarget) -> None:
+    """Say what no TensorRT's parser takes, also where there is none: this graph may be meant for one elsewhere.
+
+    Raises:
+        CompileError: It is TensorRT that is to take it.
+    """
+    found = refusals(onnx_files.load(exported.model))
+    if not found:
+        return
+    message = "no TensorRT takes this graph: " + "; ".join(found)
+    if target.name == "tensorrt":
+        raise CompileError(message, where=str(exported.model), hint="use --target onnxruntime")
+    progress.stderr_console().print(f"  {message}", markup=False)
 
 
 def _as_compiled(tensors: tuple[TensorSpec, ...], details: EngineDetails) -> tuple[TensorSpec, ...]:

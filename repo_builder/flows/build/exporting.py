@@ -12,7 +12,7 @@ from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord
 from repo_builder.datasets import Dataset
-from repo_builder.flows.build import forms, keys, scores
+from repo_builder.flows.build import forms, keys, scores, varying
 from repo_builder.flows.build.options import BuildOptions, current
 from repo_builder.measure.judge import accuracy
 from repo_builder.measure.judge.ladder import scored_output
@@ -71,6 +71,8 @@ def run(options: BuildOptions, dataset: Dataset) -> tuple[OnnxArtifact, bool]:
             data=dataset.fingerprint,
             earlier=folder / forms.RANGES,
         )
+        for finding in varying.false_axes(fresh / forms.FP32_MODEL, recipe.model.inputs, held_out.inputs):
+            progress.warn(str(finding))
         kept.save(fresh, made.outputs)
         artifact = OnnxArtifact(
             path=fresh,

@@ -1,0 +1,47 @@
+"""What no TensorRT takes is said on a machine without one, and refused where it is the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from repo_builder.core.errors import CompileError
+from repo_builder.flows.build import compiling
+
+
+def _exported(folder: Path, kind: str) -> Any:
+    nodes = [
+        helper.make_node(kind, ["x"], ["codes", "scale", "zero"], name="quantize")
+        if kind == "DynamicQuantizeLinear"
+        else helper.make_node(kind, ["x"], ["codes"], name="rectify")
+    ]
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
+    out = helper.make_tensor_value_info("codes", TensorProto.UINT8 if len(nodes[0].output) > 1 else 1, ["n", 4])
+    graph = helper.make_graph(nodes, "g", ends, [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), folder / "model.onnx")
+    return SimpleNamespace(model=folder / "model.onnx")
+
+
+def _target(name: str) -> Any:
+    return SimpleNamespace(name=name)
+
+
+def test_a_graph_that_no_tensorrt_takes_is_told_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compiling._say_refusals(_exported(tmp_path, "DynamicQuantizeLinear"), _target("onnxruntime"))
+    assert "no TensorRT takes this graph: the node 'quantize' (DynamicQuantizeLinear)" in capsys.readouterr().err
+
+
+def test_it_is_refused_where_tensorrt_is_the_target(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="'quantize'") as caught:
+        compiling._say_refusals(_exported(tmp_path, "DynamicQuantizeLinear"), _target("tensorrt"))
+    assert caught.value.hint == "use --target onnxruntime"
+
+
+def test_nothing_is_said_of_what_tensorrt_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compiling._say_refusals(_exported(tmp_path, "Relu"), _target("tensorrt"))
+    assert capsys.readouterr().err == ""
