@@ -9,6 +9,7 @@ graphs; of torch.compile the default mode and max-autotune, the latter where it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -25,6 +26,8 @@ from gpu_measure import latency_us
 from torch import Tensor, nn
 from torch_rows import TorchClock
 
+from repo_builder.export.plain import exportable
+
 BATCHES = (1, 8, 64)
 SAMPLES = 96
 TOKENS = 128
@@ -38,6 +41,7 @@ class Network:
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     tokens: int = 0
+    as_torch: bool = False  # whether torch's exporter writes attention its own way, not repo-builder's
 
     def samples(self, count: int, seed: int = 1) -> tuple[Tensor, ...]:
         """Return random inputs, batch first."""
@@ -91,6 +95,7 @@ NETWORKS: dict[str, Network] = {
     "mobilenet_v2": Network(torchvision.models.mobilenet_v2, IMAGE),
     "efficientnet_b0": Network(torchvision.models.efficientnet_b0, IMAGE),
     "vit_b_16": Network(torchvision.models.vit_b_16, IMAGE),
+    "vit_b_16_as_torch": Network(torchvision.models.vit_b_16, IMAGE, as_torch=True),
     "vit_b_16_transformers": Network(_vit_transformers, IMAGE),
     "bert_base": Network(_bert, (TOKENS,), tokens=30522),
     "yolov8n": Network(zoo_networks.YoloV8n, (3, 640, 640)),
@@ -119,7 +124,7 @@ def export(folder: Path, name: str) -> None:
     network, module = NETWORKS[name], seeded(name)
     inputs = network.samples(SAMPLES)
     axes = {item: {0: "batch"} for item in (*network.names, "output")}
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.nullcontext() if network.as_torch else exportable(module, ["output"]):
         torch.onnx.export(
             module,
             tuple(item[:2] for item in inputs),

@@ -1,10 +1,12 @@
 """Real networks as TensorRT plans: built by the command line, timed beside torch and a plain FP16 build of TensorRT.
 
     python benchmarks/gpu_zoo.py FOLDER RESULTS.json [--torch BASELINES.json] [--seconds N] [network[/form] ...]
+    python benchmarks/gpu_zoo.py --merge RESULTS.json PART.json ...
 
 FOLDER holds what `gpu_networks.py export` wrote. Each network is built by `repo-builder build NAME.toml --target
 tensorrt` in each form; times are of CUDA graphs of the plan, medians of 300 runs, at batch 1, 8 and 64, and the rows of
-one network are of one machine. Needs TensorRT, a GPU and ONNX Runtime; no torch.
+one network are of one machine and one run, which each network tells. Needs TensorRT, a GPU and ONNX Runtime; no torch.
+``--merge`` puts the networks of several runs into one file, a later one in place of an earlier.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def recipe(name: str, model: Path, form: str) -> str:
                 f"shape = {sizes}",
             ]
     lines += ["[data]", f'source = "{model.with_suffix(".npz")}"', "test = 0.3", "calibration = 32"]
-    lines += ["[repository]", "max_batch_size = 64", "[measure]", 'task = "other"', "output_tolerance = 1e9"]
+    lines += ["[repository]", "max_batch_size = 64", "[measure]", 'task = "other"']
     return "\n".join(lines) + "\n[quantize]\n" + FORMS[form]
 
 
@@ -85,7 +87,7 @@ def row(folder: Path, name: str, form: str) -> dict[str, Any]:
         "precisions": details.precision_counts,
         "plan_bytes": details.plan_bytes,
         "notes": list(details.notes),
-        "accuracy": [str(item) for item in made.accuracy],
+        "accuracy": [dataclasses.asdict(item) for item in made.accuracy],
         "latency_us": times(made.model, folder / f"{name}.npz"),
     }
 
@@ -120,39 +122,46 @@ def times(plan_file: Path, samples: Path) -> dict[str, Any]:
     return found
 
 
+def merge(results: Path, parts: list[Path]) -> None:
+    """Put the networks of several files into one."""
+    found: dict[str, Any] = {"schema": 2, "networks": {}}
+    for part in ([results] if results.is_file() else []) + parts:
+        found["networks"] |= json.loads(part.read_text())["networks"]
+    results.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def made(folder: Path, name: str, form: str) -> dict[str, Any]:
+    """Return a row; one that fails says so, and the others go on."""
+    try:
+        return plain(folder, name) if form == PLAIN else row(folder, name, form)
+    except Exception as error:  # TensorRT's, the inspector's, a file's
+        return {"failed": f"{type(error).__name__}: {str(error)[:400]}"}
+
+
 def main() -> None:
     """Measure until the time is up; the file is whole after every row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("--merge", type=Path)
     parser.add_argument("--torch", type=Path)
     parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("networks", nargs="*")
+    parser.add_argument("arguments", nargs="+")
     asked = parser.parse_args()
+    if asked.merge:
+        merge(asked.merge, [Path(item) for item in asked.arguments])
+        return
+    folder, results, *networks = asked.arguments
     end = time.monotonic() + asked.seconds
-    found: dict[str, Any] = {**gpu_facts.head(), "networks": {}}
-    for entry in asked.networks or sorted(path.stem for path in asked.folder.glob("*.onnx")):
+    found: dict[str, Any] = {"schema": 2, "networks": {}}
+    for entry in networks or sorted(path.stem for path in Path(folder).glob("*.onnx")):
         name, _, only = entry.partition("/")
-        rows = found["networks"].setdefault(name, {})
-        if asked.torch and asked.torch.is_file():
-            rows["torch"] = json.loads(asked.torch.read_text()).get(name)
-        for form in [only] if only else [*FORMS, PLAIN]:
+        rows = found["networks"].setdefault(name, gpu_facts.head())
+        for form in [only] if only else [PLAIN, *FORMS]:
             if time.monotonic() > end:
                 return
-            try:
-                if form == "plain FP16":
-                    built = next(
-                        r for r in FORMS if (asked.folder / "build" / f"{name}-{r.replace(' ', '-')}").is_dir()
-                    )
-                    engine = artifacts.read(
-                        EngineArtifact, asked.folder / "build" / f"{name}-{built.replace(' ', '-')}" / "engine"
-                    )
-                    rows[form] = plain(asked.folder, name, engine.profiles)
-                else:
-                    rows[form] = row(asked.folder, name, form)
-            except Exception as error:  # a row that fails says so, and the others go on
-                rows[form] = {"failed": f"{type(error).__name__}: {str(error)[:400]}"}
-            asked.results.write_text(json.dumps(found, indent=1))
+            rows[form] = made(Path(folder), name, form)
+            if asked.torch and asked.torch.is_file():
+                rows["torch"] = json.loads(asked.torch.read_text()).get(name)
+            Path(results).write_text(json.dumps(found, indent=1))
             print(name, form, json.dumps(rows[form])[:700], flush=True)
 
 
