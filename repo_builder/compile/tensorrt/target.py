@@ -6,13 +6,12 @@ import re
 from pathlib import Path
 from typing import TypedDict
 
-import onnx
-
 from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt import graph, inspector, profiles
+from repo_builder.compile.tensorrt.normalization import without_layer_normalization
 from repo_builder.compile.tensorrt.settle import settle
-from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES
-from repo_builder.core import device, environment
+from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, dialect
+from repo_builder.core import device, environment, onnx_files
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import EngineDetails, TensorRTDetails
 from repo_builder.core.errors import CompileError, MissingDependency
@@ -67,9 +66,13 @@ class TensorRTTarget:
         recipe, spec = options.recipe, options.recipe.compile.tensorrt
         covered = profiles.from_recipe(recipe)
         cache = options.cache_folder / f"tensorrt-{_machine()}.timing" if spec.timing_cache else None
+        model = onnx_files.load(options.graph)
+        if not dialect(trt.__version__).layer_normalization:
+            model = without_layer_normalization(model)
+            onnx_files.save(model, options.graph)
         request = BuildRequest(
             model=options.graph,
-            precisions=graph.read(onnx.load(str(options.graph)), options.layer_precisions),
+            precisions=graph.read(model, options.layer_precisions),
             profiles=covered,
             workspace_bytes=spec.workspace_mib << 20,
             optimization_level=spec.optimization_level,

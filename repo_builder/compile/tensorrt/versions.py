@@ -34,6 +34,7 @@ class Dialect:
         optimization_level: Whether ``IBuilderConfig.builder_optimization_level`` is there.
         progress_monitor: Whether ``IProgressMonitor`` reports progress; where not, the logger's lines do.
         names_refused_node: Whether a parser error says the node's name and operator; where not, only its position.
+        layer_normalization: Whether the parser knows opset 17's LayerNormalization.
     """
 
     network_flags: tuple[str, ...]
@@ -41,6 +42,7 @@ class Dialect:
     optimization_level: bool
     progress_monitor: bool
     names_refused_node: bool
+    layer_normalization: bool = True
 
 
 # (major, minor) from which a row holds → the row
@@ -51,6 +53,7 @@ _TABLE: dict[tuple[int, int], Dialect] = {
         optimization_level=False,
         progress_monitor=False,
         names_refused_node=False,
+        layer_normalization=False,
     ),
     (8, 6): Dialect(
         network_flags=("EXPLICIT_BATCH",),
