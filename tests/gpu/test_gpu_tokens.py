@@ -127,9 +127,13 @@ def build(folder: Path, target: str) -> EngineArtifact:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
+    import tensorrt
+
     from repo_builder import serve
     from repo_builder.compile.tensorrt.plan import PlanRunner
 
+    if tensorrt.__version__.startswith("8.5."):
+        pytest.skip("the builder of TensorRT 8.5.3.1 ends in an internal error on it (engine != nullptr failed)")
     folder = tmp_path_factory.mktemp("tokens")
     engine = build(folder, "tensorrt")
     with (

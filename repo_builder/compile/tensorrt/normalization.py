@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
@@ -40,10 +42,10 @@ def _write_out(graph: onnx.GraphProto, node: onnx.NodeProto, rank: int, *, half:
     axes = list(range(said.get("axis", -1) % rank, rank))
     base = node.name or node.output[0]
 
-    def add(kind: str, inputs: list[str], last: str, output: str = "", **attributes: object) -> str:
+    def add(kind: str, inputs: list[str], last: str, output: str = "", **attributes: Any) -> str:
         made = helper.make_node(kind, inputs, [output or f"{base}/{last}_out"], name=f"{base}/{last}", **attributes)
         graph.node.append(made)
-        return made.output[0]
+        return str(made.output[0])
 
     def constant(last: str, value: float) -> str:
         graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), f"{base}/{last}"))
