@@ -30,7 +30,7 @@ ELSEWHERE: dict[str, str] = {
     "compile/tensorrt/test_build.py": "compile/tensorrt/log",
     "gpu/test_gpu_compile.py": "compile/tensorrt/target",
     "core/test_artifacts.py": "core/details core/records",
-    "core/test_batching.py": "core/sessions core/signatures",
+    "core/test_batchable.py": "core/sessions core/signatures",
     "core/test_recipe.py": (
         "core/recipe/__init__ core/recipe/precision core/recipe/serving core/recipe/sources core/recipe/targets"
     ),

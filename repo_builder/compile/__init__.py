@@ -13,11 +13,11 @@ from typing import Protocol
 
 from repo_builder.core import loading
 from repo_builder.core.artifacts import OnnxArtifact
-from repo_builder.core.batches import Batches
 from repo_builder.core.details import EngineDetails
 from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import CompileError, MissingDependency, did_you_mean
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 
 # name → (class, extra that installs what it imports)

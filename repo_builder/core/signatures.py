@@ -108,7 +108,7 @@ class OnnxSignature:
     def why_no_batch(self) -> str:
         """Why the model cannot batch by the rule of Triton's onnxruntime backend; empty where it can.
 
-        The first dimension of every input and output must vary. Whether it then is a batch tells ``batching.batches``.
+        The first dimension of every input and output must vary. Whether it then is a batch tells ``batchable.batches``.
         """
         for item in self.tensors:
             if item.shape is None:

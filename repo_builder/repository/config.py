@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from repo_builder.core import assets
 from repo_builder.core.artifacts import EngineArtifact
-from repo_builder.core.batches import NONE
 from repo_builder.core.errors import RepositoryError
 from repo_builder.core.recipe import OnnxRuntimeSpec
+from repo_builder.core.samples import NONE
 from repo_builder.core.tensors import TensorSpec
 from repo_builder.repository.spec import CONFIG, LABELS, Accelerator, ModelConfigSpec
 

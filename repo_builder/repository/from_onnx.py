@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from repo_builder.core import batching, shapes, signatures
+from repo_builder.core import batchable, shapes, signatures
 from repo_builder.core.errors import RepositoryError, did_you_mean
 from repo_builder.core.recipe import RepositorySpec
 from repo_builder.core.signatures import OnnxSignature, OnnxTensor
@@ -36,7 +36,7 @@ def from_onnx(
     """Return a configuration for an ONNX file.
 
     The model batches where the first dimension of every input and output varies, which is the rule of Triton's
-    onnxruntime backend, and where samples give the same together as alone (``core/batching.py``).
+    onnxruntime backend, and where samples give the same together as alone (``core/batchable.py``).
 
     Args:
         path: The file.
@@ -98,7 +98,7 @@ def _batch(path: Path, signature: OnnxSignature, asked: int | None) -> tuple[int
     if asked is not None and (asked < 0 or signature.why_no_batch):
         why = signature.why_no_batch or "it must not be negative"
         raise RepositoryError(f"max_batch_size {asked} is not possible: {why}", where=str(path), hint="leave it out")
-    verdict = batching.batches(path)
+    verdict = batchable.batches(path)
     if verdict.batches:
         batch = RepositorySpec.max_batch_size if asked is None else asked
         why = f"the first dimension of every input and output varies, and {verdict.reason}"

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from repo_builder.core.batches import Batches
 from repo_builder.core.details import SpeedRecord
+from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 
 _SECONDS = 0.25

@@ -10,11 +10,11 @@ from repo_builder.compile import choose as choose_target
 from repo_builder.compile.tensorrt.refusals import refusals
 from repo_builder.core import artifacts, environment, files, kept, onnx_files, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
-from repo_builder.core.batches import Batches
 from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, TensorRTDetails
 from repo_builder.core.errors import CompileError, MissingDependency
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord, LayerRecord
+from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.datasets import Dataset, Samples
 from repo_builder.flows.build import forms, keys, lowering, paying, running, scores

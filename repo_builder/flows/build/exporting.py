@@ -25,7 +25,7 @@ _CODE = (
     "export",
     "flows/build",
     "core/graphs.py",
-    "core/batches.py",
+    "core/samples.py",
     "measure/judge",
 )
 

@@ -17,10 +17,10 @@ import onnx
 
 from repo_builder import models
 from repo_builder.core import calling, files, graphs, loading, onnx_files, progress, watching
-from repo_builder.core.batches import Batches
 from repo_builder.core.errors import CompileError, ModelError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import LayerRecord
+from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 from repo_builder.export import qdq
 from repo_builder.flows.build import keys, running

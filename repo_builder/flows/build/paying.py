@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from repo_builder.core import loading, progress
 from repo_builder.core.artifacts import OnnxArtifact
-from repo_builder.core.batches import Batches
 from repo_builder.core.details import SpeedRecord, TriedRecord
 from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 from repo_builder.flows.build import running
 from repo_builder.flows.build.lowering import Ready

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repo_builder.compile import Runner
-from repo_builder.core import batching, signatures
-from repo_builder.core.batches import MOST, Batches
+from repo_builder.core import batchable, signatures
 from repo_builder.core.errors import ModelError
+from repo_builder.core.samples import MOST, Batches
 from repo_builder.core.tensors import Array, TensorSpec
 
 __all__ = ["MOST", "Taking", "batches_of", "run", "taking", "whole"]
@@ -47,7 +47,7 @@ def taking(
     found = batches_of(path, inputs, outputs)
     if found.obstacle:
         return Taking(batches=found, alone=found.obstacle, reason=found.obstacle)
-    verdict = batching.batches(path, samples)
+    verdict = batchable.batches(path, samples)
     if verdict.batches:
         return Taking(batches=found, alone="", reason=verdict.reason)
     return Taking(batches=replace(found, size=1), alone=verdict.reason, reason=verdict.reason)

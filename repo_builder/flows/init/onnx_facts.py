@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from repo_builder.core import batching, onnx_files, signatures
+from repo_builder.core import batchable, onnx_files, signatures
 from repo_builder.core.errors import ModelError, QuantizeError, RepositoryError
 from repo_builder.core.signatures import OnnxSignature, OnnxTensor
 from repo_builder.flows.init.facts import Facts, Tensor
@@ -125,7 +125,7 @@ def _axes(path: Path, signature: OnnxSignature) -> _Axes:
 
 def _tried(path: Path, tensors: tuple[OnnxTensor, ...]) -> _Axes:
     """Decide where the first dimension of every tensor varies: it may be a batch, or a length."""
-    verdict = batching.batches(path)
+    verdict = batchable.batches(path)
     first = {item.name: 0 for item in tensors}
     if verdict.batches:
         return _Axes(of=first, batches=True, reason=verdict.reason)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from repo_builder import datasets
 from repo_builder.core import loading, progress
-from repo_builder.core.batches import NONE, Batches
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.recipe import DataSpec, MeasureSpec
+from repo_builder.core.samples import NONE, Batches
 from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import Dataset, Samples
 from repo_builder.flows.perf.built import Build

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from repo_builder.compile.onnxruntime import speed
-from repo_builder.core.batches import Batches
+from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import DType, TensorSpec
 
 IMAGE = TensorSpec(name="image", dtype=DType.FP32, shape=(3, 8, 8))

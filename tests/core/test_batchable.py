@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from repo_builder.core import batching
-from repo_builder.core.batching import batches
+from repo_builder.core import batchable
+from repo_builder.core.batchable import batches
 from repo_builder.core.tensors import Array
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -195,5 +195,5 @@ def test_an_operator_batches_unless_it_runs_along_the_first_axis(axis: int, op: 
         "Flip": [node("Slice", ["x", "one", "end", "axis", "one"], ["y"])],
     }[op]
     model = graph(nodes, [("x", shape, FLOAT)], [("y", shape, FLOAT)], constants)
-    rows: Array = np.random.default_rng(seed).standard_normal((batching.ROWS, 3, 4)).astype(np.float32)
+    rows: Array = np.random.default_rng(seed).standard_normal((batchable.ROWS, 3, 4)).astype(np.float32)
     assert batches(model, {"x": rows}).batches is (axis != 0)

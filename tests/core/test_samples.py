@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_builder.core.batches import NONE, Batches, resolve
 from repo_builder.core.errors import DataError, ModelError
+from repo_builder.core.samples import NONE, Batches, resolve
 from repo_builder.core.tensors import Array, DType, TensorSpec
 
 
