@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import select
 import signal
 import subprocess
 import sys
@@ -182,6 +183,8 @@ class _Servant:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
+        self._orders = select.poll()  # the pipe's own poll makes a selector each time
+        self._orders.register(pipe.fileno(), select.POLLIN)
         self._loop: Loop | None = None
         self._transport: Transport | None = None
         self._failed: RepoBuilderError | None = None
@@ -231,7 +234,7 @@ class _Servant:
 
     def _tick(self) -> bool:
         """Obey an order in the midst of a load; return whether to go on."""
-        if not self._pipe.poll():
+        if not self._orders.poll(0):
             return True
         kind, _ = self._pipe.recv()
         self._stopping = kind == "stop"

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import selectors
 import time
 from collections.abc import Sequence
 from urllib.parse import unquote
 
 from repo_builder import __version__
 from repo_builder.measure.wire import hpack
+from repo_builder.measure.wire.frames import Call
 from repo_builder.measure.wire.http2 import Connection, Stream
-from repo_builder.measure.wire.transport import ConnectionLost, Done, Endpoint, lost_for_good, wait_precisely
+from repo_builder.measure.wire.transport import (
+    PATIENCE_S,
+    READ,
+    WRITE,
+    ConnectionLost,
+    Done,
+    Endpoint,
+    Ready,
+    lost_for_good,
+)
 
 SERVICE = "/inference.GRPCInferenceService"
 UNARY = f"{SERVICE}/ModelInfer"
 STREAM = f"{SERVICE}/ModelStreamInfer"
 # NVIDIA's clients let as many requests share a connection; a server must see the same load from us.
 SHARED_BY = 6
+_FRAMED_BYTES = 1 << 20
 # https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 _STATUS = (  # noqa: SIM905 - a table of words
     "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED "
@@ -57,42 +67,64 @@ class GrpcTransport:
         self.slots = slots
         self.reconnects = 0
         self._endpoint, self._timeout_s = endpoint, timeout_s
+        self._alone = slots <= SHARED_BY and endpoint.tls is None
         self._block = header_block(endpoint, path)
-        self._selector = selectors.DefaultSelector()
+        self._ready = Ready()
         self._connections: list[Connection] = []
-        self._events: dict[Connection, int] = {}  # of every connection that is open, also of those that are ending
+        self._open: dict[int, Connection] = {}  # by descriptor, also those that are ending
+        self._calls: dict[int, Call] = {}  # by the identity of requests that are sent again and again
+        self._expected: Sequence[bytes] = ()  # those; as long as they are here, no other has such an identity
+        self._done: Done = _unheard
         self._flying: list[bytes | None] = [None] * slots
         try:
             for _ in range(-(-slots // SHARED_BY)):
-                self._connections.append(self._open())
+                self._connections.append(self._connect())
         except BaseException:
             self.close()
             raise
 
+    def expect(self, payloads: Sequence[bytes]) -> None:
+        """Frame requests before they are sent; of long ones, framing costs little beside sending, and memory."""
+        self._expected = payloads
+        self._calls = {id(item): Call(self._block, item) for item in payloads if len(item) <= _FRAMED_BYTES}
+
     def send(self, slot: int, payload: bytes) -> None:
         """Start a call."""
         self._flying[slot] = payload
-        connection = self._ready(slot)
-        connection.open(slot, self._block, payload, last=True)
-        self._watch(connection)
+        connection = self._connections[slot // SHARED_BY]
+        if not connection.usable:
+            connection = self._renewed(slot // SHARED_BY)
+        call = self._calls.get(id(payload))
+        if call is None or not connection.call(slot, call):
+            connection.open(slot, self._block, payload, last=True)
+        if connection.needs_care:
+            self._watch(connection)
 
     def wait(self, timeout_s: float, done: Done) -> None:
         """Wait for responses and hand each prefixed message to ``done``."""
-
-        def progress(stream_id: int, stream: Stream, ended: bool) -> None:
-            self._progress(stream_id, stream, ended, done)
-
-        for key, events in wait_precisely(self._selector, timeout_s):
-            connection = key.data
-            if events & selectors.EVENT_WRITE:
+        self._done = done
+        if self._alone and timeout_s >= PATIENCE_S and len(self._open) == 1:
+            connection = self._connections[0]
+            if not connection.needs_care:
+                connection.receive(self._progress)  # it waits itself, which saves asking whether to read
+                if connection.needs_care:
+                    self._watch(connection)
+                return
+        for place, events in self._ready.wait(timeout_s):
+            connection = self._open.get(place)
+            if connection is None:
+                continue  # it was closed for what came before in this round
+            if events & WRITE:
                 connection.flush()
-            if events & selectors.EVENT_READ:
-                connection.receive(progress)
-            self._watch(connection)
+            if events & ~WRITE:
+                connection.receive(self._progress)
+            if connection.needs_care:
+                self._watch(connection)
 
     def call_next(self, path: str) -> None:
         """Call another method from now on."""
         self._block = header_block(self._endpoint, path)
+        self.expect(self._expected)
 
     def parts(self, slot: int) -> Sequence[int]:
         """Return when the responses of a slot's last request came; none where it has only the one."""
@@ -100,30 +132,29 @@ class GrpcTransport:
 
     def close(self) -> None:
         """Close every connection."""
-        for item in self._events:
+        for item in self._open.values():
             item.socket.close()
-        self._selector.close()
+        self._open = {}
+        self._ready.close()
 
-    def _open(self) -> Connection:
+    def _connect(self) -> Connection:
         made = Connection(self._endpoint, self._timeout_s)
-        self._selector.register(made.socket, selectors.EVENT_READ, made)
-        self._events[made] = selectors.EVENT_READ
+        self._ready.watch(made.socket.fileno(), READ)
+        self._open[made.socket.fileno()] = made
         return made
 
-    def _ready(self, slot: int) -> Connection:
-        """Return the slot's connection, or a new one where it takes no more streams."""
-        place = slot // SHARED_BY
-        if not self._connections[place].usable:
-            self.reconnects += 1
-            old = self._connections[place]
-            try:
-                self._connections[place] = self._open()
-            except ConnectionLost as error:
-                raise lost_for_good(error) from None
-            self._watch(old)
-        return self._connections[place]
+    def _renewed(self, place: int) -> Connection:
+        """Return a new connection in the place of one that takes no more streams."""
+        self.reconnects += 1
+        old = self._connections[place]
+        try:
+            made = self._connections[place] = self._connect()
+        except ConnectionLost as error:
+            raise lost_for_good(error) from None
+        self._watch(old)
+        return made
 
-    def _progress(self, stream_id: int, stream: Stream, ended: bool, done: Done) -> None:
+    def _progress(self, stream_id: int, stream: Stream, ended: bool) -> None:
         if not ended:
             return
         now, slot = time.monotonic_ns(), stream.slot
@@ -132,26 +163,29 @@ class GrpcTransport:
         if stream.untouched and payload is not None:
             self.send(slot, payload)
         elif stream.fields:
-            done(slot, now, None, status_text(stream.fields))
+            self._done(slot, now, None, status_text(stream.fields))
         elif len(body) < 5 or len(body) != 5 + int.from_bytes(body[1:5], "big"):
-            done(slot, now, None, "the answer ended early, as a failing proxy ends it")
+            self._done(slot, now, None, "the answer ended early, as a failing proxy ends it")
         else:
-            done(slot, now, bytes(body), None)
+            self._done(slot, now, bytes(body), None)
 
     def _watch(self, connection: Connection) -> None:
         """Ask for writability only while something waits to be written; forget a connection that has ended."""
-        if connection not in self._events:
+        place = connection.socket.fileno()
+        if self._open.get(place) is not connection:
             return
         if connection.closed or (connection.going_away and not connection.streams):
-            self._selector.unregister(connection.socket)
+            self._ready.forget(place)
             connection.socket.close()
             connection.closed = True
-            del self._events[connection]
-            return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.wants_write else 0)
-        if events != self._events[connection]:
-            self._events[connection] = events
-            self._selector.modify(connection.socket, events, connection)
+            del self._open[place]
+        elif connection.wants_write != connection.watched:
+            connection.watched = connection.wants_write
+            self._ready.watch_for(place, READ | WRITE if connection.watched else READ)
+
+
+def _unheard(_slot: int, _now: int, _raw: bytes | None, _error: str | None) -> None:
+    """Stand where nobody waits yet."""
 
 
 class Caller:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.measure.wire import protobuf
-from repo_builder.measure.wire.grpc import GrpcTransport, status_text
+from repo_builder.measure.wire.grpc import SHARED_BY, GrpcTransport, status_text
 from repo_builder.measure.wire.http2 import Connection, Stream
-from repo_builder.measure.wire.transport import Done, Endpoint
+from repo_builder.measure.wire.transport import Endpoint
 
 _ID = 3  # the field of ModelInferRequest and ModelInferResponse
 _ERROR = 0x0A  # the tag of error_message, which stands first where there is one
@@ -53,6 +53,9 @@ class GrpcStreamTransport(GrpcTransport):
         self._parts: list[list[int]] = [[] for _ in range(slots)]
         self._last: list[bytes] = [b""] * slots
 
+    def expect(self, payloads: Sequence[bytes]) -> None:
+        """Do nothing: a message on a stream is one frame or few."""
+
     def send(self, slot: int, payload: bytes) -> None:
         """Send a message on the slot's stream, which the first one opens."""
         self._flying[slot] = payload
@@ -71,7 +74,9 @@ class GrpcStreamTransport(GrpcTransport):
                 self._watch(stream[0])
             stream = None
         if stream is None:
-            connection = self._ready(slot)
+            connection = self._connections[slot // SHARED_BY]
+            if not connection.usable:
+                connection = self._renewed(slot // SHARED_BY)
             stream_id = connection.open(slot, self._block, payload, last=False)
             self._streams[slot] = connection, stream_id, connection.streams[stream_id]
         else:
@@ -83,7 +88,7 @@ class GrpcStreamTransport(GrpcTransport):
         """Return when the responses of a slot's last request came, ``time.monotonic_ns`` each."""
         return self._parts[slot]
 
-    def _progress(self, stream_id: int, stream: Stream, ended: bool, done: Done) -> None:
+    def _progress(self, stream_id: int, stream: Stream, ended: bool) -> None:
         now, slot = time.monotonic_ns(), stream.slot
         current = self._streams[slot]
         if current is None or current[2] is not stream:
@@ -92,7 +97,7 @@ class GrpcStreamTransport(GrpcTransport):
         while len(body) >= 5 and len(body) >= (size := 5 + int.from_bytes(body[1:5], "big")):
             message = bytes(body[:size])
             del body[:size]
-            self._message(slot, now, message, done)
+            self._message(slot, now, message)
             if self._streams[slot] != current:
                 return
         if ended:
@@ -101,9 +106,9 @@ class GrpcStreamTransport(GrpcTransport):
             if payload is not None and stream.untouched:
                 self.send(slot, payload)
             elif payload is not None:
-                done(slot, now, None, status_text(stream.fields or {"grpc-message": "the stream was ended"}))
+                self._done(slot, now, None, status_text(stream.fields or {"grpc-message": "the stream was ended"}))
 
-    def _message(self, slot: int, now: int, message: bytes, done: Done) -> None:
+    def _message(self, slot: int, now: int, message: bytes) -> None:
         if self._flying[slot] is None:
             raise MeasureError(
                 "a response came that belongs to no request", hint="does the model send more responses than it says?"
@@ -112,14 +117,14 @@ class GrpcStreamTransport(GrpcTransport):
         place = self._places.get(len(message))
         if place and not asked.many and message.startswith(asked.mark, place) and message[5] != _ERROR:
             self._flying[slot] = None
-            done(slot, now, message, None)
+            self._done(slot, now, message, None)
             return
         error = stream_error(message[5:])
         if error is not None:
             if asked.many:
                 self._give_up(slot)  # nothing says whether more of this request will come
             self._flying[slot] = None
-            done(slot, now, None, error)
+            self._done(slot, now, None, error)
             return
         found, final, empty = response_head(message)
         if found != asked.request_id:
@@ -131,7 +136,7 @@ class GrpcStreamTransport(GrpcTransport):
         if not asked.many:
             self._places[len(message)] = message.find(asked.mark)
             self._flying[slot] = None
-            done(slot, now, message, None)
+            self._done(slot, now, message, None)
             return
         if not (final and empty):
             self._parts[slot].append(now)
@@ -139,7 +144,7 @@ class GrpcStreamTransport(GrpcTransport):
         if final:
             self._flying[slot] = None
             # the request lasted until its last response with content; the empty one behind it only says so
-            done(slot, self._parts[slot][-1] if self._parts[slot] else now, self._last[slot] or message, None)
+            self._done(slot, self._parts[slot][-1] if self._parts[slot] else now, self._last[slot] or message, None)
 
     def _give_up(self, slot: int) -> None:
         stream, self._streams[slot] = self._streams[slot], None

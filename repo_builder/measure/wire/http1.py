@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-import selectors
 import time
 from collections.abc import Sequence
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.measure.wire.tls import Socket
 from repo_builder.measure.wire.transport import (
+    PATIENCE_S,
+    READ,
+    SEND_FLAGS,
+    WRITE,
     ConnectionLost,
     Done,
     Endpoint,
+    Ready,
     connect,
     lost,
     lost_for_good,
-    wait_precisely,
 )
 
 _CHUNK = 1 << 18
@@ -34,7 +37,10 @@ class HttpTransport:
         self.reconnects = 0
         self._endpoint = endpoint
         self._timeout_s = timeout_s
-        self._selector = selectors.DefaultSelector()
+        self._alone = slots == 1 and endpoint.tls is None
+        self._ready = Ready()
+        self._slots: dict[int, int] = {}  # by descriptor
+        self._parts: dict[int, tuple[memoryview, memoryview]] = {}  # head and body by the identity of expected requests
         self._buffer = bytearray(_CHUNK)
         self._view = memoryview(self._buffer)
         self._received: list[bytearray | None] = [None] * slots
@@ -51,40 +57,42 @@ class HttpTransport:
             self.close()
             raise
 
+    def expect(self, payloads: Sequence[bytes]) -> None:
+        """Find the heads of requests before they are sent; what is kept of them keeps their identity theirs."""
+        self._parts = {id(item): _head_and_body(item) for item in payloads}
+
     def send(self, slot: int, payload: bytes) -> None:
         """Start sending; what the socket does not take at once follows in ``wait``.
 
         Head and body are two writes, as they are in NVIDIA's clients: a server may wake up for each.
         """
-        if self._sockets[slot] is None:
-            self.reconnects += 1
-            try:
-                self._open(slot)
-            except ConnectionLost as error:
-                raise lost_for_good(error) from None
+        made = self._sockets[slot] or self._reopen(slot)
         self._flying[slot] = payload
-        head = payload.find(b"\r\n\r\n") + 4
-        body = memoryview(payload)[head:]
+        head, body = self._parts.get(id(payload)) or _head_and_body(payload)
+        sent = 0
         try:
-            sent = self._write(slot, memoryview(payload)[:head])
-            if sent == head and body:
-                sent += self._write(slot, body)
+            sent = made.send(head, SEND_FLAGS)
+            if sent == len(head):
+                sent += made.send(body, SEND_FLAGS)
+        except BlockingIOError:
+            pass
         except OSError as error:
             self._ended(slot, error.strerror)
             return
         if sent < len(payload):
             self._unsent[slot] = memoryview(payload)[sent:]
-            self._selector.modify(self._socket(slot), selectors.EVENT_READ | selectors.EVENT_WRITE, slot)
+            self._ready.watch_for(made.fileno(), READ | WRITE)
 
     def wait(self, timeout_s: float, done: Done) -> None:
         """Wait for responses and hand each to ``done`` with its head, as ``decode`` reads it."""
-        for key, events in wait_precisely(self._selector, timeout_s):
-            slot = key.data
-            if key.fileobj is not self._sockets[slot]:
-                continue  # it was made anew for what came before in this round
-            if events & selectors.EVENT_WRITE:
+        if self._alone and timeout_s >= PATIENCE_S and self._flying[0] is not None and self._unsent[0] is None:
+            self._receive(0, done)  # it waits itself, which saves asking whether to read
+            return
+        for place, events in self._ready.wait(timeout_s):
+            slot = self._slots.get(place)
+            if slot is not None and events & WRITE:
                 self._continue(slot)
-            if events & selectors.EVENT_READ and key.fileobj is self._sockets[slot]:
+            if events & ~WRITE and slot is not None and self._slots.get(place) == slot:
                 self._receive(slot, done)
 
     def parts(self, slot: int) -> Sequence[int]:
@@ -96,19 +104,29 @@ class HttpTransport:
         for item in self._sockets:
             if item is not None:
                 item.close()
-        self._selector.close()
+        self._ready.close()
 
-    def _open(self, slot: int) -> None:
+    def _reopen(self, slot: int) -> Socket:
+        self.reconnects += 1
+        try:
+            return self._open(slot)
+        except ConnectionLost as error:
+            raise lost_for_good(error) from None
+
+    def _open(self, slot: int) -> Socket:
         made = connect(self._endpoint, self._timeout_s)
         self._sockets[slot] = made
         self._answered[slot] = 0
-        self._selector.register(made, selectors.EVENT_READ, slot)
+        self._slots[made.fileno()] = slot
+        self._ready.watch(made.fileno(), READ)
+        return made
 
     def _shut(self, slot: int) -> None:
         """Close a slot's connection; its next request opens another."""
         made = self._sockets[slot]
         if made is not None:
-            self._selector.unregister(made)
+            self._ready.forget(made.fileno())
+            del self._slots[made.fileno()]
             made.close()
         self._sockets[slot] = self._unsent[slot] = self._received[slot] = None
 
@@ -130,23 +148,19 @@ class HttpTransport:
         # It ended as the request reached it, as keep-alive limits do: nobody has begun to answer.
         self.send(slot, payload)
 
-    def _write(self, slot: int, data: bytes | memoryview) -> int:
-        try:
-            return self._socket(slot).send(data)
-        except BlockingIOError:
-            return 0
-
     def _continue(self, slot: int) -> None:
-        rest = self._unsent[slot]
+        made, rest = self._socket(slot), self._unsent[slot]
         if rest is not None:
             try:
-                rest = rest[self._write(slot, rest) :]
+                rest = rest[made.send(rest, SEND_FLAGS) :]
+            except BlockingIOError:
+                return
             except OSError as error:
                 self._ended(slot, error.strerror)
                 return
             self._unsent[slot] = rest or None
         if not rest:
-            self._selector.modify(self._socket(slot), selectors.EVENT_READ, slot)
+            self._ready.watch_for(made.fileno(), READ)
 
     def _receive(self, slot: int, done: Done) -> None:
         try:
@@ -214,6 +228,11 @@ def request(endpoint: Endpoint, path: str, body: bytes, json_bytes: int | None) 
         head.append(f"Inference-Header-Content-Length: {json_bytes}")
     head.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def _head_and_body(payload: bytes) -> tuple[memoryview, memoryview]:
+    view, head = memoryview(payload), payload.find(b"\r\n\r\n") + 4
+    return view[:head], view[head:]
 
 
 def parse_head(head: bytes) -> dict[str, str]:

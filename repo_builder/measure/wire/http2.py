@@ -9,52 +9,17 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from repo_builder.core.errors import MeasureError
-from repo_builder.measure.wire import hpack
+from repo_builder.measure.wire import frames, hpack
+from repo_builder.measure.wire.frames import Call, Form, Stream, frame, unpadded, unreadable
 from repo_builder.measure.wire.tls import Socket
-from repo_builder.measure.wire.transport import Endpoint, connect, lost
+from repo_builder.measure.wire.transport import SEND_FLAGS, Endpoint, connect, lost
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
-END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-_FRAME = struct.Struct(">HBBBI")
 _WINDOW = (1 << 31) - 1
 _REFILL = 1 << 30
 _CHUNK = 1 << 18
 _REFUSED_STREAM, _CANCEL = 7, 8
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """Return one frame."""
-    length = len(payload)
-    return _FRAME.pack(length >> 8, length & 0xFF, kind, flags, stream) + payload
-
-
-@dataclass(kw_only=True)
-class Stream:
-    """What has come on one stream, and what is still to go.
-
-    Attributes:
-        slot: The transport's slot that it serves.
-        window: Octets that the server will still take on this stream.
-        body: DATA received and not yet taken.
-        fields: Fields of header blocks that were not plainly fine.
-        unsent: What flow control holds back.
-        last: Whether our side of the stream ends with what is sent.
-        untouched: Whether it ended and the server says that it did nothing with it, so that it can be sent again.
-        received: Octets received since the server was last told to go on.
-    """
-
-    slot: int
-    window: int
-    body: bytearray = field(default_factory=bytearray)
-    fields: dict[str, str] = field(default_factory=dict)
-    unsent: memoryview | None = None
-    last: bool = True
-    untouched: bool = False
-    received: int = 0
 
 
 # stream id, the stream, whether it ended
@@ -67,6 +32,7 @@ class Connection:
     Attributes:
         going_away: Whether the other side has said that it takes no more streams; those that it has, it still serves.
         closed: Whether it has ended.
+        watched: Whether somebody waits for it to take octets.
     """
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
@@ -74,11 +40,12 @@ class Connection:
         self.socket: Socket = connect(endpoint, timeout_s)
         self.going_away = False
         self.closed = False
+        self.watched = False
         self.streams: dict[int, Stream] = {}
         self._next = 1
         self._window = 65535
         self._stream_window = 65535
-        self._frame_size = 16384
+        self._frame_size = frames.FRAME_SIZE
         self._received = 0
         self._in = bytearray()
         self._buffer = bytearray(_CHUNK)
@@ -86,10 +53,12 @@ class Connection:
         self._header_block = b""  # of a block that came in several frames, and whether its stream ends with it
         self._ends = False
         self._fine: set[bytes] = set()  # header blocks that say nothing but that all is well
+        self._form: Form | None = None  # of an answer that came in one piece, as the next ones will
+        self._learns = False
         # no dynamic table, no push, streams that may send as much as they like
         settings = struct.pack(">HIHIHI", 1, 0, 2, 0, 4, _WINDOW)
-        grow = frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", _WINDOW - 65535))
-        self._write(_PREFACE + frame(SETTINGS, 0, 0, settings) + grow)
+        grow = frame(frames.WINDOW_UPDATE, 0, 0, struct.pack(">I", _WINDOW - 65535))
+        self._write(_PREFACE + frame(frames.SETTINGS, 0, 0, settings) + grow)
 
     @property
     def usable(self) -> bool:
@@ -101,14 +70,34 @@ class Connection:
         """Whether octets wait for the socket to take them."""
         return bool(self._out)
 
+    @property
+    def needs_care(self) -> bool:
+        """Whether anything is to be done beside reading it."""
+        return bool(self._out) or self.watched or self.going_away or self.closed
+
     def open(self, slot: int, block: bytes, message: bytes, *, last: bool) -> int:
         """Open a stream with a header block and a first message; return its id."""
         stream_id = self._next
         self._next += 2
         stream = Stream(slot=slot, window=self._stream_window, unsent=memoryview(message), last=last)
         self.streams[stream_id] = stream
-        self._drain(stream_id, stream, frame(HEADERS, END_HEADERS, stream_id, block))
+        self._drain(stream_id, stream, frame(frames.HEADERS, frames.END_HEADERS, stream_id, block))
         return stream_id
+
+    def call(self, slot: int, call: Call) -> bool:
+        """Open a stream with a call that is framed already; return whether nothing stands in its way."""
+        size = call.size
+        if self._out or size > self._stream_window or size > self._window:
+            return False
+        stream_id = self._next
+        self._next += 2
+        self._window -= size
+        self.streams[stream_id] = Stream(slot=slot, window=self._stream_window - size)
+        octets = call.numbered(stream_id)
+        sent = self._send(octets)
+        if sent < len(octets):
+            self._out.append(memoryview(bytes(octets))[sent:])
+        return True
 
     def push(self, stream_id: int, message: bytes, *, last: bool) -> None:
         """Send a message on an open stream, as far as the server's windows let it."""
@@ -119,7 +108,7 @@ class Connection:
     def cancel(self, stream_id: int) -> None:
         """Give a stream up; whatever still comes on it is ignored."""
         if self.streams.pop(stream_id, None) is not None and not self.closed:
-            self._write(frame(RST_STREAM, 0, stream_id, struct.pack(">I", _CANCEL)))
+            self._write(frame(frames.RST_STREAM, 0, stream_id, struct.pack(">I", _CANCEL)))
 
     def flush(self) -> None:
         """Send what waits for the socket."""
@@ -143,53 +132,79 @@ class Connection:
         if not count:
             self._end(progress)
             return
-        data = self._in
-        data += memoryview(self._buffer)[:count]
-        position, end = 0, len(data)
+        if self._in:
+            self._in += memoryview(self._buffer)[:count]
+            del self._in[: self._read(self._in, len(self._in), progress)]
+            return
+        read = self._read(self._buffer, count, progress)
+        if self._learns and read == count:
+            self._form, self._learns = Form.of(self._buffer[:count], self._fine) or self._form, False
+        if read < count:
+            self._in += memoryview(self._buffer)[read:count]
+
+    def _read(self, data: bytearray, end: int, progress: Progress) -> int:
+        """Take the whole frames among the first ``end`` octets; return how many octets those are."""
+        position, form = 0, self._form
         while end - position >= 9 and not self.closed:
-            high, low, kind, flags, stream_id = _FRAME.unpack_from(data, position)
+            if form is not None and end - position >= form.length and (stream_id := form.stream(data, position)):
+                self._answer(stream_id, memoryview(data)[position + form.start : position + form.end], progress)
+                position += form.length
+                continue
+            high, low, kind, flags, stream_id = frames.FRAME.unpack_from(data, position)
             stop = position + 9 + (high << 8 | low)
             if stop > end:
                 break
-            payload = bytes(data[position + 9 : stop])
+            payload = bytes(memoryview(data)[position + 9 : stop])
             position = stop
-            if kind == DATA:
+            if kind == frames.DATA:
                 self._data(stream_id, flags, payload, progress)
-            elif kind in (HEADERS, CONTINUATION):
+            elif kind in (frames.HEADERS, frames.CONTINUATION):
                 self._headers(kind, stream_id, flags, payload, progress)
             else:
                 try:
                     self._control(kind, flags, stream_id, payload, progress)
                 except struct.error:
-                    raise _unreadable() from None
-        del data[:position]
+                    raise unreadable() from None
+        return position
+
+    def _answer(self, stream_id: int, content: memoryview, progress: Progress) -> None:
+        """Take a whole answer whose form is known."""
+        self._count(len(content))
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            stream.body += content
+            progress(stream_id, stream, True)
+
+    def _count(self, octets: int) -> None:
+        """Tell the other side now and then that it may send more."""
+        self._received += octets
+        if self._received >= _REFILL:
+            self._write(frame(frames.WINDOW_UPDATE, 0, 0, struct.pack(">I", self._received)))
+            self._received = 0
 
     def _data(self, stream_id: int, flags: int, payload: bytes, progress: Progress) -> None:
-        self._received += len(payload)
-        if self._received >= _REFILL:
-            self._write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._received)))
-            self._received = 0
+        self._count(len(payload))
         stream = self.streams.get(stream_id)
         if stream is None:
             return
         stream.received += len(payload)
         if stream.received >= _REFILL:
-            self._write(frame(WINDOW_UPDATE, 0, stream_id, struct.pack(">I", stream.received)))
+            self._write(frame(frames.WINDOW_UPDATE, 0, stream_id, struct.pack(">I", stream.received)))
             stream.received = 0
-        stream.body += _unpadded(payload) if flags & PADDED else payload
-        self._tell(stream_id, stream, bool(flags & END_STREAM), progress)
+        stream.body += unpadded(payload) if flags & frames.PADDED else payload
+        self._tell(stream_id, stream, bool(flags & frames.END_STREAM), progress)
 
     def _headers(self, kind: int, stream_id: int, flags: int, payload: bytes, progress: Progress) -> None:
-        if kind == HEADERS:
-            if flags & PADDED:
-                payload = _unpadded(payload)
-            if flags & PRIORITY:
+        if kind == frames.HEADERS:
+            if flags & frames.PADDED:
+                payload = unpadded(payload)
+            if flags & frames.PRIORITY:
                 payload = payload[5:]
             self._header_block = payload
-            self._ends = bool(flags & END_STREAM)
+            self._ends = bool(flags & frames.END_STREAM)
         else:
             self._header_block += payload
-        if not flags & END_HEADERS:
+        if not flags & frames.END_HEADERS:
             return
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -201,6 +216,7 @@ class Connection:
             else:
                 stream.fields.update(fields)
         if self._ends:
+            self._learns = True
             self._tell(stream_id, stream, True, progress)
 
     def _tell(self, stream_id: int, stream: Stream, ended: bool, progress: Progress) -> None:
@@ -209,11 +225,11 @@ class Connection:
         progress(stream_id, stream, ended)
 
     def _control(self, kind: int, flags: int, stream_id: int, payload: bytes, progress: Progress) -> None:
-        if kind == SETTINGS and not flags & ACK:
+        if kind == frames.SETTINGS and not flags & frames.ACK:
             self._settings(payload)
-        elif kind == PING and not flags & ACK:
-            self._write(frame(PING, ACK, 0, payload))
-        elif kind == WINDOW_UPDATE:
+        elif kind == frames.PING and not flags & frames.ACK:
+            self._write(frame(frames.PING, frames.ACK, 0, payload))
+        elif kind == frames.WINDOW_UPDATE:
             size = struct.unpack(">I", payload)[0] & _WINDOW
             if stream_id:
                 if stream_id in self.streams:
@@ -222,13 +238,13 @@ class Connection:
             else:
                 self._window += size
                 self._drain_all()
-        elif kind == RST_STREAM and stream_id in self.streams:
+        elif kind == frames.RST_STREAM and stream_id in self.streams:
             stream, code = self.streams[stream_id], struct.unpack(">I", payload)[0]
             stream.untouched = code == _REFUSED_STREAM
             stream.fields.setdefault("grpc-status", "13")
             stream.fields.setdefault("grpc-message", f"the stream was reset (HTTP/2 error {code})")
             self._tell(stream_id, stream, True, progress)
-        elif kind == GOAWAY:
+        elif kind == frames.GOAWAY:
             self._go_away(struct.unpack_from(">I", payload)[0] & _WINDOW, progress)
 
     def _go_away(self, last: int, progress: Progress) -> None:
@@ -257,7 +273,7 @@ class Connection:
                 self._stream_window = value
             elif key == 5:
                 self._frame_size = value
-        self._write(frame(SETTINGS, ACK, 0))
+        self._write(frame(frames.SETTINGS, frames.ACK, 0))
         self._drain_all()
 
     def _drain_all(self) -> None:
@@ -275,8 +291,8 @@ class Connection:
             chunk, rest = stream.unsent[:size], stream.unsent[size:]
             stream.window -= size
             self._window -= size
-            flags = END_STREAM if stream.last and not rest else 0
-            parts += (_FRAME.pack(size >> 8, size & 0xFF, DATA, flags, stream_id), chunk)
+            flags = frames.END_STREAM if stream.last and not rest else 0
+            parts += (frames.FRAME.pack(size >> 8, size & 0xFF, frames.DATA, flags, stream_id), chunk)
             stream.unsent = rest or None
         data = b"".join(parts)
         if data:
@@ -287,22 +303,10 @@ class Connection:
         if sent < len(data):
             self._out.append(memoryview(data)[sent:])
 
-    def _send(self, data: bytes | memoryview) -> int:
+    def _send(self, data: bytes | bytearray | memoryview) -> int:
         try:
-            return self.socket.send(data)
+            return self.socket.send(data, SEND_FLAGS)
         except BlockingIOError:
             return 0
         except OSError as error:
             raise lost(self._endpoint, error.strerror) from error
-
-
-def _unpadded(payload: bytes) -> bytes:
-    if not payload or payload[0] >= len(payload):
-        raise _unreadable()
-    return payload[1 : len(payload) - payload[0]]
-
-
-def _unreadable() -> MeasureError:
-    return MeasureError(
-        "an HTTP/2 frame came that cannot be read", hint="is it a proxy that fails? try --protocol http"
-    )

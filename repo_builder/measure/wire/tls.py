@@ -14,9 +14,9 @@ _RECORD = 1 << 14
 
 
 class Socket(Protocol):
-    """What the wire uses of a socket; BlockingIOError where it must wait."""
+    """What the wire uses of a socket; BlockingIOError where it must wait, or has waited for PATIENCE_S."""
 
-    def send(self, data: bytes | memoryview, /) -> int:
+    def send(self, data: bytes | bytearray | memoryview, flags: int, /) -> int:
         """Send what can be sent at once and return how much that was."""
 
     def recv_into(self, buffer: bytearray, /) -> int:
@@ -106,8 +106,8 @@ class TlsSocket:
     def __init__(self, wrapped: ssl.SSLSocket) -> None:
         self._wrapped = wrapped
 
-    def send(self, data: bytes | memoryview, /) -> int:
-        """Send what can be sent at once."""
+    def send(self, data: bytes | bytearray | memoryview, _flags: int, /) -> int:
+        """Send what can be sent at once; the socket below does not block, with or without flags."""
         try:
             return self._wrapped.send(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):

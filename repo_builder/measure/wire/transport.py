@@ -10,6 +10,7 @@ import errno
 import select
 import selectors
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -26,6 +27,12 @@ TRANSPORTS: dict[str, str] = {
 }
 _SCHEMES = {"http": False, "grpc": False, "https": True, "grpcs": True}
 DEFAULT_PORTS: dict[str, int] = {"http": 8000, "grpc": 8001, "grpc-stream": 8001}
+
+READ, WRITE = 1, 4  # as epoll has them
+# A plain socket blocks where it is read and no longer than this, so that a sole connection needs no epoll; it never
+# does where it is written.
+PATIENCE_S = 0.01
+SEND_FLAGS = socket.MSG_DONTWAIT
 
 # slot, time of completion (time.monotonic_ns), the raw response or None, the server's error or None
 Done = Callable[[int, int, "bytes | None", "str | None"], None]
@@ -112,6 +119,9 @@ class Transport(Protocol):
     slots: int
     reconnects: int
 
+    def expect(self, payloads: Sequence[bytes]) -> None:
+        """Get ready for requests that will be sent again and again; others can be sent, too."""
+
     def send(self, slot: int, payload: bytes) -> None:
         """Start sending a prepared request in a slot that is free."""
 
@@ -146,7 +156,7 @@ def open_transport(endpoint: Endpoint, path: str, *, slots: int, timeout_s: floa
 
 
 def connect(endpoint: Endpoint, timeout_s: float) -> Socket:
-    """Return a connected, non-blocking socket without Nagle's delay, encrypted where the endpoint says so.
+    """Return a connected socket without Nagle's delay, encrypted where the endpoint says so.
 
     Raises:
         ConnectionLost: The connection was refused, or the deadline has passed.
@@ -173,7 +183,8 @@ def connect(endpoint: Endpoint, timeout_s: float) -> Socket:
         except BaseException:
             made.close()
             raise
-    made.setblocking(False)
+    made.settimeout(None)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(PATIENCE_S * 1e6)))
     return made
 
 
@@ -192,9 +203,41 @@ def lost_for_good(error: ConnectionLost) -> ConnectionLost:
     return ConnectionLost(message, where=error.where, hint="it stopped, or a proxy before it did: look at their logs")
 
 
-def wait_precisely(selector: selectors.BaseSelector, timeout_s: float) -> list[tuple[selectors.SelectorKey, int]]:
-    """Return what is ready, after at most ``timeout_s`` to the microsecond (epoll alone knows milliseconds only)."""
-    if timeout_s < 0.02 and hasattr(selector, "fileno"):
-        ready, _, _ = select.select([selector], [], [], max(0.0, timeout_s))
-        return selector.select(0) if ready else []
-    return selector.select(timeout_s)
+class Ready:
+    """Which connections have something to read, or room to write."""
+
+    def __init__(self) -> None:
+        self._poller = select.epoll() if hasattr(select, "epoll") else _Portable()
+        self.watch, self.watch_for, self.forget = self._poller.register, self._poller.modify, self._poller.unregister
+        self.close = self._poller.close
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Return descriptors and what they are ready for, after at most ``timeout_s``.
+
+        Below ``PATIENCE_S`` that is to the microsecond, as the schedule of an open loop needs it: epoll alone knows
+        milliseconds only.
+        """
+        if timeout_s >= PATIENCE_S:
+            return self._poller.poll(timeout_s)
+        ready, _, _ = select.select([self._poller], [], [], max(0.0, timeout_s))
+        return self._poller.poll(0) if ready else []
+
+
+class _Portable:
+    """The same as epoll where there is none; the objects that ``selectors`` makes of all cost more than the calls."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self.unregister, self.close, self.fileno = (
+            self._selector.unregister, self._selector.close, self._selector.fileno  # type: ignore[attr-defined]
+        )  # fmt: skip
+
+    def register(self, place: int, events: int) -> None:
+        self._selector.register(place, events & READ | (events & WRITE and selectors.EVENT_WRITE))
+
+    def modify(self, place: int, events: int) -> None:
+        self._selector.modify(place, events & READ | (events & WRITE and selectors.EVENT_WRITE))
+
+    def poll(self, timeout_s: float) -> list[tuple[int, int]]:
+        found = self._selector.select(timeout_s)
+        return [(key.fd, events & READ | (events & selectors.EVENT_WRITE and WRITE)) for key, events in found]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -25,6 +25,9 @@ class Instant:
         self._takes_ns = int(takes_s * 1e9)
         self._answer = answer
         self._flying: list[tuple[int, int, bytes]] = []
+
+    def expect(self, payloads: Sequence[bytes]) -> None:
+        self.expected = payloads
 
     def send(self, slot: int, payload: bytes) -> None:
         assert slot not in [item[1] for item in self._flying], "a slot carries one request at a time"
@@ -158,6 +161,33 @@ def test_responses_of_a_new_length_are_always_checked_and_others_now_and_then() 
     loop.run(None, for_ticks(20))
     assert {(b"a", 0), (b"b", 1), (b"bb", 1)} <= set(checked)
     assert len(checked) < len(loop.take().done_ns)
+
+
+def test_the_very_answer_that_was_looked_at_is_not_looked_at_again_and_any_other_is() -> None:
+    checked: list[bytes] = []
+    said = [b"1"]
+    transport = Instant(1, answer=lambda _: (said[0], None))
+    loop = Loop(transport, [b"a"], lambda raw, _: checked.append(raw), timeout_s=5)
+    loop.run(None, for_ticks(30))  # 300 ms: more than one look
+    assert checked == [b"1"]
+    said[0] = b"2"  # of the same length
+    loop.run(None, for_ticks(30))
+    assert checked == [b"1", b"2"]
+
+
+def test_requests_that_are_sent_again_and_again_are_announced() -> None:
+    transport = Instant(1, answer=echo)
+    Loop(transport, [b"a", b"b"], never, timeout_s=5)
+    assert transport.expected == [b"a", b"b"]
+
+
+def test_connections_that_were_made_anew_are_in_the_records() -> None:
+    transport = Instant(1, answer=echo)
+    loop = Loop(transport, [b"a"], never, timeout_s=5)
+    transport.reconnects = 3
+    assert loop.take().reconnects == 3
+    transport.reconnects = 4
+    assert loop.take().reconnects == 1
 
 
 def test_a_wrong_response_ends_the_load() -> None:

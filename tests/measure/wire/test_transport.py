@@ -15,8 +15,9 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from repo_builder.core.errors import MeasureError
+from repo_builder.measure.wire import frames as frames_of
 from repo_builder.measure.wire import grpc as grpc_wire
-from repo_builder.measure.wire import grpc_stream, hpack, http1, http2
+from repo_builder.measure.wire import grpc_stream, hpack, http1
 from repo_builder.measure.wire.control import open_control
 from repo_builder.measure.wire.transport import ConnectionLost, Endpoint, ProtocolName, Transport, open_transport
 
@@ -105,6 +106,36 @@ def test_grpc_messages_of_any_size_come_back(grpc_port: int, protocol: ProtocolN
         assert int.from_bytes(raw[1:5], "big") == 2 * size
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "grpc-stream"])
+def test_where_there_is_no_epoll_another_of_the_systems_does(
+    grpc_port: int, protocol: ProtocolName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("select.epoll")
+    payloads = [grpc_wire.request(bytes([65 + slot]) * 3_000_000) for slot in range(8)]  # more than a socket takes
+    with opened(grpc_port, protocol, 8) as transport:
+        answers = exchange(transport, payloads, rounds=2)
+    assert sorted(raw[5:6] for _, raw, _ in answers if raw) == sorted([bytes([65 + slot]) for slot in range(8)] * 2)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "grpc-stream"])
+def test_a_sole_connection_waits_no_longer_than_asked(grpc_port: int, protocol: ProtocolName) -> None:
+    with opened(grpc_port, protocol, 1) as transport:
+        start = time.monotonic()
+        transport.wait(0.05, lambda *_: None)
+        assert time.monotonic() - start < 5
+        assert exchange(transport, [grpc_wire.request(b"x")], rounds=200)[-1][1] == grpc_wire.request(b"xx")
+
+
+def test_expected_requests_and_others_are_answered_alike(grpc_port: int) -> None:
+    expected = [grpc_wire.request(bytes([65 + place]) * size) for place, size in enumerate((0, 10, 20_000, 300_000))]
+    with opened(grpc_port, "grpc", 4) as transport:
+        transport.expect(expected)
+        for payloads in (expected, [bytes(bytearray(item)) for item in expected], expected):
+            for slot, raw, error in exchange(transport, payloads, rounds=3):
+                assert error is None
+                assert raw == grpc_wire.request(expected[slot][5:] * 2)
+
+
 def test_grpc_errors_carry_the_servers_words_and_leave_the_connection_usable(grpc_port: int) -> None:
     with opened(grpc_port, "grpc", 3) as transport:
         answers = exchange(
@@ -163,7 +194,7 @@ def test_connections_that_are_sent_away_are_made_anew(protocol: ProtocolName) ->
 
 
 def frames(*parts: tuple[int, int, int, bytes]) -> bytes:
-    return b"".join(http2.frame(*part) for part in parts)
+    return b"".join(frames_of.frame(*part) for part in parts)
 
 
 def test_a_request_that_a_goaway_says_was_not_begun_is_sent_again() -> None:
@@ -172,21 +203,21 @@ def test_a_request_that_a_goaway_says_was_not_begun_is_sent_again() -> None:
     answer = grpc_wire.request(b"yes")
 
     def serve(connection: socket.socket) -> None:
-        connection.sendall(frames((http2.SETTINGS, 0, 0, b"")))
+        connection.sendall(frames((frames_of.SETTINGS, 0, 0, b"")))
         data = b""
         while grpc_wire.request(b"q") not in data:
             data += connection.recv(65536)
         if next(count) == 0:
-            connection.sendall(frames((http2.GOAWAY, 0, 0, bytes(8))))
+            connection.sendall(frames((frames_of.GOAWAY, 0, 0, bytes(8))))
             time.sleep(0.1)
             return
         head = hpack.encode(((":status", "200"),))
         last = hpack.encode((("grpc-status", "0"),))
         connection.sendall(
             frames(
-                (http2.HEADERS, http2.END_HEADERS, 1, head),
-                (http2.DATA, 0, 1, answer),
-                (http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, 1, last),
+                (frames_of.HEADERS, frames_of.END_HEADERS, 1, head),
+                (frames_of.DATA, 0, 1, answer),
+                (frames_of.HEADERS, frames_of.END_HEADERS | frames_of.END_STREAM, 1, last),
             )
         )
         time.sleep(1)
@@ -198,13 +229,16 @@ def test_a_request_that_a_goaway_says_was_not_begun_is_sent_again() -> None:
 
 def test_an_answer_that_a_proxy_cuts_short_is_a_failure() -> None:
     def serve(connection: socket.socket) -> None:
-        connection.sendall(frames((http2.SETTINGS, 0, 0, b"")))
+        connection.sendall(frames((frames_of.SETTINGS, 0, 0, b"")))
         data = b""
         while grpc_wire.request(b"q") not in data:
             data += connection.recv(65536)
         head = hpack.encode(((":status", "200"),))
         connection.sendall(
-            frames((http2.HEADERS, http2.END_HEADERS, 1, head), (http2.DATA, http2.END_STREAM, 1, b"\0\0\0\0\x09abc"))
+            frames(
+                (frames_of.HEADERS, frames_of.END_HEADERS, 1, head),
+                (frames_of.DATA, frames_of.END_STREAM, 1, b"\0\0\0\0\x09abc"),
+            )
         )
         time.sleep(1)
 
