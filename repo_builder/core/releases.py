@@ -34,7 +34,9 @@ class Release:
 
     Attributes:
         name: ``YY.MM``.
-        tensorrt: Version of TensorRT, empty where it could not be confirmed; so for all that follow.
+        triton: Version of tritonserver, empty where it could not be confirmed; so for all that follow.
+        python: Version of Python for which its Python backend is built.
+        tensorrt: Version of TensorRT.
         cuda: Version of CUDA.
         driver: NVIDIA driver branch that it asks for.
         onnxruntime: Version of ONNX Runtime.
@@ -42,6 +44,8 @@ class Release:
     """
 
     name: str
+    triton: str
+    python: str
     tensorrt: str
     cuda: str
     driver: str

@@ -19,16 +19,18 @@ else:
 
 TABLE: dict[str, Any] = tomllib.loads((assets.deploy_folder() / "triton_releases.toml").read_text(encoding="utf-8"))
 ROWS: list[dict[str, Any]] = TABLE["release"]
-FIELDS = ("name", "tensorrt", "cuda", "driver", "onnxruntime", "sources")
+FIELDS = ("name", "triton", "python", "tensorrt", "cuda", "driver", "onnxruntime", "sources")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
 def test_every_row_has_every_field_and_a_source(row: dict[str, Any]) -> None:
     assert tuple(row) == FIELDS
     assert re.fullmatch(r"2\d\.(0[1-9]|1[0-2])", row["name"])
-    for field in ("tensorrt", "cuda", "onnxruntime"):
+    for field in ("triton", "tensorrt", "cuda", "onnxruntime"):
         assert re.fullmatch(r"(\d+\.\d+\.\d+)?", row[field]), field
     assert re.fullmatch(r"(\d{3})?", row["driver"])
+    assert re.fullmatch(r"(3\.\d+)?", row["python"])
+    assert row["triton"] or row is ROWS[-1], "only of the very newest may the server's version not be known yet"
     assert any((row["tensorrt"], row["cuda"], row["onnxruntime"])), "a row that tells nothing"
     assert row["sources"]
     assert all("." in source for source in row["sources"])
@@ -43,6 +45,12 @@ def test_rows_are_in_order_and_reach_the_newest_release() -> None:
     assert months >= {
         f"{year}.{month:02}" for year in (25, 26) for month in range(1, 13) if f"{year}.{month:02}" <= "26.08"
     }
+
+
+@pytest.mark.parametrize("field", ["triton", "python", "tensorrt", "cuda", "driver", "onnxruntime"])
+def test_newer_releases_hold_nothing_older(field: str) -> None:
+    known = [releases.numbers(row[field]) for row in ROWS if row[field]]
+    assert known == sorted(known)
 
 
 def test_newer_versions_of_onnx_runtime_read_no_less() -> None:
