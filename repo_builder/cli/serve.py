@@ -230,7 +230,7 @@ def _print_command(repository: Path, options: tuple[str, ...], given: dict[str, 
     if warning:
         click.echo(warning, err=True)
     wanted = {"models": given["models"], "image": given["image"], "options": options, "key": key}
-    click.echo(container.printed(repository, endpoints, **wanted))
+    click.echo(container.printed(container.Asked(repository=repository, endpoints=endpoints, **wanted)))
 
 
 def _report(server: Server, repository: Path, *, as_json: bool) -> None:

@@ -46,6 +46,36 @@ class Demand:
     ir_version: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a container is to serve, and how.
+
+    Attributes:
+        repository: The model repository, mounted read-only.
+        endpoints: Where it shall be reachable on this machine.
+        models: Models to load; empty loads all.
+        image: The image; None is that of the release that fits.
+        options: Further options of tritonserver.
+        key: What opens the server's administration; None leaves that open to all.
+    """
+
+    repository: Path
+    endpoints: Endpoints
+    models: Sequence[str] = ()
+    image: str | None = None
+    options: Sequence[str] = ()
+    key: str | None = None
+
+    def settled(self) -> tuple[str, bool]:
+        """Return the image, and whether it gets the GPUs.
+
+        Raises:
+            ServeError: No release fits.
+        """
+        wanted = demand(self.repository, self.models)
+        return self.image or choose(wanted)[0].image, wanted.gpu
+
+
 def demand(repository: Path, models: Sequence[str] = ()) -> Demand:
     """Read from configurations and manifests what the models ask for.
 
@@ -109,18 +139,7 @@ def _reads(release: Release, wanted: Demand) -> bool:
     return found is not None and wanted.opset <= found.opset and wanted.ir_version <= found.ir_version
 
 
-def command(
-    engine: str,
-    image: str,
-    repository: Path,
-    endpoints: Endpoints,
-    *,
-    gpu: bool,
-    models: Sequence[str] = (),
-    options: Sequence[str] = (),
-    name: str | None = None,
-    key: str | None = None,
-) -> list[list[str]]:
+def command(engine: str, image: str, asked: Asked, *, gpu: bool, name: str | None = None) -> list[list[str]]:
     """Return the command that runs the container in the foreground, an option and its value a list.
 
     A Triton too old to close its administration loads no model by request: of such a repository only the models named
@@ -129,14 +148,12 @@ def command(
     Args:
         engine: ``docker`` or ``podman``.
         image: The image.
-        repository: The model repository, mounted read-only.
-        endpoints: Where it shall be reachable on this machine.
+        asked: What it serves, and how.
         gpu: Whether it gets the GPUs.
-        models: Models to load; empty loads all.
-        options: Further options of tritonserver.
         name: The container's name.
-        key: What opens the server's administration; None leaves that open to all.
     """
+    models, options, key = asked.models, asked.options, asked.key
+    repository, endpoints = asked.repository, asked.endpoints
     host = f"[{endpoints.host}]" if ":" in endpoints.host else endpoints.host
     published = ((endpoints.http, 8000), (endpoints.grpc, 8001), (endpoints.metrics, 8002))
     closes = key is None or restricts(image)
@@ -176,25 +193,15 @@ def _mount(source: Path, target: str) -> str:
     return f"type=bind,{where},target={target},readonly"
 
 
-def printed(
-    repository: Path,
-    endpoints: Endpoints,
-    *,
-    models: Sequence[str] = (),
-    image: str | None = None,
-    options: Sequence[str] = (),
-    key: str | None = None,
-) -> str:
+def printed(asked: Asked) -> str:
     """Return the command that would be run, ready for a shell; no container engine is needed.
 
     Raises:
         ServeError: No release fits.
     """
-    wanted = demand(repository, models)
+    image, gpu = asked.settled()
     engine = next((item for item in _ENGINES if shutil.which(item)), _ENGINES[0])
-    image = image or choose(wanted)[0].image
-    parts = command(engine, image, repository, endpoints, gpu=wanted.gpu, models=models, options=options, key=key)
-    return shell_text(parts)
+    return shell_text(command(engine, image, asked, gpu=gpu))
 
 
 def shell_text(parts: Sequence[Sequence[str]]) -> str:
@@ -224,15 +231,7 @@ def find_engine() -> str:
     )
 
 
-def prepare(
-    repository: Path,
-    endpoints: Endpoints,
-    *,
-    models: Sequence[str] = (),
-    image: str | None = None,
-    options: Sequence[str] = (),
-    key: str | None = None,
-) -> Job:
+def prepare(asked: Asked) -> Job:
     """Return what starts the container on a repository; an image that is not here is pulled first.
 
     Raises:
@@ -240,22 +239,18 @@ def prepare(
         ServeError: No release fits, or the image cannot be pulled.
     """
     engine = find_engine()
-    wanted = demand(repository, models)
-    image = image or choose(wanted)[0].image
+    image, gpu = asked.settled()
     _pull(engine, image)
     name = f"repo-builder-{uuid.uuid4().hex[:12]}"
-    there = configs.models(repository, models)
-    parts = command(
-        engine, image, repository, endpoints, gpu=wanted.gpu, models=models, options=options, name=name, key=key
-    )
-    words = [word for part in parts for word in part]
+    words = [word for part in command(engine, image, asked, gpu=gpu, name=name) for word in part]
+    there = configs.models(asked.repository, asked.models)
     return Job(
         command=words,
         environment=os.environ,
         runtime="container",
-        root=repository,
+        root=asked.repository,
         explicit=choices.explicit(words),
-        polls=choices.polls(options),
+        polls=choices.polls(asked.options),
         backends=dict.fromkeys(sorted({item.backend for item in there} - {"", "ensemble"}), "native"),
         cached=choices.cached(there, words),
         removal=[engine, "rm", "--force", name],

@@ -130,7 +130,11 @@ def start(
     if chosen == "container":
         if backend_directory is not None:
             raise no_backends_there()
-        job = container.prepare(repository, endpoints, models=models, image=image, options=options, key=key)
+        job = container.prepare(
+            container.Asked(
+                repository=repository, endpoints=endpoints, models=models, image=image, options=options, key=key
+            )
+        )
     else:
         job = embedded.prepare(
             repository, endpoints, models=models, options=options, mps=mps, key=key, backend_directory=backend_directory

@@ -20,7 +20,7 @@ from repo_builder.core import releases
 from repo_builder.core.errors import MissingDependency, ServeError
 from repo_builder.serve import choose_runtime, start
 from repo_builder.serve.run import container, embedded
-from repo_builder.serve.run.container import Demand
+from repo_builder.serve.run.container import Asked, Demand
 from repo_builder.serve.run.ports import Endpoints
 
 
@@ -106,11 +106,13 @@ def test_the_command_in_full(tmp_path: Path) -> None:
     parts = container.command(
         "docker",
         "image:tag",
-        tmp_path,
-        Endpoints(http=9000, grpc=9001, metrics=9002),
+        Asked(
+            repository=tmp_path,
+            endpoints=Endpoints(http=9000, grpc=9001, metrics=9002),
+            models=["a", "b"],
+            options=["--log-verbose=1"],
+        ),
         gpu=True,
-        models=["a", "b"],
-        options=["--log-verbose=1"],
         name="n",
     )
     assert [word for part in parts for word in part] == [
@@ -123,7 +125,7 @@ def test_the_command_in_full(tmp_path: Path) -> None:
 
 
 def test_an_ipv6_host_is_bracketed_and_podman_names_its_gpus_otherwise(tmp_path: Path) -> None:
-    parts = container.command("podman", "i", tmp_path, Endpoints(host="::1"), gpu=True)
+    parts = container.command("podman", "i", Asked(repository=tmp_path, endpoints=Endpoints(host="::1")), gpu=True)
     words = [word for part in parts for word in part]
     assert "[::1]:8000:8000" in words
     assert words[words.index("--device") + 1] == "nvidia.com/gpu=all"
@@ -134,7 +136,9 @@ def test_an_ipv6_host_is_bracketed_and_podman_names_its_gpus_otherwise(tmp_path:
 @given(name=st.text(st.characters(blacklist_characters="/\0\r\n", codec="utf-8"), min_size=1, max_size=20))
 def test_the_printed_command_is_the_command_whatever_the_folder_is_called(name: str) -> None:
     folder = Path("/") / f"x{name}"
-    parts = container.command("docker", "i", folder, Endpoints(), gpu=False, options=["--a b"])
+    parts = container.command(
+        "docker", "i", Asked(repository=folder, endpoints=Endpoints(), options=["--a b"]), gpu=False
+    )
     words = [word for part in parts for word in part]
     script = f"set -- {container.shell_text(parts)}\nprintf '%s\\0' \"$@\""
     told = subprocess.run(["/bin/sh", "-c", script], capture_output=True, check=True).stdout
@@ -146,7 +150,9 @@ def test_the_printed_command_is_the_command_whatever_the_folder_is_called(name: 
 
 def test_printing_needs_no_engine(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    words = shlex.split(container.printed(small, Endpoints(), image="mine:1").replace("\\\n", ""))
+    words = shlex.split(
+        container.printed(Asked(repository=small, endpoints=Endpoints(), image="mine:1")).replace("\\\n", "")
+    )
     assert words[:3] == ["docker", "run", "--rm"]
     assert "mine:1" in words
     assert "--gpus" not in words
