@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import oracle_matrix
+from oracle_matrix.models import Case
 
 from repo_builder.core import environment
 from repo_builder.serve.run import assembly, embedded
@@ -51,13 +52,13 @@ def main() -> None:
 def keep(found: dict[str, dict[str, Any]]) -> None:
     """Put what was found into the table; models that are no longer in the matrix leave it."""
     table = json.loads(ORACLE.read_text(encoding="utf-8"))["models"] if ORACLE.exists() else {}
-    table |= found
+    table |= {name: {**said, "of": oracle_matrix.digest(name)} for name, said in found.items()}
     table = {name: table[name] for name in sorted(oracle_matrix.CASES) if name in table}
     document = {"pytriton": environment.version("nvidia-pytriton"), "models": table}
     ORACLE.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def ask(cases: dict[str, oracle_matrix.Case]) -> dict[str, dict[str, Any]]:
+def ask(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
     """Load models in one server; where that ends it, each half by itself, to find the one that does."""
     with tempfile.TemporaryDirectory() as place:
         repository = Path(place) / "r"

@@ -20,17 +20,21 @@ from repo_builder.repository.checks.target import Target
 from repo_builder.repository.validate import validate
 
 HERE = Path(__file__).parent
-TABLE: dict[str, dict[str, Any]] = json.loads((HERE / "oracle.json").read_text(encoding="utf-8"))["models"]
+ORACLE: dict[str, Any] = json.loads((HERE / "oracle.json").read_text(encoding="utf-8"))
+TABLE: dict[str, dict[str, Any]] = ORACLE["models"]
 # What depends on the machine and not on the repository: the server that was asked had no GPU.
 OF_THE_MACHINE = {"instance_group.gpu", "instance_group.gpu_named"}
 
 
 def _matrix() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("oracle_matrix", HERE / "oracle_matrix.py")
+    folder = HERE / "oracle_matrix"
+    spec = importlib.util.spec_from_file_location(
+        "oracle_matrix", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["oracle_matrix"] = module  # dataclasses look their module up
+    sys.modules["oracle_matrix"] = module  # its modules and their dataclasses look it up
     spec.loader.exec_module(module)
     return module
 
@@ -56,6 +60,17 @@ def test_every_model_of_the_matrix_was_asked_about() -> None:
     assert set(TABLE) == set(matrix.CASES)
     assert sum(row["loads"] for row in TABLE.values()) > 100
     assert sum(not row["loads"] for row in TABLE.values()) > 100
+
+
+def test_every_model_is_still_the_one_that_was_asked_about() -> None:
+    changed = sorted(name for name, row in TABLE.items() if row.get("of") != matrix.digest(name))
+    assert not changed, f"run tests/repository/make_oracle.py {' '.join(changed)}"
+
+
+def test_the_server_that_was_asked_is_the_one_of_today() -> None:
+    pytest.importorskip("pytriton", reason="the embedded Triton is not installed")
+    found = environment.version("nvidia-pytriton")
+    assert found == ORACLE["pytriton"], "run tests/repository/make_oracle.py without names"
 
 
 @pytest.mark.parametrize("name", matrix.CASES)
