@@ -100,7 +100,7 @@ class Form:
         self._streams = struct.Struct(f">5xI{len(self._between)}xI{second - first - 4}xI")
 
     @classmethod
-    def of(cls, octets: bytes | bytearray, fine: Container[bytes]) -> Form | None:
+    def of(cls, octets: bytes | memoryview, fine: Container[bytes]) -> Form | None:
         """Return the form of an answer whose header blocks are among the ``fine``; None where it has another."""
         places, position = [], 0
         for kind, flags in ((HEADERS, END_HEADERS), (DATA, 0), (HEADERS, END_HEADERS | END_STREAM)):

@@ -138,7 +138,7 @@ class Connection:
             return
         read = self._read(self._buffer, count, progress)
         if self._learns and read == count:
-            self._form, self._learns = Form.of(self._buffer[:count], self._fine) or self._form, False
+            self._form, self._learns = Form.of(memoryview(self._buffer)[:count], self._fine) or self._form, False
         if read < count:
             self._in += memoryview(self._buffer)[read:count]
 
