@@ -8,8 +8,8 @@ from urllib.parse import unquote
 
 from repo_builder import __version__
 from repo_builder.measure.wire import hpack
-from repo_builder.measure.wire.frames import Call
-from repo_builder.measure.wire.http2 import Connection, Stream
+from repo_builder.measure.wire.frames import Call, Stream
+from repo_builder.measure.wire.http2 import Connection
 from repo_builder.measure.wire.transport import (
     PATIENCE_S,
     READ,
@@ -97,7 +97,7 @@ class GrpcTransport:
         call = self._calls.get(id(payload))
         if call is None or not connection.call(slot, call):
             connection.open(slot, self._block, payload, last=True)
-        if connection.needs_care:
+        if connection.needs_care():
             self._watch(connection)
 
     def wait(self, timeout_s: float, done: Done) -> None:
@@ -105,21 +105,21 @@ class GrpcTransport:
         self._done = done
         if self._alone and timeout_s >= PATIENCE_S and len(self._open) == 1:
             connection = self._connections[0]
-            if not connection.needs_care:
+            if not connection.needs_care():
                 connection.receive(self._progress)  # it waits itself, which saves asking whether to read
-                if connection.needs_care:
+                if connection.needs_care():
                     self._watch(connection)
                 return
         for place, events in self._ready.wait(timeout_s):
-            connection = self._open.get(place)
-            if connection is None:
+            ready = self._open.get(place)
+            if ready is None:
                 continue  # it was closed for what came before in this round
             if events & WRITE:
-                connection.flush()
+                ready.flush()
             if events & ~WRITE:
-                connection.receive(self._progress)
-            if connection.needs_care:
-                self._watch(connection)
+                ready.receive(self._progress)
+            if ready.needs_care():
+                self._watch(ready)
 
     def call_next(self, path: str) -> None:
         """Call another method from now on."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.measure.wire import protobuf
+from repo_builder.measure.wire.frames import Stream
 from repo_builder.measure.wire.grpc import SHARED_BY, GrpcTransport, status_text
-from repo_builder.measure.wire.http2 import Connection, Stream
+from repo_builder.measure.wire.http2 import Connection
 from repo_builder.measure.wire.transport import Endpoint
 
 _ID = 3  # the field of ModelInferRequest and ModelInferResponse

@@ -70,7 +70,6 @@ class Connection:
         """Whether octets wait for the socket to take them."""
         return bool(self._out)
 
-    @property
     def needs_care(self) -> bool:
         """Whether anything is to be done beside reading it."""
         return bool(self._out) or self.watched or self.going_away or self.closed

@@ -229,7 +229,7 @@ class _Portable:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self.unregister, self.close, self.fileno = (
-            self._selector.unregister, self._selector.close, self._selector.fileno  # type: ignore[attr-defined]
+            self._selector.unregister, self._selector.close, self._selector.fileno
         )  # fmt: skip
 
     def register(self, place: int, events: int) -> None:
