@@ -42,7 +42,7 @@ def _write_out(graph: onnx.GraphProto, node: onnx.NodeProto, rank: int, *, half:
     axes = list(range(said.get("axis", -1) % rank, rank))
     base = node.name or node.output[0]
 
-    def add(kind: str, inputs: list[str], last: str, output: str = "", **attributes: Any) -> str:
+    def add(kind: str, inputs: list[str], last: str, output: str = "", **attributes: Any) -> str:  # noqa: ANN401 - as the node takes them
         made = helper.make_node(kind, inputs, [output or f"{base}/{last}_out"], name=f"{base}/{last}", **attributes)
         graph.node.append(made)
         return str(made.output[0])
