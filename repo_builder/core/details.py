@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from repo_builder.core.profiles import Profile, check_profiles
-from repo_builder.core.records import Verdict
+from repo_builder.core.records import FinetuneRecord, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class OnnxDetails:
         read: File that the user's code read while the model was made → sha256: a change of one makes it again.
         data: Name of the data set.
         data_sha256: Hash of the held-out data; None where that is not known.
+        finetuned: How it was fine-tuned; None where it was not.
     """
 
     as_it_came: bool = False
@@ -36,6 +37,7 @@ class OnnxDetails:
     read: dict[str, str] = field(default_factory=dict)
     data: str = ""
     data_sha256: str | None = None
+    finetuned: FinetuneRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,3 +182,47 @@ class Verdict:
         if self.got == UNKNOWN:
             return f"{self.layer} was asked as {self.asked}, and the engine does not say what it became"
         return f"{self.layer} was asked as {self.asked} and runs in {self.got} ({self.kind})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One epoch of fine-tuning.
+
+    Attributes:
+        epoch: Its number; 0 is the model as it was calibrated.
+        loss: Mean loss over the training samples; None for epoch 0.
+        validation_loss: Mean loss over the validation samples.
+        validation_top1: Top-1 there, a fraction; None without labels.
+    """
+
+    epoch: int
+    loss: float | None = None
+    validation_loss: float
+    validation_top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecord:
+    """How a model was fine-tuned.
+
+    Attributes:
+        backend: Whose fake quantizers rounded, as ``quantize.backend`` names them.
+        placement: The placement that it was trained for, as in ``onnxruntime-cpu``.
+        device: ``cpu`` or ``cuda``.
+        loss: ``distillation`` or ``cross-entropy``.
+        ranges: ``learned`` or ``frozen``.
+        epochs: Epochs that were run.
+        best_epoch: The one that was kept, the best on validation; 0 where none was better than the calibrated model.
+        history: One entry an epoch, from 0.
+        before: The calibrated model without fine-tuning, placed, on the held-out samples, against fp32.
+    """
+
+    backend: str
+    placement: str
+    device: str
+    loss: str
+    ranges: str
+    epochs: int
+    best_epoch: int
+    history: tuple[EpochRecord, ...] = ()
+    before: AccuracyRecord

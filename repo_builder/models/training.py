@@ -7,15 +7,11 @@ that was not. The test part is scored once, after the choice is made.
 from __future__ import annotations
 
 import math
-import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -24,57 +20,17 @@ from repo_builder import __version__
 from repo_builder.core import files
 from repo_builder.core.errors import DataError, ModelError
 from repo_builder.core.recipe import Recipe
-from repo_builder.core.tensors import Array
 from repo_builder.models import checkpoints
 from repo_builder.models.augmentation import augment
+from repo_builder.models.parts import DatasetLike, Part, epoch_seed, part_of, reproducible
 from repo_builder.models.resuming import State, forget, remember, resume_file, resumed
 
 _EVALUATION_BATCH = 256
 Progress = Callable[[Iterable[int], str], Iterable[int]]
 
 
-class SamplesLike(Protocol):
-    """What training needs of samples (``repo_builder.datasets.Samples``)."""
-
-    @property
-    def inputs(self) -> dict[str, Array]:
-        """Values by input name, batch first."""
-
-    @property
-    def labels(self) -> Array | None:
-        """Class numbers int64 (n,)."""
-
-
-class DatasetLike(Protocol):
-    """What training needs of a data set (``repo_builder.datasets.Dataset``)."""
-
-    classes: tuple[str, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the samples or their split."""
-
-    @property
-    def held_out(self) -> str:
-        """Changes with the test samples."""
-
-    def split(self, part: Literal["train", "validation", "test"], /) -> SamplesLike:
-        """Return one part's samples."""
-
-
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C during training; the message says what was kept."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Samples on the device."""
-
-    inputs: tuple[torch.Tensor, ...]
-    labels: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 def train(
@@ -111,9 +67,9 @@ def train(
     """
     _check_request(recipe, dataset, device)
     key = _key(recipe, dataset)
-    with _reproducible(recipe.seed, device):
+    with reproducible(recipe.seed, device):
         module.to(device)
-        training, validation = (_part(dataset.split(name), recipe, device) for name in ("train", "validation"))
+        training, validation = (part_of(dataset.split(name), recipe, device) for name in ("train", "validation"))
         optimizer = torch.optim.AdamW(
             module.parameters(), lr=recipe.train.learning_rate, weight_decay=recipe.train.weight_decay
         )
@@ -131,7 +87,7 @@ def train(
             name: dict(zip(("top1", "loss"), evaluate(module, part), strict=True)) | {"samples": len(part)}
             for name, part in (
                 ("validation", validation),
-                ("test", _part(dataset.split("test"), recipe, device)),
+                ("test", part_of(dataset.split("test"), recipe, device)),
             )
         }
         module.to("cpu").eval()
@@ -139,7 +95,7 @@ def train(
     return result | scores | {"history": list(state.history)}
 
 
-def evaluate(module: nn.Module, part: _Part) -> tuple[float, float]:
+def evaluate(module: nn.Module, part: Part) -> tuple[float, float]:
     """Return top-1 accuracy as a fraction and mean cross-entropy, in eval mode; the mode is restored."""
     was_training = module.training
     module.eval()
@@ -158,13 +114,13 @@ def _run_epoch(
     recipe: Recipe,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    training: _Part,
+    training: Part,
     epoch: int,
     progress: Progress,
     state: State,
 ) -> None:
     spec = recipe.train
-    seed = int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
+    seed = epoch_seed(recipe.seed, epoch)
     torch.manual_seed(seed)  # dropout and the like
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(training), generator=generator)
@@ -191,7 +147,7 @@ def _run_epoch(
 
 def _logits(
     module: nn.Module,
-    part: _Part,
+    part: Part,
     chosen: torch.Tensor | slice,
     change: Callable[[torch.Tensor], torch.Tensor] = lambda item: item,
 ) -> torch.Tensor:
@@ -200,14 +156,7 @@ def _logits(
     return logits
 
 
-def _part(samples: SamplesLike, recipe: Recipe, device: str) -> _Part:
-    if samples.labels is None:
-        raise DataError("training needs labels, and this data has none", where="data.source")
-    inputs = tuple(torch.from_numpy(samples.inputs[spec.name]).to(device) for spec in recipe.model.inputs)
-    return _Part(inputs, torch.from_numpy(samples.labels).to(device))
-
-
-def _begin(module: nn.Module, training: _Part) -> State:
+def _begin(module: nn.Module, training: Part) -> State:
     fit = getattr(module, "fit_inputs", None)
     if fit is not None:
         fit(*(item.cpu().numpy() for item in training.inputs))
@@ -294,18 +243,3 @@ def _key(recipe: Recipe, dataset: DatasetLike) -> str:
     parts = {name: value[name] for name in ("seed", "train")}
     model = {name: value["model"][name] for name in ("source", "arguments", "inputs", "outputs")}
     return files.sha256_of_json({"data": dataset.fingerprint, "model": model, **parts})
-
-
-@contextmanager
-def _reproducible(seed: int, device: str) -> Iterator[None]:
-    """Make torch deterministic inside the block, and leave its settings and random state as they were."""
-    if device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with one of these
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng(devices=["cuda"] if device == "cuda" else []):
-        torch.use_deterministic_algorithms(True, warn_only=True)  # a user's layer may have no such algorithm
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -9,7 +9,7 @@ import warnings
 
 from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
 from repo_builder.quantize.finders import Finder
-from repo_builder.quantize.plugged import PluggedCalibrator, QuantizerFinder
+from repo_builder.quantize.plugged import PluggedCalibrator, QuantizerFinder, QuantizerRounding
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns of optional libraries that this project does not use
@@ -25,3 +25,10 @@ def finder(spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str)
     quantizer.disable_quant()
     quantizer.enable_calib()
     return QuantizerFinder(quantizer, channels=channels)
+
+
+def rounding(*, bits: int, unsigned: bool, narrow: bool) -> QuantizerRounding:
+    """See ``finetune.rounding.RoundingMaker``."""
+    quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=bits, unsigned=unsigned, narrow_range=narrow))
+    quantizer.amax = float(2 ** (bits - (not unsigned)) - 1)
+    return QuantizerRounding(quantizer, unsigned=unsigned)

@@ -1,4 +1,4 @@
-"""What both libraries' back ends share: our calibrator behind their interface, and a finder that feeds a quantizer."""
+"""What both libraries' back ends share: our calibrator behind their interface, finders and roundings around theirs."""
 
 from __future__ import annotations
 
@@ -69,4 +69,23 @@ class QuantizerFinder:
             return Calibrator("max", channels=self._channels).amax()  # which says that nothing was seen
         self._quantizer.load_calib_amax()
         found: Array = self._quantizer.amax.detach().cpu().numpy().astype(np.float32).reshape(self._channels)
+        return found
+
+
+class QuantizerRounding:
+    """A library's TensorQuantizer as a rounding (``finetune.rounding.Rounding``): it fake-quantizes in steps of 1.
+
+    Args:
+        quantizer: It fake-quantizes what it is called with.
+        unsigned: Whether its codes start at 0. Such a quantizer takes no negative values, which are clipped for it.
+    """
+
+    def __init__(self, quantizer: Any, *, unsigned: bool) -> None:  # noqa: ANN401 - either library's
+        self._quantizer, self._unsigned = quantizer, unsigned
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return whole steps."""
+        if self._quantizer._amax.device != x.device:
+            self._quantizer.to(x.device)
+        found: torch.Tensor = self._quantizer(x.clamp(min=0) if self._unsigned else x)
         return found

@@ -6,6 +6,9 @@ entropy takes minutes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from absl import logging
 from pytorch_quantization.nn import TensorQuantizer
 from pytorch_quantization.tensor_quant import QuantDescriptor
@@ -13,7 +16,18 @@ from pytorch_quantization.tensor_quant import QuantDescriptor
 from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.finders import Finder
-from repo_builder.quantize.plugged import PluggedCalibrator, QuantizerFinder
+from repo_builder.quantize.plugged import PluggedCalibrator, QuantizerFinder, QuantizerRounding
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's log of every step off stderr."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class _QuietFinder(QuantizerFinder):
@@ -21,22 +35,23 @@ class _QuietFinder(QuantizerFinder):
 
     def amax(self) -> Array:
         """Return what the quantizer found."""
-        before = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)
-        try:
+        with _quiet():
             return super().amax()
-        finally:
-            logging.set_verbosity(before)
 
 
 def finder(spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str) -> Finder:
     """See ``finders.FinderMaker``."""
     axis = None if channels == 1 else 0
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
+    with _quiet():
         quantizer = TensorQuantizer(QuantDescriptor(num_bits=8, axis=axis), if_quant=False, if_calib=True)
-    finally:
-        logging.set_verbosity(before)
     quantizer._calibrator = PluggedCalibrator(spec, channels=channels, where=where)
     return _QuietFinder(quantizer, channels=channels)
+
+
+def rounding(*, bits: int, unsigned: bool, narrow: bool) -> QuantizerRounding:
+    """See ``finetune.rounding.RoundingMaker``."""
+    steps = float(2 ** (bits - (not unsigned)) - 1)
+    with _quiet():
+        described = QuantDescriptor(num_bits=bits, unsigned=unsigned, narrow_range=narrow, amax=steps)
+        quantizer = TensorQuantizer(described)
+    return QuantizerRounding(quantizer, unsigned=unsigned)

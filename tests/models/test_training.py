@@ -140,7 +140,7 @@ def test_evaluation_is_in_eval_mode_and_training_statistics_stay(jets):
     module = models.create(recipe_of().model, seed=0)
     module.train()
     before = {name: item.clone() for name, item in module.state_dict().items()}
-    part = training._part(jets.split("validation"), recipe_of(), "cpu")
+    part = training.part_of(jets.split("validation"), recipe_of(), "cpu")
     training.evaluate(module, part)
     assert module.training
     assert all(torch.equal(before[name], item) for name, item in module.state_dict().items())

@@ -18,6 +18,7 @@ from repo_builder.core.bounds import Bound
 from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe import reading
 from repo_builder.core.recipe.bounds import Name
+from repo_builder.core.recipe.finetune import FinetuneSpec
 from repo_builder.core.recipe.precision import (
     CalibratorName,
     ExportSpec,
@@ -37,6 +38,7 @@ __all__ = [
     "CompileSpec",
     "DataSpec",
     "ExportSpec",
+    "FinetuneSpec",
     "InputQuantizer",
     "LayerRule",
     "MeasureSpec",
@@ -67,6 +69,7 @@ class Recipe:
         data: Samples and how they are split.
         train: How a checkpoint is made.
         quantize: The back end and the layer rules.
+        finetune: Fake-quantized training after calibration; None for none.
         export: The ONNX that is written.
         compile: The target and its options.
         repository: What config.pbtxt says beyond the tensors.
@@ -80,6 +83,7 @@ class Recipe:
     data: DataSpec
     train: TrainSpec = field(default_factory=TrainSpec)
     quantize: QuantizeSpec = field(default_factory=QuantizeSpec)
+    finetune: FinetuneSpec | None = None
     export: ExportSpec = field(default_factory=ExportSpec)
     compile: CompileSpec = field(default_factory=CompileSpec)
     repository: RepositorySpec = field(default_factory=RepositorySpec)

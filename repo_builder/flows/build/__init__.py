@@ -17,7 +17,7 @@ from repo_builder.core import artifacts, files, loading, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import DataError
 from repo_builder.datasets import Dataset
-from repo_builder.flows.build import compiling, exporting, keys, placing, scores
+from repo_builder.flows.build import compiling, exporting, finetuning, keys, placing, scores
 from repo_builder.flows.build.options import BuildOptions, BuildResult
 
 __all__ = ["BuildOptions", "BuildResult", "build", "compile_artifact", "load_exported"]
@@ -32,12 +32,13 @@ def build(options: BuildOptions) -> BuildResult:
     recipe = options.recipe
     for folder in (options.work, options.repository):
         files.require_writable(folder)
+    finetuning.check(recipe)
     target = compiling.choose(options)
     placing.warn_of_another(options)
     with progress.step("load data") as step:
         dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
-    exported, known = exporting.run(options, dataset)
+    exported, known = exporting.run(options, dataset, target.placement(recipe))
     engine, built = compiling.run(exported, target, options, dataset)
     return _placed(exported, engine, options, {"export": known, "compile": built})
 

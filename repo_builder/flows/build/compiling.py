@@ -176,7 +176,15 @@ def _compile_into(
     layers = table.became(lowered.layers, details.precisions)
     reasons = table.reasons(layers)
     details = dataclasses.replace(
-        details, notes=(*chosen.notes, *reasons, *lowered.notes, *details.notes), batching=why
+        details,
+        notes=(
+            *_trained_for(exported, target.placement(options.recipe)[0]),
+            *chosen.notes,
+            *reasons,
+            *lowered.notes,
+            *details.notes,
+        ),
+        batching=why,
     )
     if isinstance(details, OnnxRuntimeDetails):
         details = dataclasses.replace(details, tried=chosen.tried)
@@ -193,7 +201,20 @@ def _weighed(
     int8 = any(row.asked == "int8" for row in exported.layers)
     if placement[0] != "onnxruntime-cpu" or options.recipe.quantize.keep == "all" or not int8:
         return paying.Kept()
+    if exported.details.finetuned is not None:
+        return paying.Kept()  # a layer that was trained to be int8 is
     return paying.choose(exported, placement, batches, dataset.split("calibration").inputs if dataset else None)
+
+
+def _trained_for(exported: OnnxArtifact, placement: str) -> tuple[str, ...]:
+    """Return a sentence where the model was fine-tuned for another target's placement."""
+    tuned = exported.details.finetuned
+    if tuned is None or tuned.placement == placement:
+        return ()
+    return (
+        f"the model was fine-tuned for {tuned.placement} and is placed for {placement}, whose tensors and codes "
+        "differ: set finetune.target and build again",
+    )
 
 
 def _batched(recipe: Recipe, exported: OnnxArtifact) -> tuple[Recipe, str]:

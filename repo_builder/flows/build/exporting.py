@@ -8,11 +8,12 @@ from repo_builder import models
 from repo_builder.core import artifacts, environment, files, kept, progress, watching
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import OnnxDetails
+from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord
 from repo_builder.datasets import Dataset
-from repo_builder.flows.build import forms, keys, scores, varying
+from repo_builder.flows.build import finetuning, forms, keys, scores, varying
 from repo_builder.flows.build.options import BuildOptions, current
 from repo_builder.measure.judge import accuracy
 from repo_builder.measure.judge.ladder import scored_output
@@ -30,8 +31,13 @@ _CODE = (
 )
 
 
-def run(options: BuildOptions, dataset: Dataset) -> tuple[OnnxArtifact, bool]:
+def run(options: BuildOptions, dataset: Dataset, placement: tuple[str, Saturation]) -> tuple[OnnxArtifact, bool]:
     """Export, or find what is up to date; return the artifact and whether it was.
+
+    Args:
+        options: What is asked for.
+        dataset: Samples.
+        placement: That of the target that will be compiled for; fine-tuning trains for it.
 
     Raises:
         RepoBuilderError: The branch tells what failed; what was there before is untouched.
@@ -41,6 +47,10 @@ def run(options: BuildOptions, dataset: Dataset) -> tuple[OnnxArtifact, bool]:
     parts = recipe.to_dict()
     parts["model"].pop("checkpoint", None)
     parts["quantize"].pop("keep", None)  # compiling decides it
+    spec = recipe.finetune
+    trained_for = None if spec is None else finetuning.placement(spec, placement)
+    if spec is not None:
+        parts["model"]["finetune"] = [parts["finetune"], trained_for, recipe.measure.task, recipe.measure.output]
     key = files.sha256_of_json({
         "recipe": {name: parts[name] for name in ("model", "data", "quantize", "export", "seed")},
         "weights": source.fingerprint,
@@ -73,6 +83,13 @@ def run(options: BuildOptions, dataset: Dataset) -> tuple[OnnxArtifact, bool]:
         )
         for finding in varying.false_axes(fresh / forms.FP32_MODEL, recipe.model.inputs, held_out.inputs):
             progress.warn(str(finding))
+        tuned = None
+        if spec is not None and trained_for is not None:
+            state = finetuning.state_file(options.work, recipe)
+            tuned = finetuning.tune(recipe, spec, dataset, made, fresh, trained_for=trained_for, state=state)
+            made = dataclasses.replace(
+                made, layers=tuned.layers, outputs={**made.outputs, finetuning.FORM: tuned.outputs}
+            )
         kept.save(fresh, made.outputs)
         artifact = OnnxArtifact(
             path=fresh,
@@ -94,9 +111,11 @@ def run(options: BuildOptions, dataset: Dataset) -> tuple[OnnxArtifact, bool]:
                 weights_sha256=source.fingerprint,
                 data=dataset.name,
                 data_sha256=dataset.fingerprint,
+                finetuned=tuned.record if tuned else None,
             ),
         )
         artifacts.write_manifest(artifact)
+    finetuning.state_file(options.work, recipe).with_suffix(".resume").unlink(missing_ok=True)
     return dataclasses.replace(artifact, path=folder), False
 
 

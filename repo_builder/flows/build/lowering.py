@@ -90,7 +90,7 @@ class Ready:
             left: Layer → why it is left in fp32.
         """
         placed = leaving.place_without(self.model, self.plans, self.ranges, self.profile, left)
-        lowered, notes = _fp16(placed.model, self.plans)
+        lowered, notes = fp16(placed.model, self.plans)
         _write(lowered, exported, path)
         return lowered, placed, notes
 
@@ -140,7 +140,7 @@ def _write(model: onnx.ModelProto, exported: OnnxArtifact, path: Path) -> None:
     onnx_files.save(model, path)
 
 
-def _fp16(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def fp16(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Make fp16 regions; return the graph and a sentence for each node that stays out of one."""
     chosen = frozenset(item.name for item in plans if item.precision == "fp16")
     if not chosen:

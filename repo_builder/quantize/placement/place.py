@@ -73,11 +73,9 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
             range; or the graph is too old and cannot be converted. The layer is named.
     """
     model = current(model)
-    index = Index(model)
-    known = ranges.tensors.__contains__
+    choice, codes = decide(model, plans, ranges, profile)
+    index = choice.index
     dynamic = find_dynamic(index, plans, profile)
-    choice = choose(index, find(index, static(plans), profile), profile, known)
-    codes = tensor_codes(choice, ranges.tensors, profile.activations)
     made = write(model, choice, codes, ranges.weights, profile)
     able = frozenset(name for name, why in dynamic.items() if not why)
     return Placed(
@@ -86,6 +84,25 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
         tensors={tensor: _placed(choice, tensor, codes[tensor]) for tensor in choice.tensors},
         layers=tuple(_outcome(item, choice, dynamic) for item in plans),
     )
+
+
+def decide(
+    model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, profile: Profile
+) -> tuple[Choice, dict[str, Codes]]:
+    """Return where Q/DQ stands and each tensor's codes: what ``place`` writes, before it is written.
+
+    Args:
+        model: As for ``place``, of opset 13 or later.
+        plans: What each layer is to become.
+        ranges: As for ``place``.
+        profile: The target.
+
+    Raises:
+        QuantizeError: A range is not finite, zero at a layer's input or too small for a scale.
+    """
+    index = Index(model)
+    choice = choose(index, find(index, static(plans), profile), profile, ranges.tensors.__contains__)
+    return choice, tensor_codes(choice, ranges.tensors, profile.activations)
 
 
 def _placed(choice: Choice, tensor: str, codes: Codes) -> PlacedTensor:

@@ -24,7 +24,7 @@ def tensor_codes(
         QuantizeError: A range is not finite, or too small for float32.
     """
     found = {}
-    for group in _groups(choice):
+    for group in sharing(choice):
         bounds = []
         for tensor in group:
             span = ranges[tensor]
@@ -58,7 +58,7 @@ def _check(choice: Choice, tensor: str, bounds: tuple[float, float, float]) -> N
         raise QuantizeError(f"{what} never exceeds {bounds[2]:.1e}, too little for a scale", where=where, hint=hint)
 
 
-def _groups(choice: Choice) -> list[list[str]]:
+def sharing(choice: Choice) -> list[list[str]]:
     """Return the chosen tensors in groups that share a scale, in graph order."""
     leader = {tensor: tensor for tensor in choice.tensors}
 
