@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from repo_builder.core.records import AccuracyRecord, LayerRecord
+    from repo_builder.core.records import AccuracyRecord, FinetuneRecord, LayerRecord
     from repo_builder.flows.build import BuildResult
 
 
@@ -132,11 +132,26 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     if result.engine.layers:
         console.print(_layer_table(result.engine.layers))
     console.print(_accuracy_table(result.engine.accuracy))
+    tuned = result.exported.details.finetuned
+    if tuned is not None:
+        console.print(_in_words(tuned, result.engine.accuracy), markup=False, soft_wrap=True)
     details = result.engine.details
     if isinstance(details, OnnxRuntimeDetails) and details.speed:
         lowered = sorted({item.asked for item in result.engine.layers} - {"fp32"}, reverse=True)
         console.print(speed.in_words(details.speed, "/".join(lowered)), markup=False, soft_wrap=True)
     console.print(f"model repository: {result.model_folder}", markup=False, soft_wrap=True)
+
+
+def _in_words(tuned: FinetuneRecord, accuracy: tuple[AccuracyRecord, ...]) -> str:
+    """Return a sentence on what fine-tuning changed: the compiled model against the calibrated one."""
+    how = f"fine-tuning ({tuned.backend}, for {tuned.placement}, kept epoch {tuned.best_epoch} of {tuned.epochs})"
+    last = accuracy[-1] if accuracy else None
+    if last is not None and last.top1 is not None and tuned.before.top1 is not None:
+        return f"{how}: top-1 {tuned.before.top1:.4f} as calibrated, {last.top1:.4f} fine-tuned"
+    after = next((item.sqnr_db for item in accuracy if item.form == "fine-tuned"), None)
+    if after is None or tuned.before.sqnr_db is None:
+        return how
+    return f"{how}: {tuned.before.sqnr_db:.1f} dB to fp32 as calibrated, {after:.1f} dB fine-tuned"
 
 
 def _layer_table(layers: tuple[LayerRecord, ...]) -> Any:  # noqa: ANN401 - rich is imported late

@@ -80,6 +80,7 @@ class BuildResult:
             "layers": [codec.plain(item, nulls=True) | {"precision": item.precision} for item in engine.layers],
             "accuracy": [codec.plain(item, nulls=True) for item in engine.accuracy],
             "details": codec.plain(engine.details, nulls=True),
+            "finetuned": codec.plain(self.exported.details.finetuned, nulls=True),
         }
 
 

@@ -80,9 +80,8 @@ def _conv_transpose(values: list[Tensor | None], attributes: Attributes) -> Tens
         raise ValueError("its padding has no form in torch")
     run = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[kernel.dim() - 3]
     more = list(attributes.get("output_padding", [0] * len(window.strides)))
-    return run(
-        image, kernel, bias, window.strides, window.symmetric, more, attributes.get("group", 1), window.dilations
-    )
+    group = attributes.get("group", 1)
+    return run(image, kernel, bias, window.strides, window.symmetric, more, group, window.dilations)
 
 
 def _gemm(values: list[Tensor | None], attributes: Attributes) -> Tensor:
