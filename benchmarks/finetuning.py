@@ -45,7 +45,13 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 LEAST_LOSS = 0.01
 VGG = {"epochs": 4, "batch_size": 128, "learning_rate": 3e-5, "augment": ["shift", "mirror"]}
-DEPTHWISE = {"epochs": 8, "batch_size": 256, "learning_rate": 3e-4, "augment": ["shift", "mirror"]}
+DEPTHWISE = {
+    "epochs": 9,
+    "batch_size": 256,
+    "learning_rate": 1e-3,
+    "range_learning_rate": 2e-3,
+    "augment": ["shift", "mirror"],
+}
 JSC = {"epochs": 10, "batch_size": 256, "learning_rate": 1e-3}
 SHOWN_TEST = 600  # test images that ``train`` scores
 _RECORD = 3073

@@ -204,15 +204,14 @@ class _Run:
             loss = self.loss(
                 {name: augment(item, self.spec.augment, generator) for name, item in inputs.items()}, labels
             )
+            if not torch.isfinite(loss):  # told before it reaches a library's kernels, which end the process on NaN
+                hint = "lower finetune.learning_rate"
+                raise ModelError(f"the loss is not finite in epoch {epoch}", where="finetune", hint=hint)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.detach()
-        mean = float(total) / batches
-        if not math.isfinite(mean):
-            hint = "lower finetune.learning_rate"
-            raise ModelError(f"the loss is not finite in epoch {epoch}", where="finetune", hint=hint)
-        return self._judged(epoch, state, mean)
+        return self._judged(epoch, state, float(total) / batches)
 
     def _judged(self, epoch: int, state: State, mean: float) -> State:
         """Return the state after an epoch; equal accuracies are told apart by the loss."""
