@@ -120,8 +120,8 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        click.echo(f"interrupted: {stop}" if str(stop) else "interrupted", err=True)  # training says what was kept
         return 130
     except BrokenPipeError:
         streams.mute()

@@ -54,16 +54,11 @@ def command(
         dataset = datasets.load(chosen.data, inputs=chosen.model.inputs, seed=chosen.seed, data_dir=data_dir)
         step.note(f"{dataset.name}: " + ", ".join(f"{len(held)} {part}" for part, held in dataset.parts.items()))
     module = models.create(chosen.model, seed=chosen.seed)
-    try:
-        with progress.step("train") as step:
-            result = training.train(
-                chosen, module, dataset, target, resume=resume, progress=progress.bar, device=device, half=half
-            )
-            step.wrote(target)
-    except KeyboardInterrupt as stop:
-        if str(stop):
-            progress.stderr_console().print(str(stop))
-        raise
+    with progress.step("train") as step:
+        result = training.train(
+            chosen, module, dataset, target, resume=resume, progress=progress.bar, device=device, half=half
+        )
+        step.wrote(target)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

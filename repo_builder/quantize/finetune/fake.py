@@ -121,7 +121,7 @@ def fakes(
     for place in sorted(choice.layers.int8):
         layers.setdefault(choice.layers.plans[place].name, choice.index.nodes[place])
     if not layers:
-        hint = "give layers precision int8, or leave [finetune] out"
+        hint = "give layers precision int8 with a calibrator that is not dynamic, or leave [finetune] out"
         raise QuantizeError(f"no layer of it would be int8 on {profile.name}", where="finetune", hint=hint)
     roundings = {
         "uint8": make(bits=8, unsigned=True, narrow=False),

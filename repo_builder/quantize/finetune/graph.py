@@ -48,8 +48,9 @@ class TrainableGraph(nn.Module):
         self._places = {name: place for place, name in enumerate(self._trained)}
         self._fixed: dict[str, Tensor] = {}  # whole numbers stay on the CPU
         self._buffers_of: dict[str, str] = {}
-        read = dict.fromkeys(name for place in self._steps for name in self._index.nodes[place].input)
-        for name in read:
+        self._outputs = [item.name for item in model.graph.output]
+        read = [name for place in self._steps for name in self._index.nodes[place].input]
+        for name in dict.fromkeys((*read, *self._outputs)):
             if name and self._index.constant(name) and name not in self._places:
                 self._keep(name)
 
@@ -90,12 +91,13 @@ class TrainableGraph(nn.Module):
                 found = OPERATORS[node.op_type](self._inputs(place, values, codes), self._attributes[place])
             except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
                 message = f"its {node.op_type} does not run in torch: {first_line(error)}"
-                raise QuantizeError(message, where=node.name, hint="leave [finetune] out") from error
+                hint = "lower finetune.batch_size where memory ran out; else leave [finetune] out"
+                raise QuantizeError(message, where=node.name, hint=hint) from error
             for name, value in zip(node.output, found if isinstance(found, tuple) else (found,), strict=False):
                 values[name] = value
                 self._quantize(name, values, codes)
-        last = {item.name: item.name for item in self._model.graph.output}
-        return {name: self._seen(name, values, codes) for name in last}
+        constants = {name: self._constant(name) for name in self._outputs}
+        return {name: self._seen(name, values, codes) if item is None else item for name, item in constants.items()}
 
     def _quantize(self, name: str, values: dict[str, Tensor], codes: dict[str, Tensor]) -> None:
         if self._quantized is not None and name in self._quantized.tensors:
@@ -111,17 +113,23 @@ class TrainableGraph(nn.Module):
         through = self._quantized.choice.int8_reads(place) if self._quantized else ()
         found: list[Tensor | None] = []
         for position, name in enumerate(node.input):
+            constant = self._constant(name)
             if not name:
                 found.append(None)
-            elif name in self._places:
-                found.append(self._weight(place, position, self.trained[self._places[name]]))
-            elif name in self._buffers_of:
-                found.append(self._weight(place, position, getattr(self, self._buffers_of[name])))
-            elif name in self._fixed:
-                found.append(self._fixed[name])
+            elif constant is not None:
+                found.append(self._weight(place, position, constant))
             else:
                 found.append(codes[name] if name in through and name in codes else self._seen(name, values, codes))
         return found
+
+    def _constant(self, name: str) -> Tensor | None:
+        """Return a constant as it is now, None for a tensor that is none."""
+        if name in self._places:
+            return self.trained[self._places[name]]
+        if name in self._buffers_of:
+            value: Tensor = getattr(self, self._buffers_of[name])
+            return value
+        return self._fixed.get(name)
 
     def _weight(self, place: int, position: int, value: Tensor) -> Tensor:
         """Return a constant as a node reads it: an int8 layer's weight is rounded."""
