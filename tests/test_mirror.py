@@ -32,7 +32,8 @@ ELSEWHERE: dict[str, str] = {
     "core/test_artifacts.py": "core/details core/records",
     "core/test_batchable.py": "core/sessions core/signatures",
     "core/test_recipe.py": (
-        "core/recipe/__init__ core/recipe/precision core/recipe/serving core/recipe/sources core/recipe/targets"
+        "core/recipe/__init__ core/recipe/finetune core/recipe/precision core/recipe/serving core/recipe/sources"
+        " core/recipe/targets"
     ),
     "datasets/test_built_in_data.py": "datasets/__init__",
     "datasets/test_damaged_data.py": "core/archive",
@@ -55,13 +56,16 @@ ELSEWHERE: dict[str, str] = {
     "measure/wire/test_transport.py": "measure/wire/grpc measure/wire/http1 measure/wire/http2",
     "models/test_architectures.py": "models/jsc models/vgg",
     "models/test_models_create.py": "models/__init__",
-    "models/test_training.py": "models/resuming",
+    "models/test_finetuning.py": "models/distance",
+    "models/test_training.py": "models/parts models/resuming",
     "quantize/placement/test_place.py": (
         "quantize/placement/__init__ quantize/placement/choose quantize/placement/index quantize/placement/layers"
         " quantize/placement/lower quantize/placement/placed quantize/placement/profiles/onnxruntime_cpu"
         " quantize/placement/scales quantize/placement/table quantize/placement/weights quantize/placement/write"
         " quantize/placement/write_layer quantize/placement/writer"
     ),
+    "quantize/finetune/test_graph.py": "quantize/finetune/fake quantize/finetune/rounding",
+    "quantize/finetune/test_operators.py": "quantize/finetune/moving quantize/finetune/pooling",
     "quantize/test_calibrate.py": (
         "quantize/finders quantize/observe quantize/plugged quantize/pytorch_quantization quantize/ranges"
         " quantize/store"
