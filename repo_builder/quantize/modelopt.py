@@ -9,6 +9,7 @@ import warnings
 
 from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
 from repo_builder.quantize.finders import Finder
+from repo_builder.quantize.finetune.rounding import code_limits
 from repo_builder.quantize.plugged import PluggedCalibrator, QuantizerFinder, QuantizerRounding
 
 with warnings.catch_warnings():
@@ -29,6 +30,7 @@ def finder(spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str)
 
 def rounding(*, bits: int, unsigned: bool, narrow: bool) -> QuantizerRounding:
     """See ``finetune.rounding.RoundingMaker``."""
+    low, high = code_limits(bits=bits, unsigned=unsigned, narrow=narrow)
     quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=bits, unsigned=unsigned, narrow_range=narrow))
-    quantizer.amax = float(2 ** (bits - (not unsigned)) - 1)
-    return QuantizerRounding(quantizer, unsigned=unsigned)
+    quantizer.amax = float(high)
+    return QuantizerRounding(quantizer, low=low, high=high)

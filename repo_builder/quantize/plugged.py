@@ -75,17 +75,21 @@ class QuantizerFinder:
 class QuantizerRounding:
     """A library's TensorQuantizer as a rounding (``finetune.rounding.Rounding``): it fake-quantizes in steps of 1.
 
+    What is beyond the codes is clipped before it comes to the quantizer: libraries differ in whether a gradient passes
+    there (ModelOpt lets it), and an unsigned quantizer takes no negative values.
+
     Args:
         quantizer: It fake-quantizes what it is called with.
-        unsigned: Whether its codes start at 0. Such a quantizer takes no negative values, which are clipped for it.
+        low: The lowest code.
+        high: The highest.
     """
 
-    def __init__(self, quantizer: Any, *, unsigned: bool) -> None:  # noqa: ANN401 - either library's
-        self._quantizer, self._unsigned = quantizer, unsigned
+    def __init__(self, quantizer: Any, *, low: int, high: int) -> None:  # noqa: ANN401 - either library's
+        self._quantizer, self._low, self._high = quantizer, low, high
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return whole steps."""
         if self._quantizer._amax.device != x.device:
             self._quantizer.to(x.device)
-        found: torch.Tensor = self._quantizer(x.clamp(min=0) if self._unsigned else x)
+        found: torch.Tensor = self._quantizer(x.clamp(self._low, self._high))
         return found

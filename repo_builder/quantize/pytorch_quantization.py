@@ -16,6 +16,7 @@ from pytorch_quantization.tensor_quant import QuantDescriptor
 from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.finders import Finder
+from repo_builder.quantize.finetune.rounding import code_limits
 from repo_builder.quantize.plugged import PluggedCalibrator, QuantizerFinder, QuantizerRounding
 
 
@@ -50,8 +51,8 @@ def finder(spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str)
 
 def rounding(*, bits: int, unsigned: bool, narrow: bool) -> QuantizerRounding:
     """See ``finetune.rounding.RoundingMaker``."""
-    steps = float(2 ** (bits - (not unsigned)) - 1)
+    low, high = code_limits(bits=bits, unsigned=unsigned, narrow=narrow)
     with _quiet():
-        described = QuantDescriptor(num_bits=bits, unsigned=unsigned, narrow_range=narrow, amax=steps)
+        described = QuantDescriptor(num_bits=bits, unsigned=unsigned, narrow_range=narrow, amax=float(high))
         quantizer = TensorQuantizer(described)
-    return QuantizerRounding(quantizer, unsigned=unsigned)
+    return QuantizerRounding(quantizer, low=low, high=high)

@@ -95,7 +95,7 @@ def _gather(values: list[Tensor], attributes: Attributes) -> Tensor:
     axis = attributes.get("axis", 0) % x.dim()
     places = torch.where(places < 0, places + x.shape[axis], places).long()
     found = x.index_select(axis, places.reshape(-1))
-    return found.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+    return found.reshape((*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]))
 
 
 def _expand(values: list[Tensor], _: Attributes) -> Tensor:

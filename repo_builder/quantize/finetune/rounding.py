@@ -54,6 +54,12 @@ def backend(name: str) -> RoundingMaker:
     return maker
 
 
+def code_limits(*, bits: int, unsigned: bool, narrow: bool) -> tuple[int, int]:
+    """Return the lowest and the highest code; see ``RoundingMaker``."""
+    high: int = 2 ** (bits - (not unsigned)) - 1
+    return (0 if unsigned else -high - (not narrow)), high
+
+
 class _Straight(torch.autograd.Function):
     """Rounding whose gradient is 1."""
 
@@ -68,8 +74,7 @@ class _Straight(torch.autograd.Function):
 
 def plain(*, bits: int, unsigned: bool, narrow: bool) -> Rounding:
     """Return a rounding of torch's own operators; see ``RoundingMaker``."""
-    high = 2 ** (bits - (not unsigned)) - 1
-    low = 0 if unsigned else -high - (not narrow)
+    low, high = code_limits(bits=bits, unsigned=unsigned, narrow=narrow)
 
     def rounded(x: Tensor) -> Tensor:
         found: Tensor = _Straight.apply(x.clamp(low, high))  # type: ignore[no-untyped-call]
