@@ -114,6 +114,10 @@ def top1(result: BuildResult) -> dict[str, float]:
     return {item.form: float(item.top1 or 0.0) for item in result.engine.accuracy}
 
 
+def _samples(result: BuildResult) -> int:
+    return result.engine.accuracy[0].samples
+
+
 def train(options: argparse.Namespace) -> None:
     """Train and fine-tune; VGG7 beside the depthwise network."""
     options.out.mkdir(parents=True, exist_ok=True)
@@ -139,15 +143,10 @@ def train(options: argparse.Namespace) -> None:
         for name in BACKENDS:
             folder = options.out / f"depthwise-{name}" / "depthwise" / "onnx"
             if folder.is_dir():
-                packed.add(folder, f"depthwise-{name}/depthwise/onnx", filter=_lean)
+                packed.add(folder, f"depthwise-{name}/depthwise/onnx")
     print(json.dumps(told, indent=1))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
-
-
-def _lean(item: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leave nothing out that the manifest lists."""
-    return item
 
 
 def _fewer(options: argparse.Namespace) -> Path:
@@ -256,7 +255,8 @@ def _score_jsc(work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in BACKENDS:
         tuned = run(jsc(name), work / f"jsc-{name}", options, None)
         _write(options.out / f"jsc-{name}.json", jsc(name), tuned)
-        rows.append(_row("jsc", name, "as in the recipe", plain, top1(tuned)["onnxruntime"], options))
+        found = top1(tuned)["onnxruntime"]
+        rows.append(_row("jsc", name, "as in the recipe", top1(plain), found, _samples(plain), options))
     return rows
 
 
@@ -279,40 +279,55 @@ def _score_depthwise(told: dict[str, Any], work: Path, options: argparse.Namespa
                 trust_code=True,
             ),
         )
-        rows.append(_row("depthwise", name, form, plain, top1(result)["onnxruntime"], options))
+        found = top1(result)["onnxruntime"]
+        rows.append(_row("depthwise", name, form, top1(plain), found, _samples(plain), options))
     return rows
 
 
 def _score_vgg(work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Score VGG7's compiled graphs; all forms that a build runs on the way would take an hour."""
     from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner
+    from repo_builder.models.running import run as run_torch
 
-    plain = run(vgg(None), work / "vgg", options, options.vgg)
     recipe = vgg(None)
+    few = argparse.Namespace(**{**vars(options), "data_dir": _fewer(options)})
+    graphs = {"calibrated": run(recipe, work / "vgg", few, options.vgg).engine.model}
+    graphs |= {name: options.out / f"vgg-{name}.onnx" for name in BACKENDS}
     dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
     samples = dataset.split("test")
-    rows = []
-    for name in BACKENDS:
-        with progress.step(f"score vgg-{name}"), OnnxRuntimeRunner(options.out / f"vgg-{name}.onnx") as model:
-            found = model(samples.inputs, ("logits",))["logits"]
-        right = float((found.argmax(1) == samples.labels).mean())
-        rows.append(_row("vgg-cifar10", name, "as in the recipe", plain, right, options))
-    return rows
+    module = models.create(recipe.model, seed=recipe.seed)
+    models.load_checkpoint(module, options.vgg, where="--vgg")
+    with progress.step("run vgg in fp32"):
+        outputs = {"fp32": run_torch(module, samples.inputs, ["image"], ["logits"])["logits"]}
+    for name, graph in graphs.items():
+        with progress.step(f"run vgg, {name}"), OnnxRuntimeRunner(graph) as model:
+            outputs[name] = model(samples.inputs, ("logits",))["logits"]
+    right = {name: float((found.argmax(1) == samples.labels).mean()) for name, found in outputs.items()}
+    plain = {"fp32": right["fp32"], "onnxruntime": right["calibrated"]}
+    return [
+        _row("vgg-cifar10", name, "as in the recipe", plain, right[name], len(samples), options) for name in BACKENDS
+    ]
 
 
 def _row(
-    network: str, backend: str, form: str, plain: BuildResult, tuned: float, options: argparse.Namespace
+    network: str,
+    backend: str,
+    form: str,
+    plain: dict[str, float],
+    tuned: float,
+    samples: int,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Return a network's line: top-1 on the whole test split."""
+    """Return a network's line: top-1 on the whole test split, ``plain`` without fine-tuning."""
     short = {"vgg-cifar10": "vgg"}.get(network, network)
     made = json.loads((options.out / f"{short}-{backend}.json").read_text())
-    found = top1(plain)
     return {
         "network": network,
         "backend": backend,
         "form": form,
-        "samples": plain.engine.accuracy[0].samples,
-        "fp32_top1": found["fp32"],
-        "calibrated_top1": found["onnxruntime"],
+        "samples": samples,
+        "fp32_top1": plain["fp32"],
+        "calibrated_top1": plain["onnxruntime"],
         "finetuned_top1": tuned,
         "finetune": made["finetune"],
         "best_epoch": made["record"]["best_epoch"],
