@@ -123,12 +123,14 @@ def train(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     options.data_dir = _fewer(options)
     started = time.perf_counter()
-    vgg_runs = {name: _beside("vgg", name, "", options) for name in BACKENDS}
-    checkpoint = options.out / "depthwise.safetensors"
-    if not checkpoint.is_file():
-        _train_fp32(checkpoint, options)
-    form, tried = _form(checkpoint, options)
-    runs = {f"depthwise {name}": _beside("depthwise", name, form, options) for name in BACKENDS}
+    vgg_runs = {name: _beside("vgg", name, "", options) for name in BACKENDS if "vgg" in options.networks}
+    checkpoint, form, tried = options.out / "depthwise.safetensors", "", {}
+    runs: dict[str, subprocess.Popen[bytes]] = {}
+    if "depthwise" in options.networks:
+        if not checkpoint.is_file():
+            _train_fp32(checkpoint, options)
+        form, tried = _form(checkpoint, options)
+        runs |= {f"depthwise {name}": _beside("depthwise", name, form, options) for name in BACKENDS}
     runs |= {f"vgg {name}": one for name, one in vgg_runs.items()}
     failed = [name for name, one in runs.items() if one.wait() != 0]
     told = {"form": form, "tried": tried, "seconds": round(time.perf_counter() - started, 1), "failed": failed}
@@ -366,6 +368,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of CIFAR-10")
     parser.add_argument("--vgg", type=Path, required=True, help="weights of VGG7 on CIFAR-10")
+    parser.add_argument("--networks", nargs="*", default=["vgg", "depthwise"], help="what train fine-tunes")
     parser.add_argument("--quick", action="store_true", help="everything small, to see that it runs")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "finetuning.json")
     for name in ("network", "backend", "form"):

@@ -40,6 +40,9 @@ class Tunable(Protocol):
     def steps(self) -> list[nn.Parameter]:
         """Return what changes its ranges, as logarithms of factors."""
 
+    def settle(self) -> None:
+        """Bring what is trained back to where it may be; called after every step."""
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -153,6 +156,7 @@ class _Run:
         self.module, self.teacher, self.task, self.seed = module, teacher, task, seed
         self.training, self.validation, self.spec = training, validation, task.spec
         tunable: Any = module
+        self.tunable: Tunable = tunable
         for item in tunable.steps():
             item.requires_grad_(self.spec.ranges == "learned")
         groups: list[dict[str, Any]] = [
@@ -210,6 +214,7 @@ class _Run:
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
+            self.tunable.settle()
             total += loss.detach()
         return self._judged(epoch, state, float(total) / batches)
 

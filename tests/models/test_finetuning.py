@@ -44,6 +44,9 @@ class Rounded(nn.Module):
     def steps(self) -> list[nn.Parameter]:
         return [self.change]
 
+    def settle(self) -> None:
+        pass
+
     def forward(self, inputs: Any) -> dict[str, torch.Tensor]:
         step = 0.7 * self.change.exp()
         weight = self.weight

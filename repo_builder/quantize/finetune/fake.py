@@ -8,6 +8,7 @@ calibration's, so that it stays above 0 and one learning rate fits tensors of al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from repo_builder.core.tensors import Array
 from repo_builder.quantize.finetune.rounding import Rounding, RoundingMaker
 from repo_builder.quantize.placement import Profile
 from repo_builder.quantize.placement.choose import Choice
-from repo_builder.quantize.placement.codes import Codes
+from repo_builder.quantize.placement.codes import Codes, codes_for
 from repo_builder.quantize.placement.place import decide
 from repo_builder.quantize.placement.scales import sharing
 from repo_builder.quantize.placement.weights import channel_axis
@@ -36,10 +37,12 @@ class Fake(nn.Module):
         step: One step, float32 () or, for a weight with a scale a channel, (channels, 1, ...).
         zero_point: The code of 0, counted from the lowest code that the rounding knows as such.
         rounding: Rounds and clips whole steps.
+        largest: What a step may become at most; infinite where nothing bounds it.
     """
 
-    def __init__(self, step: Array, zero_point: int, rounding: Rounding) -> None:
+    def __init__(self, step: Array, zero_point: int, rounding: Rounding, *, largest: float = math.inf) -> None:
         super().__init__()
+        self.largest = largest
         self.calibrated: Tensor
         self.register_buffer("calibrated", torch.from_numpy(np.array(step, np.float32)), persistent=False)
         self.change = nn.Parameter(torch.zeros_like(self.calibrated))  # logarithm of the factor
@@ -48,6 +51,12 @@ class Fake(nn.Module):
     def step(self) -> Tensor:
         """Return one step as it is now."""
         return self.calibrated * self.change.exp()
+
+    def settle(self) -> None:
+        """Bring the step back to where it may be, after a change of it."""
+        if math.isfinite(self.largest):
+            with torch.no_grad():
+                self.change.clamp_(max=(self.largest / self.calibrated).log())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return values that codes stand for, the nearest to each."""
@@ -86,7 +95,8 @@ class Fakes:
         """
         tensors = {}
         for name, place in self.tensors.items():
-            codes, step = self.codes[name], float(self.modules[place].step().detach().cpu().numpy())
+            module, codes = self.modules[place], self.codes[name]
+            step = min(float(module.step().detach()), module.largest)  # which float32 may miss by its last digit
             limits = (0, 255) if codes.dtype == "uint8" else (-127, 127)
             low, high = (step * (limit - codes.zero_point) for limit in limits)
             found_by = "learned" if learned else before.tensors[name].calibrator
@@ -133,7 +143,8 @@ def fakes(
     for group in sharing(choice):
         first = codes[group[0]]
         tensors.update(dict.fromkeys(group, len(modules)))
-        modules.append(Fake(np.asarray(first.scale), first.zero_point, roundings[first.dtype]))
+        largest = min(_clipped_at(choice, name, first) for name in group)
+        modules.append(Fake(np.asarray(first.scale), first.zero_point, roundings[first.dtype], largest=largest))
     weights: dict[str, int] = {}
     for layer, node in layers.items():
         weights[layer] = len(modules)
@@ -141,6 +152,22 @@ def fakes(
     return Fakes(
         choice=choice, codes=codes, modules=modules, tensors=tensors, weights=weights, steps=profile.weight_steps
     )
+
+
+def _clipped_at(choice: Choice, tensor: str, codes: Codes) -> float:
+    """Return the largest step of a tensor that a Clip makes: codes beyond where it ends would stand for nothing.
+
+    They would also keep a runtime from making the Clip a part of the Q behind it.
+    """
+    index = choice.index
+    node = index.nodes[index.makers[tensor]] if tensor in index.makers else None
+    if node is None or node.op_type != "Clip" or len(node.input) < 3 or codes.dtype != "uint8" or codes.zero_point:
+        return math.inf
+    high = index.value(node.input[2])
+    if high is None or high.size != 1 or not 0 < float(high.reshape(())) < math.inf:
+        return math.inf
+    bound = float(high.reshape(()))
+    return max(float(codes_for(0.0, bound, bound, "uint8").scale), float(codes.scale))
 
 
 def _weight_step(choice: Choice, node: onnx.NodeProto, amax: Array, profile: Profile) -> Array:

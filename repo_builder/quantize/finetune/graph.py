@@ -79,6 +79,11 @@ class TrainableGraph(nn.Module):
         """Return the fake quantizers' changes of their steps."""
         return [item.change for item in self.fakes]  # type: ignore[misc]
 
+    def settle(self) -> None:
+        """Bring what is trained back to where it may be; called after every step of an optimizer."""
+        for item in self.fakes:
+            item.settle()  # type: ignore[operator]
+
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs by name; ``inputs`` by name, batch first."""
         values: dict[str, Tensor] = {name: inputs[name] for name in self._index.inputs}

@@ -165,6 +165,22 @@ def test_tensors_that_share_a_scale_share_what_is_trained(ready: Ready) -> None:
     assert quantized.tensors[pool.input[0]] == quantized.tensors[pool.output[0]]
 
 
+def test_a_range_does_not_grow_beyond_the_clip_that_ends_it(ready: Ready) -> None:
+    """ONNX Runtime would run the Clip apart from its convolution."""
+    quantized = fakes(ready.model, ready.plans, ready.ranges, profile("onnxruntime-cpu"), rounding.plain)
+    graph = TrainableGraph(ready.model, quantized)
+    clip = next(node.output[0] for node in ready.model.graph.node if node.op_type == "Clip")
+    with torch.no_grad():
+        for item in graph.steps():
+            item.add_(1.5)
+    graph.settle()
+    trained = graph.ranges(ready.ranges, learned=True).tensors
+    assert trained[clip].high <= 6
+    assert trained[clip].high == pytest.approx(6, rel=1e-6)
+    other = next(name for name in trained if name not in (clip, "x"))
+    assert trained[other].amax > 4 * ready.ranges.tensors[other].amax
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("unsigned", [True, False])
 def test_back_ends_round_and_pass_gradients_alike(backend: str, unsigned: bool) -> None:
