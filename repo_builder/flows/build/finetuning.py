@@ -129,11 +129,12 @@ def tune(
     before = _before(recipe, dataset, made, model, plans, ranges, profile)
     with loading.needs("build", what="fine-tuning"):
         from repo_builder.models import finetuning
+        from repo_builder.models.distance import Task
         from repo_builder.quantize.finetune.fake import fakes
         from repo_builder.quantize.finetune.graph import TrainableGraph
         from repo_builder.quantize.finetune.rounding import backend
     module = TrainableGraph(model, fakes(model, plans, ranges, profile, backend(recipe.quantize.backend)))
-    task = finetuning.Task(
+    task = Task(
         scored=scored_output(recipe.model.outputs, recipe.measure.output, len(dataset.classes)),
         classes=recipe.measure.task == "classification",
         spec=spec,

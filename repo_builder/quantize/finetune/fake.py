@@ -176,5 +176,5 @@ def _weight_step(choice: Choice, node: onnx.NodeProto, amax: Array, profile: Pro
     step = np.where(step > 0, step, step.max() or 1.0)
     if not step.ndim:
         return step
-    rank = np.ndim(choice.index.value(node.input[1]))
-    return step.reshape([-1 if place == channel_axis(node) else 1 for place in range(rank)])
+    weight = np.asarray(choice.index.value(node.input[1]))
+    return step.reshape([-1 if place == channel_axis(node) else 1 for place in range(weight.ndim)])

@@ -130,7 +130,8 @@ class TrainableGraph(nn.Module):
     def _constant(self, name: str) -> Tensor | None:
         """Return a constant as it is now, None for a tensor that is none."""
         if name in self._places:
-            return self.trained[self._places[name]]
+            weight: Tensor = self.trained[self._places[name]]
+            return weight
         if name in self._buffers_of:
             value: Tensor = getattr(self, self._buffers_of[name])
             return value

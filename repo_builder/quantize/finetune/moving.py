@@ -70,9 +70,7 @@ def _unsqueeze(values: list[Tensor], attributes: Attributes) -> Tensor:
 def _split(values: list[Tensor | None], attributes: Attributes) -> tuple[Tensor, ...]:
     x, axis = given(values[0]), attributes.get("axis", 0)
     sizes = numbers(values[1]) if len(values) > 1 else list(attributes.get("split", ()))
-    if sizes:
-        return tuple(x.split(sizes, axis))
-    return tuple(x.split(math.ceil(x.shape[axis] / attributes["outputs"]), axis))
+    return torch.split(x, sizes or math.ceil(x.shape[axis] / attributes["outputs"]), axis)
 
 
 def _slice(values: list[Tensor | None], _: Attributes) -> Tensor:
@@ -100,7 +98,9 @@ def _gather(values: list[Tensor], attributes: Attributes) -> Tensor:
 
 def _expand(values: list[Tensor], _: Attributes) -> Tensor:
     x, shape = values[0], numbers(values[1])
-    return x.expand(torch.broadcast_shapes(x.shape, shape))
+    rank = max(x.dim(), len(shape))
+    have, wanted = [1] * (rank - x.dim()) + list(x.shape), [1] * (rank - len(shape)) + shape
+    return x.expand([max(pair) if 0 not in pair else 0 for pair in zip(have, wanted, strict=True)])
 
 
 def _pad(values: list[Tensor | None], attributes: Attributes) -> Tensor:
@@ -144,7 +144,7 @@ def _depth_to_space(values: list[Tensor], attributes: Attributes) -> Tensor:
 
 
 def _constant_of_shape(values: list[Tensor], attributes: Attributes) -> Tensor:
-    value = attributes.get("value", torch.zeros(1))
+    value: Tensor = attributes.get("value", torch.zeros(1))
     return value.expand(numbers(values[0])) if len(values[0]) else value.reshape(())
 
 

@@ -99,10 +99,10 @@ def _batch_norm(values: list[Tensor], attributes: Attributes) -> Tensor:
     return functional.batch_norm(x, mean, variance, gain, shift, eps=attributes.get("epsilon", 1e-5))
 
 
-def _layer_norm(values: list[Tensor], attributes: Attributes) -> Tensor:
-    x, *rest = values
-    axis = attributes.get("axis", -1) % x.dim()
-    return functional.layer_norm(x, x.shape[axis:], *rest, eps=attributes.get("epsilon", 1e-5))
+def _layer_norm(values: list[Tensor | None], attributes: Attributes) -> Tensor:
+    x, gain, shift = (*values, None)[:3]
+    axis, epsilon = attributes.get("axis", -1) % given(x).dim(), attributes.get("epsilon", 1e-5)
+    return functional.layer_norm(given(x), given(x).shape[axis:], gain, shift, epsilon)
 
 
 def _instance_norm(values: list[Tensor], attributes: Attributes) -> Tensor:
@@ -130,25 +130,23 @@ def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     return run
 
 
+_PLAIN: dict[str, Callable[..., Tensor]] = {
+    "Abs": torch.abs, "Add": torch.add, "And": torch.logical_and, "Ceil": torch.ceil, "Cos": torch.cos,
+    "Div": _div, "Equal": torch.eq, "Erf": torch.erf, "Exp": torch.exp, "Floor": torch.floor,
+    "Greater": torch.gt, "GreaterOrEqual": torch.ge, "HardSwish": functional.hardswish,
+    "Identity": lambda x: x, "Less": torch.lt, "LessOrEqual": torch.le, "Log": torch.log,
+    "MatMul": torch.matmul, "Mish": functional.mish, "Mul": torch.mul, "Neg": torch.neg,
+    "Not": torch.logical_not, "Or": torch.logical_or,
+    "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
+    "Pow": lambda x, y: torch.pow(x, y.to(x.dtype)), "Reciprocal": torch.reciprocal, "Relu": torch.relu,
+    "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
+    "Softplus": functional.softplus, "Softsign": functional.softsign, "Sqrt": torch.sqrt, "Sub": torch.sub,
+    "Tanh": torch.tanh, "Where": torch.where, "Xor": torch.logical_xor,
+}  # fmt: skip
 OPERATORS: dict[str, Operator] = {
     **MOVING,
     **POOLS,
-    **{
-        name: _plain(function)
-        for name, function in {
-            "Abs": torch.abs, "Add": torch.add, "And": torch.logical_and, "Ceil": torch.ceil, "Cos": torch.cos,
-            "Div": _div, "Equal": torch.eq, "Erf": torch.erf, "Exp": torch.exp, "Floor": torch.floor,
-            "Greater": torch.gt, "GreaterOrEqual": torch.ge, "HardSwish": functional.hardswish,
-            "Identity": lambda x: x, "Less": torch.lt, "LessOrEqual": torch.le, "Log": torch.log,
-            "MatMul": torch.matmul, "Mish": functional.mish, "Mul": torch.mul, "Neg": torch.neg,
-            "Not": torch.logical_not, "Or": torch.logical_or,
-            "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
-            "Pow": lambda x, y: torch.pow(x, y.to(x.dtype)), "Reciprocal": torch.reciprocal, "Relu": torch.relu,
-            "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
-            "Softplus": functional.softplus, "Softsign": functional.softsign, "Sqrt": torch.sqrt, "Sub": torch.sub,
-            "Tanh": torch.tanh, "Where": torch.where, "Xor": torch.logical_xor,
-        }.items()
-    },
+    **{name: _plain(function) for name, function in _PLAIN.items()},
     **{
         name: _over_axes(function)
         for name, function in {
