@@ -4,7 +4,7 @@
     python benchmarks/finetuning.py score OUT --data-dir DATA --vgg VGG7     # on the CPU that serves: the JSON
 
 ``train`` trains the depthwise network in fp32, looks for the first form (``FORMS``) in which calibration alone loses a
-point or more, and builds it and ``vgg-cifar10`` with ``[finetune]`` through both back ends, for ONNX Runtime's CPU
+point and a half, and builds it and ``vgg-cifar10`` with ``[finetune]`` through both back ends, for ONNX Runtime's CPU
 placement. It scores on the first test images alone, to be done soon, and leaves in OUT what ``score`` needs: the
 depthwise network's weights and exported artifacts, and VGG7's compiled graphs. ``score`` builds all as calibrated
 alone, builds ``jsc`` with ``[finetune]``, and scores every model on the whole test split. Bars: fine-tuned int8 of
@@ -34,26 +34,42 @@ from repo_builder.flows.build import BuildOptions, BuildResult, build, compile_a
 HERE = Path(__file__).resolve().parent
 BACKENDS = ("modelopt", "pytorch-quantization")
 _MAX = {"calibrator": "max"}
-# What 8 bits are hardest in, and then less hard: quantizers of inputs and of weights.
+_TENSOR = {"per_channel": False}
+
+
+def _percentile(percent: float) -> dict[str, Any]:
+    return {"calibrator": "percentile", "percentile": percent}
+
+
+# Quantizers of inputs and of weights, from those that cost least; ``train`` takes the first that costs enough.
 FORMS: dict[str, dict[str, Any]] = {
-    "one range a weight, max": {"input": _MAX, "weight": {**_MAX, "per_channel": False}},
-    "one range a weight, percentile 99.9": {
-        "input": _MAX,
-        "weight": {"calibrator": "percentile", "percentile": 99.9, "per_channel": False},
+    "one range a weight, max": {"input": _MAX, "weight": {**_MAX, **_TENSOR}},
+    "one range a weight, percentile 99.9 of all": {
+        "input": _percentile(99.9),
+        "weight": {**_percentile(99.9), **_TENSOR},
     },
-    "percentile 99 of inputs": {"input": {"calibrator": "percentile", "percentile": 99.0}},
+    "one range a weight, percentile 99 of inputs": {"input": _percentile(99.0), "weight": {**_MAX, **_TENSOR}},
+    "one range a weight, percentile 99 of all": {
+        "input": _percentile(99.0),
+        "weight": {**_percentile(99.0), **_TENSOR},
+    },
+    "one range a weight, percentile 97 of all": {
+        "input": _percentile(97.0),
+        "weight": {**_percentile(97.0), **_TENSOR},
+    },
 }
 LEAST_LOSS = 0.01
+MARGIN = 0.005  # of what is lost on the first test images alone
 VGG = {"epochs": 4, "batch_size": 128, "learning_rate": 3e-5, "augment": ["shift", "mirror"]}
 DEPTHWISE = {
-    "epochs": 9,
-    "batch_size": 256,
-    "learning_rate": 1e-3,
-    "range_learning_rate": 2e-3,
+    "epochs": 8,
+    "batch_size": 128,
+    "learning_rate": 1e-4,
+    "range_learning_rate": 5e-3,
     "augment": ["shift", "mirror"],
 }
 JSC = {"epochs": 10, "batch_size": 256, "learning_rate": 1e-3}
-SHOWN_TEST = 600  # test images that ``train`` scores
+SHOWN_TEST = 2000  # test images that ``train`` scores
 _RECORD = 3073
 
 
@@ -181,12 +197,12 @@ def _train_fp32(checkpoint: Path, options: argparse.Namespace) -> None:
 
 
 def _form(checkpoint: Path, options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Return the first form in which calibration alone loses a point or more; the last where none does."""
+    """Return the first form in which calibration alone loses clearly more than a point; the last where none does."""
     tried: dict[str, Any] = {}
     for form in FORMS:
         result = run(depthwise(form, None, quick=options.quick), options.out / "calibrated", options, checkpoint)
         tried[form] = top1(result)
-        if tried[form]["fp32"] - tried[form]["onnxruntime"] >= LEAST_LOSS:
+        if tried[form]["fp32"] - tried[form]["onnxruntime"] >= LEAST_LOSS + MARGIN:
             break
     return form, tried
 
