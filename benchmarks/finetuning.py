@@ -62,7 +62,7 @@ LEAST_LOSS = 0.01
 MARGIN = 0.005  # of what is lost on the first test images alone
 VGG = {"epochs": 4, "batch_size": 128, "learning_rate": 3e-5, "augment": ["shift", "mirror"]}
 DEPTHWISE = {
-    "epochs": 8,
+    "epochs": 5,
     "batch_size": 128,
     "learning_rate": 1e-4,
     "range_learning_rate": 5e-3,
