@@ -68,7 +68,7 @@ DEPTHWISE = {
     "range_learning_rate": 5e-3,
     "augment": ["shift", "mirror"],
 }
-JSC = {"epochs": 10, "batch_size": 256, "learning_rate": 1e-3}
+JSC = {"epochs": 10, "batch_size": 256, "learning_rate": 3e-4}
 SHOWN_TEST = 2000  # test images that ``train`` scores
 _RECORD = 3073
 
