@@ -158,6 +158,22 @@ def test_its_ranges_place_the_very_graph_that_was_trained(ready: Ready, target: 
     assert decibels(expected, outputs(graph, ready.x)) > 35
 
 
+def test_every_back_end_trains_the_same(ready: Ready) -> None:
+    ends = []
+    for name in BACKENDS:
+        quantized = fakes(ready.model, ready.plans, ready.ranges, profile("onnxruntime-cpu"), rounding.backend(name))
+        graph = TrainableGraph(ready.model, quantized)
+        optimizer = torch.optim.Adam([*graph.weights(), *graph.steps()], lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            graph({"x": torch.from_numpy(ready.x)})["y"].square().mean().backward()
+            optimizer.step()
+        ends.append([item.detach().clone() for item in (*graph.weights(), *graph.steps())])
+    for first, *others in zip(*ends, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-5)
+
+
 def test_tensors_that_share_a_scale_share_what_is_trained(ready: Ready) -> None:
     """A pool moves codes: what it reads and makes has one step."""
     quantized = fakes(ready.model, ready.plans, ready.ranges, profile("onnxruntime-cpu"), rounding.plain)
