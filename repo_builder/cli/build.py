@@ -131,7 +131,7 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     console = stdout_console()
     if result.engine.layers:
         console.print(_layer_table(result.engine.layers))
-    console.print(_accuracy_table(result.engine.accuracy))
+    console.print(_accuracy_table(result.accuracy))
     details = result.engine.details
     if isinstance(details, OnnxRuntimeDetails) and details.speed:
         lowered = sorted({item.asked for item in result.engine.layers} - {"fp32"}, reverse=True)

@@ -17,8 +17,8 @@ import numpy as np
 from repo_builder.core import archive, loading
 from repo_builder.core.errors import DataError, RecipeError, RepoBuilderError, did_you_mean, first_line
 from repo_builder.core.recipe import DataSpec
-from repo_builder.core.tensors import Array, TensorSpec
-from repo_builder.datasets import table
+from repo_builder.core.tensors import Array, DType, TensorSpec
+from repo_builder.datasets import encoded, table
 from repo_builder.datasets.labels import class_numbers
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
@@ -52,10 +52,12 @@ def read(
     path = Path(spec.source)
     if not path.exists() and data_dir is not None:
         path = data_dir / path
-    if path.is_dir():
+    if len(inputs) == 1 and inputs[0].dtype is DType.STRING and (path.is_dir() or path.suffix == ".txt"):
+        reader: Callable[..., Source] = partial(encoded.read, path=path)
+    elif path.is_dir():
         with loading.needs("images", what="reading a folder of images"):
             from repo_builder.datasets.folder import read as read_folder
-        reader: Callable[..., Source] = partial(read_folder, path=path)
+        reader = partial(read_folder, path=path)
     elif path.suffix.lower() in _READERS:
         if not path.is_file():
             raise DataError(f"there is no file '{path}'", where="data.source")

@@ -24,7 +24,10 @@ def faults(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
     """Check a value as a JSON schema's validator does, for the words that this schema uses."""
     known = {"$schema", "title", "description", "default", "type", "enum", "items", "minItems", "pattern", "maxLength"}
     known |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "properties", "required"}
-    assert set(schema) <= known | {"additionalProperties"}
+    assert set(schema) <= known | {"additionalProperties", "anyOf"}
+    if "anyOf" in schema:
+        tried = [faults(item, value, path) for item in schema["anyOf"]]
+        return min(tried, key=len)
     if "enum" in schema:
         return [] if value in schema["enum"] else [path]
     kind = schema["type"]

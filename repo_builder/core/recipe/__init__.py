@@ -18,6 +18,7 @@ from repo_builder.core.bounds import Bound
 from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe import reading
 from repo_builder.core.recipe.bounds import Name
+from repo_builder.core.recipe.pipeline import PipelineSpec
 from repo_builder.core.recipe.precision import (
     CalibratorName,
     ExportSpec,
@@ -42,6 +43,7 @@ __all__ = [
     "MeasureSpec",
     "ModelSpec",
     "OnnxRuntimeSpec",
+    "PipelineSpec",
     "Precision",
     "ProfileSpec",
     "QuantizeSpec",
@@ -68,6 +70,7 @@ class Recipe:
         train: How a checkpoint is made.
         quantize: The back end and the layer rules.
         export: The ONNX that is written.
+        pipeline: Steps before and after the network.
         compile: The target and its options.
         repository: What config.pbtxt says beyond the tensors.
         measure: Defaults of ``repo-builder perf``.
@@ -81,6 +84,7 @@ class Recipe:
     train: TrainSpec = field(default_factory=TrainSpec)
     quantize: QuantizeSpec = field(default_factory=QuantizeSpec)
     export: ExportSpec = field(default_factory=ExportSpec)
+    pipeline: PipelineSpec = field(default_factory=PipelineSpec)
     compile: CompileSpec = field(default_factory=CompileSpec)
     repository: RepositorySpec = field(default_factory=RepositorySpec)
     measure: MeasureSpec = field(default_factory=MeasureSpec)

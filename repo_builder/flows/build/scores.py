@@ -19,6 +19,7 @@ _STEPS = {
     "fake-quantized": "quantizing",
     "onnx": "exporting",
     "exported": "exporting",
+    "pipeline": "joining the network with the pipeline's steps",
     "placed": "quantizing (placing Q/DQ and fp16 regions)",
 }
 _LAYERS = 3
