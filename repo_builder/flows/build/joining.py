@@ -20,6 +20,7 @@ from repo_builder.flows.build.options import BuildOptions
 from repo_builder.flows.build.piping import CODE, Piped
 from repo_builder.pipeline import graph, here, parts
 from repo_builder.pipeline.parts import Part
+from repo_builder.pipeline.scored import scored
 
 _VERSION = "1"
 
@@ -78,7 +79,7 @@ def _made(
     split, apart = _split(piped, engine, recipe)
     network = onnx_files.load(engine.model) if engine.target == "onnxruntime" else None
     records = tuple(_record(part, place, piped, engine, network, folder) for place, part in enumerate(split, 1))
-    scored, best = _what_is_scored(piped, recipe, engine.classes)
+    name, best = scored(piped.chain, recipe.measure, engine.classes)
     made = Pipeline(
         path=folder,
         key=key,
@@ -89,7 +90,7 @@ def _made(
         inputs=piped.chain.inputs,
         outputs=piped.chain.outputs,
         classes=engine.classes,
-        scored=scored,
+        scored=name,
         ranked=best,
         parts=records,
         engine_sha256=engine.files[engine.model.name],
@@ -160,26 +161,3 @@ def _record(
         gives=gives,
         instance_count=part.links[0].spec.instance_count if part.python else 0,
     )
-
-
-def _what_is_scored(piped: Piped, recipe: Recipe, classes: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """Return the output of one number a class, or those of the best classes and their scores; nothing of other tasks."""
-    outputs = piped.chain.outputs
-    if recipe.measure.task != "classification":
-        return recipe.measure.output if recipe.measure.output in {i.name for i in outputs} else outputs[0].name, ()
-    floats = (item.name for item in outputs if item.dtype.numpy.kind == "f" and item.shape == (len(classes),))
-    whole = next(floats, "")
-    if whole:
-        return whole, ()
-    there = {item.name for item in outputs}
-    for link in piped.chain.after:
-        if link.kind == "top_k" and {item.name for item in link.gives[:2]} <= there:
-            best = tuple(item.name for item in link.gives[:2])
-            return best[1], best
-    raise RecipeError(
-        "no output is one number a class, and none holds the best classes with their scores: nothing can be scored",
-        where="pipeline.outputs",
-        hint='name one in pipeline.outputs, or set measure.task = "other"',
-    )
-
-
