@@ -52,7 +52,7 @@ def tokenizer(folder: Path) -> int:
 
 
 def network(folder: Path, words: int) -> None:
-    """Write an embedding of tokens with one hidden layer: ``input_ids`` (batch, tokens) → vectors (batch, tokens, 16)."""
+    """Write an embedding with one hidden layer: ``input_ids`` (batch, tokens) → ``vectors`` (batch, tokens, 16)."""
     random = np.random.default_rng(0)
     stored = {
         "table": random.normal(size=(words, WIDTH)),

@@ -91,8 +91,7 @@ _OPTIONS = (
     click.option("--dataset", help="Data instead of the recipe's: .npz, .csv, a folder, module:function, or random."),
     click.option(
         "--input-data", type=_PATH,
-        help="Inputs of the load: .npz by input name, perf_analyzer's JSON, or what a pipeline takes: a folder of images, "
-        "a .txt of one text a line.",
+        help="Inputs of the load: .npz by input name, perf_analyzer's JSON, or of a pipeline: a folder or a .txt.",
     ),
     click.option(
         "--string-length", type=click.IntRange(0, 1 << 20), default=16, show_default=True, help="Of made-up strings."

@@ -27,7 +27,9 @@ def read(path: Path, inputs: tuple[TensorSpec, ...]) -> Source:
     name = inputs[0].name
     if path.is_file():
         texts = encoded.lines(path)
-        return Source(origin=str(path), inputs={name: texts}, labels=None, classes=(), place=lambda number: f"text {number + 1}")
+        return Source(
+            origin=str(path), inputs={name: texts}, labels=None, classes=(), place=lambda number: f"text {number + 1}"
+        )
     folders = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     if not folders:
         raise DataError("there is no sub-folder", where=str(path), hint="put the files of each class into one")

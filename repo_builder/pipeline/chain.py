@@ -1,7 +1,7 @@
 """A recipe's pipeline with every tensor resolved: which step takes what of which, all types and shapes checked.
 
-Tensors have a name that the recipe's author sees, as ``image``, which the next step may give anew, and a name of their own
-in the chain, by which graphs and ensembles tell them apart: ``image``, ``image.2``, ``image.3``.
+Tensors have a name that the recipe's author sees, as ``image``, which the next step may give anew, and a name of their
+own in the chain, by which graphs and ensembles tell them apart: ``image``, ``image.2``, ``image.3``.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class _Building:
         try:
             kinds = form.gives(step, [kind_of(item) for item in takes])
         except Unfit as error:
-            raise RecipeError(f"({kind}) {error}, and {self._told(takes)}", where=place) from None
+            raise RecipeError(f"({kind}) {error}, and {self._told(names, takes)}", where=place) from None
         given = step.outputs or self._named(step, form, names, len(kinds))
         if len(given) > len(kinds) or len(set(given)) < len(given):
             message = f"({kind}) gives {len(kinds)} tensors, and outputs names {', '.join(given)}"
@@ -157,8 +157,8 @@ class _Building:
                 raise RecipeError(message, where="pipeline.before", hint=_advice(found, wanted))
             takes.append(found)
         gives = tuple(self._made(item.name, kind_of(item), "the network") for item in self._model.outputs)
-        sides = {"binds": inputs, "yields": self._model.outputs}
-        self.links.append(Link(place=NETWORK, kind=NETWORK, takes=tuple(takes), gives=gives, **sides))
+        network = Link(place=NETWORK, kind=NETWORK, takes=tuple(takes), gives=gives)
+        self.links.append(dataclasses.replace(network, binds=inputs, yields=self._model.outputs))
         self._current = [item.name for item in self._model.outputs]
 
     def done(self) -> Chain:
@@ -239,8 +239,9 @@ class _Building:
             return form.names[:count]
         return tuple(item.name for item in step.gives) if hasattr(step, "gives") else tuple(taken[:count])
 
-    def _told(self, takes: Sequence[TensorSpec]) -> str:
-        each = (f"{self._makers[item.name]} gives '{item.name}' {told(kind_of(item))}" for item in takes)
+    def _told(self, names: Sequence[str], takes: Sequence[TensorSpec]) -> str:
+        pairs = zip(names, takes, strict=True)
+        each = (f"{self._makers[item.name]} gives '{name}' {told(kind_of(item))}" for name, item in pairs)
         return " and ".join(each)
 
 

@@ -14,6 +14,7 @@ from repo_builder.pipeline.writer import Writer
 Kind = tuple[DType, tuple[int, ...]]
 # what clients send of an encoded image or a text: one string a sample
 ONE_STRING: Kind = (DType.STRING, (1,))
+_CHANNELS = (1, 3, 4)  # of images
 
 
 class Unfit(Exception):  # noqa: N818 - a finding; the chain says where
@@ -97,6 +98,8 @@ def image(kind: Kind, layout: str) -> tuple[int, int, int]:
     channels, rows, columns = kind[1] if layout == "chw" else (kind[1][2], kind[1][0], kind[1][1])
     if layout == "hwc" and channels > 4 >= kind[1][0] > 0:
         raise Unfit('takes channels last, or says layout = "chw"')
+    if layout == "chw" and kind[1][2] in _CHANNELS and kind[1][0] not in _CHANNELS:
+        raise Unfit('takes channels first, or says layout = "hwc"')
     return rows, columns, channels
 
 

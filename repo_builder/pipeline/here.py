@@ -114,5 +114,3 @@ class Steps:
             split = parts.whole(self._chain, tuple(links))
             self._made[side] = [runnable(part, self._folder, self._classes) for part in split]
         return running.run(self._made[side], samples)
-
-

@@ -93,9 +93,5 @@ def _joined(rows: list[Array], spec: TensorSpec, part: Part) -> Array | list[Arr
     for row in rows:
         if not (spec.accepts(row) or (spec.dtype is DType.STRING and spec.fits(row.shape[1:]))):
             kind = DType.of_numpy(row.dtype).value
-            raise DataError(
-                f"gave {kind}{list(row.shape[1:])} for {spec}", where=" and ".join(map(str, part.links))
-            )
+            raise DataError(f"gave {kind}{list(row.shape[1:])} for {spec}", where=" and ".join(map(str, part.links)))
     return np.concatenate(rows) if len({row.shape[1:] for row in rows}) == 1 else rows
-
-

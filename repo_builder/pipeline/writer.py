@@ -6,6 +6,7 @@ Where ONNX changed an operator on the way (ReduceMean, ReduceMax, Split: their a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,11 +29,11 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:  # noqa: ANN401 - as ONNX has them
         """Add a node of one output; return the output's name. An input that is left out is an empty string."""
         return self.ops(kind, *inputs, outputs=1, **attributes)[0]
 
-    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: object) -> list[str]:
+    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:  # noqa: ANN401 - likewise
         """Add a node; return the names of its outputs."""
         self._count += 1
         name = f"{self._prefix}{self._count}/{kind}"

@@ -125,7 +125,11 @@ def refuse_foreign(target: Path) -> None:
     """Refuse to replace a folder that was not written here."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise RepositoryError("is not a folder", where=str(target), hint="move it away, or choose another repository")
-    if target.is_dir() and any(target.iterdir()) and not any((*target.glob(f"*/{MANIFEST}"), *target.glob(f"*/{MARK}"))):
+    if (
+        target.is_dir()
+        and any(target.iterdir())
+        and not any((*target.glob(f"*/{MANIFEST}"), *target.glob(f"*/{MARK}")))
+    ):
         raise RepositoryError(
             "holds a model that was not written by repo-builder",
             where=str(target),

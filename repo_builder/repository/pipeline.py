@@ -195,7 +195,12 @@ def _labelled(pipeline: Pipeline) -> str | None:
 
 
 def _fill(
-    folder: Path, text: str, pipeline: Pipeline, part: PartRecord | None, engine: EngineArtifact, models: tuple[str, ...]
+    folder: Path,
+    text: str,
+    pipeline: Pipeline,
+    part: PartRecord | None,
+    engine: EngineArtifact,
+    models: tuple[str, ...],
 ) -> None:
     """Write one model's folder; that of the ensemble holds no model of its own."""
     version = folder / _VERSION
@@ -233,5 +238,3 @@ def _refuse_taken(folder: Path, pipeline: str) -> None:
             where=str(folder),
             hint="move it away, give the recipe another name, or choose another repository",
         )
-
-

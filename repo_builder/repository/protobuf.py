@@ -95,9 +95,7 @@ def build(spec: ModelConfigSpec) -> Any:  # noqa: ANN401 - see parse
 
 def build_ensemble(spec: EnsembleSpec) -> Any:  # noqa: ANN401 - see parse
     """Build the ModelConfig that an ensemble's spec means, without any text in between."""
-    config = model_config_pb2.ModelConfig(
-        name=spec.name, platform="ensemble", max_batch_size=spec.max_batch_size
-    )
+    config = model_config_pb2.ModelConfig(name=spec.name, platform="ensemble", max_batch_size=spec.max_batch_size)
     for tensor in spec.inputs:
         fill(config.input.add(), tensor, batched=False)
     for tensor in spec.outputs:

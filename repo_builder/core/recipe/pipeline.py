@@ -63,7 +63,8 @@ class Tokenize(_Step):
     """A text → its tokens, by the library tokenizers.
 
     Attributes:
-        step: ``tokenize``: a text → ``input_ids``, ``attention_mask`` and ``token_type_ids``, by the library tokenizers.
+        step: ``tokenize``: a text → ``input_ids``, ``attention_mask`` and ``token_type_ids``, by the library
+            tokenizers.
         file: The tokenizer.json; relative to the recipe.
         length: Tokens that every text is cut or padded to; left out, the longest text of a request.
         most_tokens: Tokens that a text is cut to where ``length`` is left out.
@@ -273,9 +274,8 @@ class UnitLength(_Step):
     step: Literal["unit_length"] = "unit_length"
 
 
-Step = (
-    DecodeImage | Tokenize | Call | Resize | Crop | Normalise | Turn | Cast | Softmax | TopK | Boxes | MeanPool | UnitLength
-)  # fmt: skip
+_Before = DecodeImage | Tokenize | Call | Resize | Crop | Normalise | Turn | Cast
+Step = _Before | Softmax | TopK | Boxes | MeanPool | UnitLength
 
 
 @dataclass(frozen=True, kw_only=True)

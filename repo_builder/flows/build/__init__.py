@@ -32,7 +32,6 @@ def build(options: BuildOptions) -> BuildResult:
     Raises:
         RepoBuilderError: The branch tells which stage failed; what was there before is untouched.
     """
-    recipe = options.recipe
     for folder in (options.work, options.repository):
         files.require_writable(folder)
     piped = piping.begin(options)

@@ -80,7 +80,8 @@ def begin(options: BuildOptions) -> Piped | None:
 
 def _told(steps: tuple[object, ...]) -> list[object]:
     """Return steps without paths, which may differ where their contents, which are hashed, do not."""
-    return [{name: value for name, value in codec.plain(step).items() if name not in ("file", "function")} for step in steps]  # fmt: skip
+    paths = ("file", "function")
+    return [{name: value for name, value in codec.plain(step).items() if name not in paths} for step in steps]
 
 
 def copied(options: BuildOptions) -> Piped | None:

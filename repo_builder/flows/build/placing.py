@@ -17,7 +17,7 @@ from repo_builder.repository import pipeline as pipelined
 
 
 def run(engine: EngineArtifact, options: BuildOptions, pipeline: Pipeline | None = None) -> tuple[Path, bool]:
-    """Place the engine, with the pipeline around it; return the model's folder and whether it was there already, so that nothing was written.
+    """Place the engine, with the pipeline around it; return the model's folder and whether all was there already.
 
     Raises:
         RepositoryError: The engine does not go with what is there.
@@ -28,7 +28,9 @@ def run(engine: EngineArtifact, options: BuildOptions, pipeline: Pipeline | None
         repository = dataclasses.replace(engine.recipe.repository, keep_versions=keep)
         engine = dataclasses.replace(engine, recipe=dataclasses.replace(engine.recipe, repository=repository))
     folder = options.repository / engine.recipe.name
-    there = pipelined.is_placed(pipeline, engine, options.repository) if pipeline else _is_placed(engine, options, folder)
+    there = (
+        pipelined.is_placed(pipeline, engine, options.repository) if pipeline else _is_placed(engine, options, folder)
+    )
     if not options.force and there:
         layout.sweep(options.repository)
         progress.skipped("place", f"up to date  {folder}")

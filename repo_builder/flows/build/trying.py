@@ -119,7 +119,9 @@ def _told_by(made: Pipeline, split: Sequence[Part], one: Values) -> Pipeline:
                 files.write_bytes(folder / named[item.name], _raw(np.asarray(one[item.name][0]), item))
             record = dataclasses.replace(record, warmup=named)
         records.append(record)
-    varying = {item.name for part in split for link in part.links for item in (*link.takes, *link.gives) if -1 in item.shape}
+    varying = {
+        item.name for part in split for link in part.links for item in (*link.takes, *link.gives) if -1 in item.shape
+    }
     usual = {name: [int(size) for size in np.shape(one[name][0])] for name in sorted(varying & set(one))}
     return dataclasses.replace(made, parts=tuple(records), usual=usual)
 
@@ -130,4 +132,3 @@ def _raw(sample: Array, spec: TensorSpec) -> bytes:
         return np.ascontiguousarray(sample).tobytes()
     items = (item if isinstance(item, bytes) else str(item).encode() for item in sample.reshape(-1))
     return b"".join(len(item).to_bytes(4, "little") + item for item in items)
-

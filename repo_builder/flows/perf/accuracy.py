@@ -113,7 +113,9 @@ def _client(build: Build, session: Session, classes: tuple[str, ...]) -> Client:
     if build.recipe is not None:
         return build.client(build.recipe, classes)
     model = session.model
-    return Client(inputs=model.inputs, outputs=model.outputs, scored=ladder.scored_output(model.outputs, None, len(classes)))
+    return Client(
+        inputs=model.inputs, outputs=model.outputs, scored=ladder.scored_output(model.outputs, None, len(classes))
+    )
 
 
 def _ladder(
@@ -136,7 +138,9 @@ def _ladder(
     limits = Limits.of(spec, (item.precision for item in build.layers))
     through = build.through()
     if not through or build.recipe is None:
-        return ladder.climb({**forms, "served": served}, labels, scored=client.scored, limits=limits, classes=dataset.classes)
+        return ladder.climb(
+            {**forms, "served": served}, labels, scored=client.scored, limits=limits, classes=dataset.classes
+        )
     # the network's own outputs down to the compiled form, and from there on what its pipeline's steps make of them
     inner = ladder.scored_output(build.recipe.model.outputs, spec.output, len(dataset.classes))
     first = ladder.climb(forms, labels, scored=inner, limits=limits, classes=dataset.classes)

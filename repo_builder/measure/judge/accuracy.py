@@ -13,9 +13,7 @@ from repo_builder.results import AccuracyResult
 __all__ = ["AccuracyResult", "check_finite", "compare", "score"]
 
 
-def score(
-    logits: Array, labels: Array, classes: tuple[str, ...] = (), *, with_loss: bool = True
-) -> AccuracyResult:
+def score(logits: Array, labels: Array, classes: tuple[str, ...] = (), *, with_loss: bool = True) -> AccuracyResult:
     """Score a classifier's outputs.
 
     Args:

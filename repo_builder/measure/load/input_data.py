@@ -1,4 +1,4 @@
-"""Inputs from a file: a .npz of arrays by input name, the JSON of perf_analyzer's ``--input-data``, or files as they are.
+"""Inputs from a file: a .npz of arrays by input name, the JSON of perf_analyzer's ``--input-data``, files as they are.
 
 A folder of images or texts, and a .txt of one text a line, are sent as they lie there: what pipelines take.
 """
@@ -86,7 +86,8 @@ def _read_files(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, Array 
     if path.is_file():
         found = encoded.lines(path)
     else:
-        paths = encoded.files_of(path) or [item for folder in sorted(path.iterdir()) if folder.is_dir() for item in encoded.files_of(folder)]  # fmt: skip
+        below = [item for item in sorted(path.iterdir()) if item.is_dir()]
+        paths = encoded.files_of(path) or [item for folder in below for item in encoded.files_of(folder)]
         if not paths:
             raise MeasureError("holds no files", hint=f"files that end in {', '.join(encoded.SUFFIXES)}")
         found = encoded.contents(paths)

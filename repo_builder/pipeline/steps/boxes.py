@@ -27,7 +27,7 @@ def _sizes(taken: Sequence[Kind]) -> tuple[int, int]:
         return shapes[0][1], shapes[0][0] - 4
     if shapes[0][1] != 4 or shapes[1][0] != shapes[0][0]:
         raise Unfit("takes boxes [n, 4] and scores [n, classes]")
-    return shapes[1]
+    return shapes[1][0], shapes[1][1]
 
 
 def _gives(spec: Boxes, taken: Sequence[Kind]) -> Sequence[Kind]:
@@ -43,9 +43,7 @@ def _write(spec: Boxes, writer: Writer, taken: Sequence[tuple[str, Kind]], _: tu
         boxes = _corners(writer, boxes)
     kept = _kept(spec, writer, boxes, scores)
     flat = writer.op("Reshape", kept, writer.constant([-1, classes * count]))
-    best, places = writer.ops(
-        "TopK", flat, writer.constant([min(spec.most, count * classes)]), outputs=2, axis=-1
-    )
+    best, places = writer.ops("TopK", flat, writer.constant([min(spec.most, count * classes)]), outputs=2, axis=-1)
     number = writer.constant(np.array(count, np.int64))
     found = writer.op("Greater", best, writer.constant(np.array(0, np.float32)))
     of_class = writer.op("Div", places, number)
