@@ -103,7 +103,7 @@ def test_hostile_images_are_refused_by_their_number(tmp_path: Path, data: list[b
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    made = Tokenizer(WordLevel({"[PAD]": 3, "[UNK]": 1, "a": 0, "b": 2}, unk_token="[UNK]"))
+    made = Tokenizer(WordLevel({"[PAD]": 3, "[UNK]": 1, "a": 0, "b": 2}, unk_token="[UNK]"))  # noqa: S106 - a word
     made.pre_tokenizer = Whitespace()
     path = tmp_path / "some.json"
     made.save(str(path))

@@ -1,0 +1,217 @@
+"""Pipelines on one real tritonserver: PNG files to classes, texts to embeddings, one graph beside ensembles."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as client
+
+from repo_builder import cli, serve
+from repo_builder.core import encoded, kept, pipelines
+from repo_builder.core.recipe import Recipe
+from repo_builder.flows.build import BuildOptions, BuildResult, build, piping
+from repo_builder.serve import Server
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "pipelines"
+STEPS = [
+    {"step": "resize", "height": 32, "width": 32}, {"step": "normalise", "scale": 2 / 255, "mean": [1.0]},
+    {"step": "layout"},
+]  # fmt: skip
+AFTER = [{"step": "softmax"}, {"step": "top_k", "k": 3}]
+SHOWN = ["probabilities", "classes", "scores", "labels"]
+
+
+@dataclass(frozen=True)
+class Built:
+    folder: Path
+    results: dict[str, BuildResult]
+
+    def options(self, recipe: Recipe) -> BuildOptions:
+        return BuildOptions(
+            recipe=recipe, work=self.folder / "build", repository=self.folder / "models", target="onnxruntime"
+        )
+
+    def images(self, count: int) -> tuple[list[bytes], list[int]]:
+        paths = sorted(self.folder.glob("digits/*/*.png"), key=lambda path: path.name)[:count]
+        return [path.read_bytes() for path in paths], [int(path.parent.name) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The examples as they are, and their network again: once as four models, once as one graph of raw pixels."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    spec = importlib.util.spec_from_file_location("make_data", EXAMPLES / "make_data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    made.digits(folder, 300)
+    made.network(folder, made.tokenizer(folder))
+    made.sentences(folder)
+    for name in ("digits_png", "sentences"):
+        (folder / f"{name}.toml").write_text((EXAMPLES / f"{name}.toml").read_text())
+    recipe = Recipe.load(folder / "digits_png.toml")
+    network = str(folder / "build" / "digits_png" / "engine" / "model.onnx")
+    again: dict[str, Any] = {
+        "model": {"source": network, "checkpoint": None, "arguments": {}},
+        "quantize": {"layers": []},
+    }
+    before = [{"step": "decode_image"}, *STEPS]
+    pixels = [{"name": "pixels", "dtype": "uint8", "shape": [8, 8, 3]}]
+    raw = np.stack([_pixels(path) for path in sorted(folder.glob("digits/*/*.png"))[:40]])
+    np.savez(folder / "pixels.npz", pixels=raw, y=np.arange(40) % 10)
+    recipes = [
+        recipe,
+        recipe.changed(name="apart", pipeline={"before": before, "after": AFTER, "outputs": SHOWN, "fuse": False}, **again),
+        recipe.changed(
+            name="pixels", pipeline={"inputs": pixels, "before": STEPS, "after": AFTER, "outputs": SHOWN, "fuse": True},
+            data={"source": str(folder / "pixels.npz")}, **again,
+        ),
+        Recipe.load(folder / "sentences.toml", quantize={"layers": []}),
+    ]  # fmt: skip
+    mine = Built(folder, {})
+    for item in recipes:
+        mine.results[item.name] = build(mine.options(item))
+    return mine
+
+
+def _pixels(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def server(built: Built) -> Iterator[Server]:
+    options = ("--exit-timeout-secs=3",)
+    with serve.start(
+        built.folder / "models", runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, options=options
+    ) as started:
+        started.wait_ready(timeout_s=300)
+        yield started
+
+
+def ask(server: Server, model: str, **inputs: np.ndarray) -> Any:
+    tensors = []
+    for name, values in inputs.items():
+        kind = "BYTES" if values.dtype == object else {"u1": "UINT8", "f4": "FP32"}[values.dtype.str[1:]]
+        tensor = client.InferInput(name, list(values.shape), kind)
+        tensor.set_data_from_numpy(values)
+        tensors.append(tensor)
+    with client.InferenceServerClient(server.http_url.removeprefix("http://")) as connection:
+        return connection.infer(model, tensors)
+
+
+def test_png_files_become_classes_with_their_names(built: Built, server: Server) -> None:
+    files, labels = built.images(16)
+    answer = ask(server, "digits_png", image=encoded.column(files))
+    assert np.mean(answer.as_numpy("classes")[:, 0] == labels) > 0.9
+    assert answer.as_numpy("labels")[:, 0].tolist() == [str(item).encode() for item in answer.as_numpy("classes")[:, 0]]
+    found = built.results["digits_png"].accuracy[-1]
+    assert found.form == "pipeline"
+    assert found.top1 is not None
+    assert found.top1 > 0.95
+
+
+def test_one_graph_gives_what_the_models_of_an_ensemble_give_bit_for_bit(built: Built, server: Server) -> None:
+    files, _ = built.images(16)
+    paths = sorted(built.folder.glob("digits/*/*.png"), key=lambda path: path.name)[:16]
+    apart = ask(server, "apart", image=encoded.column(files))
+    whole = ask(server, "pixels", pixels=np.stack([_pixels(path) for path in paths]))
+    joined = ask(server, "digits_png", image=encoded.column(files))
+    for name in SHOWN:
+        np.testing.assert_array_equal(apart.as_numpy(name), whole.as_numpy(name))
+    for name in SHOWN[1:]:
+        np.testing.assert_array_equal(apart.as_numpy(name), joined.as_numpy(name))
+    parts = {name: [part.kind for part in item.pipeline.parts] for name, item in built.results.items() if item.pipeline}
+    assert parts["apart"] == ["decode_image", "steps", "network", "steps"]
+    assert parts["digits_png"] == ["decode_image", "network"]
+    assert parts["pixels"] == ["network"]
+
+
+def test_what_is_served_is_what_the_build_saw(built: Built, server: Server) -> None:
+    """The pipeline's outputs in the build's process on the held-out samples, and those through the server."""
+    recipe = built.results["apart"].engine.recipe
+    held_out = piping.load_raw(recipe, recipe_inputs(built), None).split("test").inputs["image"]
+    saved = kept.load(built.folder / "build" / "apart" / "pipeline")["pipeline"]
+    answer = ask(server, "apart", image=held_out[:16])
+    for name in ("probabilities", "classes"):
+        np.testing.assert_array_equal(answer.as_numpy(name), saved[name][:16])
+
+
+def test_calibration_sees_the_tensors_that_the_served_steps_give(built: Built, server: Server) -> None:
+    result = built.results["apart"]
+    piped = piping.begin(built.options(result.engine.recipe))
+    assert piped is not None
+    raw = piped_raw = piping.load_data(built.options(result.engine.recipe), piped)
+    fed = piped.through(piped_raw).split("calibration").inputs["image"]
+    sent = raw.split("calibration").inputs["image"]
+    letter = next(item.name for item in (built.folder / "models").glob("apart.*1.decode_image"))[len("apart.")]
+    decoded = ask(server, f"apart.{letter}1.decode_image", image=sent[:8]).as_numpy("image.2")
+    served = ask(server, f"apart.{letter}2.steps", **{"image.2": decoded})
+    np.testing.assert_array_equal(served.as_numpy(served.get_response()["outputs"][0]["name"]), fed[:8])
+
+
+def recipe_inputs(built: Built) -> Any:
+    return pipelines.read(built.folder / "build" / "apart" / "pipeline").inputs
+
+
+def test_a_bad_image_fails_alone_and_says_why(built: Built, server: Server) -> None:
+    files, labels = built.images(8)
+    url = server.http_url.removeprefix("http://")
+    with client.InferenceServerClient(url, concurrency=8) as connection:
+        waiting = []
+        for place, data in enumerate(files):
+            tensor = client.InferInput("image", [1, 1], "BYTES")
+            tensor.set_data_from_numpy(encoded.column([data[:70] if place % 2 else data]))
+            waiting.append(connection.async_infer("digits_png", [tensor]))
+        for place, item in enumerate(waiting):
+            if place % 2:
+                with pytest.raises(Exception, match="image 0 is damaged"):
+                    item.get_result()
+            else:
+                assert item.get_result().as_numpy("classes").shape == (1, 3)
+    assert len(labels) == 8
+
+
+def test_a_text_becomes_its_embedding(built: Built, server: Server) -> None:
+    lines = (built.folder / "sentences.txt").read_text().splitlines()
+    texts = [lines[0].encode(), lines[-1].encode()]
+    found = ask(server, "sentences", text=encoded.column(texts)).as_numpy("embedding")
+    alone = [ask(server, "sentences", text=encoded.column([item])).as_numpy("embedding")[0] for item in texts]
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(found, np.stack(alone), atol=1e-5)
+    for bad, said in ((b"\xff", "no UTF-8"), (b"a" * 70_000, "70000 bytes")):
+        with pytest.raises(Exception, match=said):
+            ask(server, "sentences", text=encoded.column([bad]))
+
+
+def test_perf_sends_files_and_climbs_to_what_is_served(
+    built: Built, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(built.folder)
+    words = ["--url", server.grpc_url, "--concurrency", "1", "--duration", "0.3", "--json"]
+    assert cli.run(["perf", "digits_png", *words, "--explain"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [item["form"] for item in document["ladder"]["rungs"]][-2:] == ["pipeline", "served"]
+    assert document["ladder"]["culprit"] == ""
+    assert document["accuracy"]["top1"] == built.results["digits_png"].accuracy[-1].top1
+    assert document["accuracy"]["loss"] is None
+    told = {item["model"].partition(".")[2][1:] for item in document["levels"][0]["server"][1:]}
+    assert told == {"1.decode_image", "2.network"}
+    assert cli.run(["perf", "sentences", *words, "--no-accuracy", "--input-data", "sentences.txt"]) == 0
+    assert cli.run(["perf", "digits_png", *words, "--no-accuracy", "--input-data", "digits/3"]) == 0
+
+
+def test_the_repository_is_valid(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["validate", str(built.folder / "models"), "--strict"]) == 0
+    assert cli.run(["inspect", str(built.folder / "models" / "pixels")]) == 0
+    assert "feature_layers.0" in capsys.readouterr().out
