@@ -62,7 +62,7 @@ def test_a_network_takes_several_inputs_by_their_names_and_what_clients_send_bes
     ("before", "after", "table", "said"),
     [
         (DECODE[:3], [], {}, "the network takes pixels fp32[3, 8, 8] → add the step layout"),
-        ([DECODE[0], {**DECODE[1], "layout": "chw"}], [], {}, 'layout = "hwc", and pipeline.before[0] (decode_image) gives'),
+        ([DECODE[0], {**DECODE[1], "layout": "chw"}], [], {}, 'layout = "hwc", and pipeline.before[0] (decode_image)'),
         ([{"step": "decode_image", "height": 8, "width": 8}, {"step": "layout"}], [], {}, 'cast with dtype = "fp32"'),
         ([{"step": "resize", "height": 8, "width": 8}], [], {}, "declare what clients send with [[pipeline.inputs]]"),
         (DECODE, [{"step": "softmax", "inputs": ["logit"]}], {}, "nothing gives it → did you mean 'logits'?"),

@@ -113,7 +113,11 @@ def test_the_documentation_is_what_is_declared() -> None:
 
 def test_every_table_and_key_is_in_the_documentation() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    same = {"[[model.outputs]]": "[[model.inputs]]", "[quantize.layers.input]": "[quantize.layers.weight]"}
+    same = {
+        "[[model.outputs]]": "[[model.inputs]]",
+        "[[pipeline.inputs]]": "[[model.inputs]]",
+        "[quantize.layers.input]": "[quantize.layers.weight]",
+    }
     for header, table in declared.tables().items():
         assert f"<!-- table: {same.get(header, header)} -->" in page
         assert "|  |\n" not in f"{table}\n", f"a key of {header} has no meaning in its class's docstring"
