@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.core import files, loading
-from repo_builder.core.errors import DataError, RecipeError, RepoBuilderError, first_line
+from repo_builder.core.errors import DataError, RecipeError, RepoBuilderError, RepositoryError, first_line
 from repo_builder.core.tensors import Array
 from repo_builder.pipeline.chain import Link
 from repo_builder.pipeline.form import Python
@@ -73,6 +73,22 @@ def ship(link: Link, folder: Path) -> None:
         files.write_json(folder / SETTINGS, form.settings(link.spec))
         if form.ship is not None:
             form.ship(link.spec, folder)
+
+
+def require_own(folder: Path, link: Link) -> None:
+    """Refuse a step's folder that came from elsewhere with other code than this package's: it would be run, and served.
+
+    Raises:
+        RepositoryError: That is so.
+    """
+    for name, source in ((MODEL, "model"), (CODE, form_of(link).file)):
+        try:
+            same = (folder / name).read_bytes() == (_SHIPPED / f"{source}.py").read_bytes()
+        except OSError:
+            same = False
+        if not same:
+            hint = "build it again with this version of repo-builder"
+            raise RepositoryError(f"is not what this repo-builder has for {link}", where=str(folder / name), hint=hint)
 
 
 def load(link: Link, folder: Path) -> Run:

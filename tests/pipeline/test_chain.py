@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from repo_builder.core import codec
 from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe import ModelSpec, PipelineSpec
+from repo_builder.core.tensors import DType
 from repo_builder.pipeline import parts
+from repo_builder.pipeline.around import compiled
 from repo_builder.pipeline.chain import Chain, resolve
 
 IMAGE = {"inputs": [{"name": "pixels", "dtype": "fp32", "shape": [3, 8, 8]}]}
@@ -117,3 +120,18 @@ def test_a_part_gives_only_what_somebody_takes() -> None:
     assert [item.name for item in first.gives] == ["input_ids", "attention_mask"]
     assert [item.name for item in second.takes] == ["input_ids", "attention_mask"]
     assert [item.name for item in second.gives] == ["embedding"]
+
+
+def test_casts_stand_around_a_network_that_was_compiled_to_other_types() -> None:
+    """TensorRT before 10 has int32 where the network says int64."""
+    ids = {"outputs": [{"name": "ids", "dtype": "int64", "shape": [-1]}]}
+    found = chain(TOKENIZE, [{"step": "cast", "dtype": "fp32", "outputs": ["floats"]}], TEXT, ids)
+    narrow = {side: [replace(item, dtype=DType.INT32) for item in specs] for side, specs in (
+        ("inputs", found.network.binds), ("outputs", found.network.yields),
+    )}  # fmt: skip
+    around = compiled(found, **narrow)
+    assert [link.kind for link in around.links] == ["tokenize", "cast", "network", "cast", "cast"]
+    assert around.network.takes[0].dtype is around.network.gives[0].dtype is DType.INT32
+    assert around.outputs == found.outputs
+    assert kinds(around, why_not="the target is tensorrt") == ["tokenize", "steps", "network", "steps"]
+    assert compiled(found, found.network.binds, found.network.yields) is found

@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from repo_builder.core import codec, encoded
 from repo_builder.core.errors import DataError, RecipeError
-from repo_builder.core.recipe.pipeline import Step
+from repo_builder.core.recipe.steps import Step
 from repo_builder.pipeline import shipping
 from repo_builder.pipeline.chain import Link
 from repo_builder.pipeline.steps import TABLE

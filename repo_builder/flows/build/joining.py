@@ -41,6 +41,7 @@ def run(
         RecipeError: ``fuse = true`` is impossible, labels do not fit, or nothing can be scored.
     """
     recipe = options.recipe
+    piped = piped.around(engine.inputs, engine.outputs)
     folder = options.work / recipe.name / "pipeline"
     key = files.sha256_of_json({
         "steps": piped.key,

@@ -9,7 +9,7 @@ from pathlib import Path
 from repo_builder.core import environment, files
 from repo_builder.core.errors import ModelError, first_line
 from repo_builder.core.recipe import Recipe
-from repo_builder.core.recipe.pipeline import Call
+from repo_builder.core.recipe.steps import Call
 from repo_builder.flows.build.user_code import fingerprints
 
 _PACKAGE = Path(__file__).resolve().parents[2]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +17,11 @@ from repo_builder.core.tensors import TensorSpec
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import keys
 from repo_builder.flows.build.options import BuildOptions
-from repo_builder.pipeline import chain, here, parts, shipping
+from repo_builder.pipeline import around, chain, here, parts, shipping
 from repo_builder.pipeline.chain import Chain
 
 _KEY = "steps.json"
-CODE = ("pipeline", "core/recipe/pipeline.py")
+CODE = ("pipeline", "core/recipe/pipeline.py", "core/recipe/steps.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,10 @@ class Piped:
     def steps(self, classes: tuple[str, ...]) -> here.Steps:
         """Return its steps, for the names of some classes."""
         return self._made.setdefault(classes, here.Steps(self.chain, self.folder, classes))
+
+    def around(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Piped:
+        """Return it around a compiled network, whose types may be others."""
+        return Piped(chain=around.compiled(self.chain, inputs, outputs), folder=self.folder, key=self.key)
 
     def through(self, dataset: Dataset) -> Dataset:
         """Return a data set as the network sees it."""
@@ -97,6 +104,9 @@ def copied(options: BuildOptions) -> Piped | None:
     if not key:
         hint = f"copy all of {folder.parent} again"
         raise RepositoryError("the steps of the pipeline are not here, or not whole", where=str(folder), hint=hint)
+    for link in found.links:
+        if link.python:
+            shipping.require_own(folder / here.folder_of(link), link)
     return Piped(chain=found, folder=folder, key=key)
 
 
@@ -108,6 +118,20 @@ def load_data(options: BuildOptions, piped: Piped | None) -> Dataset:
     """
     recipe = options.recipe
     return load_raw(recipe, piped.chain.inputs if piped else recipe.model.inputs, options.data_dir)
+
+
+@contextmanager
+def fed(recipe: Recipe, data_dir: Path | None) -> Iterator[Dataset]:
+    """Yield a recipe's data as its network sees it: behind the pipeline's steps, where there is one.
+
+    Raises:
+        RepoBuilderError: The data or the pipeline makes no sense.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = BuildOptions(recipe=recipe, work=Path(folder), repository=Path(folder), data_dir=data_dir)
+        piped = begin(options)
+        raw = load_data(options, piped)
+        yield piped.through(raw) if piped else raw
 
 
 def load_raw(recipe: Recipe, inputs: tuple[TensorSpec, ...], data_dir: Path | None) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from repo_builder.core.recipe import pipeline
+from repo_builder.core.recipe import steps as tables
 from repo_builder.pipeline.form import Form
 from repo_builder.pipeline.steps import (
     boxes,
@@ -23,17 +23,17 @@ from repo_builder.pipeline.steps import (
 )
 
 TABLE: dict[Any, Form] = {
-    pipeline.DecodeImage: decode_image.FORM,
-    pipeline.Tokenize: tokenize.FORM,
-    pipeline.Call: call.FORM,
-    pipeline.Resize: resize.FORM,
-    pipeline.Crop: crop.FORM,
-    pipeline.Normalise: normalise.FORM,
-    pipeline.Turn: layout.FORM,
-    pipeline.Cast: cast.FORM,
-    pipeline.Softmax: softmax.FORM,
-    pipeline.TopK: top_k.FORM,
-    pipeline.Boxes: boxes.FORM,
-    pipeline.MeanPool: mean_pool.FORM,
-    pipeline.UnitLength: unit_length.FORM,
+    tables.DecodeImage: decode_image.FORM,
+    tables.Tokenize: tokenize.FORM,
+    tables.Call: call.FORM,
+    tables.Resize: resize.FORM,
+    tables.Crop: crop.FORM,
+    tables.Normalise: normalise.FORM,
+    tables.Turn: layout.FORM,
+    tables.Cast: cast.FORM,
+    tables.Softmax: softmax.FORM,
+    tables.TopK: top_k.FORM,
+    tables.Boxes: boxes.FORM,
+    tables.MeanPool: mean_pool.FORM,
+    tables.UnitLength: unit_length.FORM,
 }

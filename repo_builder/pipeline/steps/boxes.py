@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repo_builder.core.recipe.pipeline import Boxes
+from repo_builder.core.recipe.steps import Boxes
 from repo_builder.core.tensors import DType
 from repo_builder.pipeline.form import Form, Kind, Unfit
 from repo_builder.pipeline.writer import Writer

@@ -11,7 +11,7 @@ from typing import Any
 
 from repo_builder.core import watching
 from repo_builder.core.errors import RecipeError
-from repo_builder.core.recipe.pipeline import Call
+from repo_builder.core.recipe.steps import Call
 from repo_builder.pipeline.form import Form, Kind, Python, kind_of
 
 MOST = 64  # tensors; a recipe that names more is a mistake

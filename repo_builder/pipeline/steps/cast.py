@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repo_builder.core.recipe.pipeline import Cast
+from repo_builder.core.recipe.steps import Cast
 from repo_builder.pipeline.form import Form, Kind, numbers
 from repo_builder.pipeline.writer import Writer
 

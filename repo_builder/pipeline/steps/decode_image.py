@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from repo_builder.core.recipe.pipeline import DecodeImage
+from repo_builder.core.recipe.steps import DecodeImage
 from repo_builder.core.tensors import DType
 from repo_builder.pipeline.form import ONE_STRING, Form, Kind, Python, Unfit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repo_builder.core.recipe.pipeline import Turn
+from repo_builder.core.recipe.steps import Turn
 from repo_builder.pipeline.form import Form, Kind, Unfit, numbers, shaped
 from repo_builder.pipeline.writer import Writer
 

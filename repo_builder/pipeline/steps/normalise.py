@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repo_builder.core.recipe.pipeline import Normalise
+from repo_builder.core.recipe.steps import Normalise
 from repo_builder.core.tensors import Array, DType
 from repo_builder.pipeline.form import Form, Kind, Unfit, numbers
 from repo_builder.pipeline.writer import Writer

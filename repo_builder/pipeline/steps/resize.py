@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repo_builder.core.recipe.pipeline import Resize
+from repo_builder.core.recipe.steps import Resize
 from repo_builder.core.tensors import DType
 from repo_builder.pipeline.form import Form, Kind, image, shaped
 from repo_builder.pipeline.writer import Writer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repo_builder.core.recipe.pipeline import Softmax
+from repo_builder.core.recipe.steps import Softmax
 from repo_builder.core.tensors import DType
 from repo_builder.pipeline.form import Form, Kind, Unfit
 from repo_builder.pipeline.writer import Writer

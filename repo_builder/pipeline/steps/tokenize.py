@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.core.errors import DataError
-from repo_builder.core.recipe.pipeline import Tokenize
+from repo_builder.core.recipe.steps import Tokenize
 from repo_builder.core.tensors import DType
 from repo_builder.pipeline.form import ONE_STRING, Form, Kind, Python, Unfit
 
