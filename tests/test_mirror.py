@@ -42,7 +42,7 @@ ELSEWHERE: dict[str, str] = {
     "flows/build/test_build.py": (
         "flows/build/__init__ flows/build/exporting flows/build/forms flows/build/lowering flows/build/options"
     ),
-    "flows/build/test_joining.py": "flows/build/piping flows/build/trying repository/pipeline",
+    "flows/build/test_joining.py": "flows/build/piping flows/build/trying",
     "flows/perf/test_perf.py": ("flows/perf/accuracy flows/perf/options flows/perf/run measure/judge/explain"),
     "measure/judge/test_ladder.py": "measure/judge/limits",
     "measure/test_measure_kinds.py": "measure/load/abilities measure/wire/grpc_stream",
