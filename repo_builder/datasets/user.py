@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from repo_builder.core import archive, loading
+from repo_builder.core import encoded as core_encoded
 from repo_builder.core.errors import DataError, RecipeError, RepoBuilderError, did_you_mean, first_line
 from repo_builder.core.recipe import DataSpec
 from repo_builder.core.tensors import Array, DType, TensorSpec
@@ -165,10 +166,17 @@ def read_function(source: str, arguments: dict[str, Any], inputs: tuple[TensorSp
     numbers, classes = class_numbers(None if labels is None else np.asarray(labels), classes, origin=source)
     return Source(
         origin=source,
-        inputs={name: np.asarray(item) for name, item in arrays.items()},
+        inputs={name: _array(item) for name, item in arrays.items()},
         labels=numbers,
         classes=classes,
     )
+
+
+def _array(given: Any) -> Array:  # noqa: ANN401 - whatever a user's function returns
+    """Return an array; a list of bytes stays as it is, where numpy's own strings would lose NULs at the end."""
+    if isinstance(given, list | tuple) and given and all(isinstance(item, bytes) for item in given):
+        return core_encoded.column(given)
+    return np.asarray(given)
 
 
 _READERS: dict[str, Callable[..., Source]] = {".npz": read_npz, ".csv": table.read}

@@ -79,8 +79,8 @@ class Steps:
         Raises:
             DataError: A sample is refused, samples come out in different shapes, or a value is not finite.
         """
-        found = self._run("before", self._chain.before, raw)
         link = self._chain.network
+        found = self._run("before", self._chain.before, raw, [wire.name for wire in link.takes])
         ready = running.stacked(found, link.takes)
         inputs = {spec.name: ready[wire.name] for spec, wire in zip(link.binds, link.takes, strict=True)}
         for name, values in inputs.items():
@@ -99,18 +99,22 @@ class Steps:
         """
         link = self._chain.network
         found: dict[str, Array | list[Array]] = dict(raw)
-        if self._reads_before():
-            found |= self._run("before", self._chain.before, raw)
+        if carried := self._carried():
+            found |= self._run("before", self._chain.before, raw, carried)
         given = zip(link.yields, link.gives, strict=True)
         found |= {wire.name: outputs[spec.name] for spec, wire in given if spec.name in outputs}
-        return running.stacked(self._run("after", self._chain.after, found), self._chain.outputs)
+        names = [item.name for item in self._chain.outputs]
+        return running.stacked(self._run("after", self._chain.after, found, names), self._chain.outputs)
 
-    def _reads_before(self) -> bool:
+    def _carried(self) -> list[str]:
+        """Return the tensors of steps before the network that steps behind it take."""
         made = {item.name for link in self._chain.before for item in link.gives}
-        return any(item.name in made for link in self._chain.after for item in link.takes)
+        return sorted({item.name for link in self._chain.after for item in link.takes} & made)
 
-    def _run(self, side: str, links: Sequence[Link], samples: running.Values) -> dict[str, Array | list[Array]]:
+    def _run(
+        self, side: str, links: Sequence[Link], samples: running.Values, keep: Sequence[str]
+    ) -> dict[str, Array | list[Array]]:
         if side not in self._made:
             split = parts.whole(self._chain, tuple(links))
             self._made[side] = [runnable(part, self._folder, self._classes) for part in split]
-        return running.run(self._made[side], samples)
+        return running.run(self._made[side], samples, keep)

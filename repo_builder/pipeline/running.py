@@ -16,6 +16,7 @@ from repo_builder.pipeline.parts import Part
 Values = Mapping[str, "Array | list[Array]"]
 Feed = dict[str, Array]
 _BLOCK = 64  # samples that a graph is given at a time
+_HELD = 256  # samples whose tensors are held, all of the chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +34,41 @@ class Runnable:
     alone: bool = False
 
 
-def run(parts: Sequence[Runnable], samples: Values) -> dict[str, Array | list[Array]]:
-    """Return all tensors of the chain that the parts take and give.
+def run(parts: Sequence[Runnable], samples: Values, keep: Sequence[str]) -> dict[str, Array | list[Array]]:
+    """Return some tensors of the chain; what lies between is held for a block of samples at a time.
 
     Args:
         parts: In their order.
         samples: What the first of them take.
+        keep: Names of the tensors.
 
     Raises:
         DataError: A sample is refused by a step; it is named.
     """
-    found: dict[str, Array | list[Array]] = dict(samples)
-    for item in parts:
-        taken = {spec.name: found[spec.name] for spec in item.part.takes}
-        found |= _run(item, taken)
-    return found
+    count = len(next(iter(samples.values())))
+    # what such a step makes of a text depends on the others that it is padded with: all of them, as in one request
+    padding = any(
+        item.part.python and not item.alone and any(-1 in spec.shape for spec in item.part.gives) for item in parts
+    )
+    size = count if padding else _HELD
+    blocks: list[dict[str, Array | list[Array]]] = []
+    for start in range(0, count, size):
+        found: dict[str, Array | list[Array]] = {name: value[start : start + size] for name, value in samples.items()}
+        for item in parts:
+            found |= _run(item, {spec.name: found[spec.name] for spec in item.part.takes}, start)
+        blocks.append({name: found[name] for name in keep})
+    return {name: _concatenated([block[name] for block in blocks]) for name in keep}
+
+
+def _concatenated(blocks: list[Array | list[Array]]) -> Array | list[Array]:
+    """Return blocks as one array, or as a list of samples where their shapes differ."""
+    shapes = {item.shape[1:] for block in blocks for item in (block if isinstance(block, list) else [block])}
+    if len(shapes) == 1:
+        return np.concatenate([np.concatenate(block) if isinstance(block, list) else block for block in blocks])
+    rows: list[Array] = []
+    for block in blocks:
+        rows += block if isinstance(block, list) else [block[place : place + 1] for place in range(len(block))]
+    return rows
 
 
 def stacked(values: Values, specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -68,7 +89,7 @@ def stacked(values: Values, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     return ready
 
 
-def _run(item: Runnable, taken: Values) -> dict[str, Array | list[Array]]:
+def _run(item: Runnable, taken: Values, first: int) -> dict[str, Array | list[Array]]:
     count = len(next(iter(taken.values())))
     together = not item.alone and not any(isinstance(value, list) for value in taken.values())
     # what a Python step makes of a request may depend on all of its texts, as the length that they are padded to
@@ -79,7 +100,7 @@ def _run(item: Runnable, taken: Values) -> dict[str, Array | list[Array]]:
         try:
             rows.append(item.run(feed))
         except DataError as error:
-            named = f"sample {start}: {error.message}" if size == 1 else error.message
+            named = f"sample {first + start}: {error.message}" if size == 1 else error.message
             raise DataError(named, where=error.where, hint=error.hint) from None
     return {spec.name: _joined([row[spec.name] for row in rows], spec, item.part) for spec in item.part.gives}
 

@@ -78,3 +78,9 @@ def test_steps_stand_between_what_is_sent_and_what_is_fed(tmp_path: Path) -> Non
     assert len(calls) == 1  # once for each part
     assert fed.fingerprint != raw.fingerprint
     assert fed.held_out == raw.held_out
+
+
+def test_bytes_of_a_users_function_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "loader.py").write_text("def read():\n    return [b'a\\0', b'bc\\0\\0'] * 8, [0, 1] * 8\n")
+    found = load(f"{tmp_path / 'loader.py'}:read")  # type: ignore[arg-type]
+    assert set(found.split("test").inputs["text"][:, 0]) == {b"a\0", b"bc\0\0"}

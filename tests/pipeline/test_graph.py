@@ -70,7 +70,7 @@ def apart(found: Chain, model: onnx.ModelProto, x: np.ndarray) -> dict[str, Any]
             return {gives[name]: value for name, value in outputs.items()}  # noqa: B023
 
         runnables.append(Runnable(part=part, run=run))
-    return running.run(runnables, {found.inputs[0].name: x})
+    return running.run(runnables, {found.inputs[0].name: x}, [item.name for item in found.outputs])
 
 
 @settings(max_examples=20)
@@ -123,4 +123,20 @@ def test_what_a_step_gives_is_held_against_what_was_declared() -> None:
     name = part.gives[0].name
     wrong = Runnable(part=part, run=lambda feed: {name: np.zeros((len(feed["x"]), 9), np.float32)})
     with pytest.raises(DataError, match=r"gave fp32\[9\] for x.2 fp32\[4\]"):
-        running.run([wrong], {"x": np.zeros((2, 4), np.float32)})
+        running.run([wrong], {"x": np.zeros((2, 4), np.float32)}, [name])
+
+
+def test_blocks_of_samples_are_one_array_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_HELD", 3)
+    found = chain([{"step": "normalise", "std": [2.0]}], [])
+    part = parts.split(found, fuse=False, why_not="")[0]
+    session, name = Session(graph.write(part, None, ()).SerializeToString()), part.gives[0].name
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    taken: list[int] = []
+
+    def run(feed: Any) -> Any:
+        taken.append(len(feed["x"]))
+        return session.run(feed)
+
+    np.testing.assert_array_equal(running.run([Runnable(part=part, run=run)], {"x": x}, [name])[name], x / 2)
+    assert taken == [3, 3, 2]

@@ -53,8 +53,11 @@ def run(
     with progress.step("run pipeline") as step:
         try:
             with _runnables(made, split, engine, target) as runnables:
-                one = running.run(runnables, {name: values[:1] for name, values in samples.inputs.items()})
-                found = running.stacked(running.run(runnables, samples.inputs), piped.chain.outputs)
+                first = {name: values[:1] for name, values in samples.inputs.items()}
+                known = [*first, *(item.name for part in split for item in part.gives)]
+                one = running.run(runnables, first, known)
+                names = [item.name for item in piped.chain.outputs]
+                found = running.stacked(running.run(runnables, samples.inputs, names), piped.chain.outputs)
         except MissingDependency as error:
             progress.skipped("run pipeline", error.message)
             return made

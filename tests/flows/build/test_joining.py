@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from repo_builder.core import pipelines
+from repo_builder.core import files, pipelines
 from repo_builder.core.errors import MissingDependency, RecipeError, RepositoryError
 from repo_builder.flows.build import BuildOptions, BuildResult, compile_artifact, load_exported, piping
 from repo_builder.pipeline import shipping
@@ -180,3 +180,27 @@ def test_another_function_makes_all_of_it_again(small: Any) -> None:
     assert first.key != second.key
     shipped = json.loads((second.folder / "before.1.call" / shipping.SETTINGS).read_text())
     assert shipped["module"] == Path("mine").stem
+
+
+def test_a_build_that_is_killed_between_its_models_leaves_the_old_pipeline(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ensemble is exchanged last: until then it names the models of the build before."""
+    small.document["pipeline"]["fuse"] = False
+    first = small.build()
+    repository = first.model_folder.parent
+    whole, exchange = (repository / "small" / "config.pbtxt").read_text(), files._exchange
+
+    def killed(fresh: Path, target: Path) -> None:
+        if target.name == "small":
+            raise KeyboardInterrupt
+        exchange(fresh, target)
+
+    monkeypatch.setattr(files, "_exchange", killed)
+    with pytest.raises(KeyboardInterrupt):
+        small.build(force=True)
+    assert (repository / "small" / "config.pbtxt").read_text() == whole
+    assert {"small.a2.network", "small.b2.network"} <= {item.name for item in repository.iterdir()}
+    assert not [item for item in validate.validate(repository) if item.level == "error"]
+    monkeypatch.undo()
+    assert models(small.build(force=True)) == ["small", "small.b1.steps", "small.b2.network", "small.b3.steps"]
