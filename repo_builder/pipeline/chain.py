@@ -98,6 +98,9 @@ def resolve(spec: PipelineSpec, model: ModelSpec) -> Chain:
         if tensor.batch_axis:
             message = f"'{tensor.name}' counts samples on axis {tensor.batch_axis}, and a pipeline's samples come first"
             raise RecipeError(message, where="pipeline", hint="remove the pipeline, or change the network")
+    names = [item.name for item in spec.inputs]
+    if len(set(names)) < len(names):
+        raise RecipeError("names an input twice", where="pipeline.inputs")
     building = _Building(spec, model)
     for place, step in enumerate(spec.before):
         building.add(f"pipeline.before[{place}]", step)
@@ -172,6 +175,10 @@ class _Building:
             if name not in self._seen or self._seen[name].name not in {i.name for k in self.links for i in k.gives}:
                 hint = did_you_mean(name, (seen for seen, item in self._seen.items() if item.name in made))
                 raise RecipeError(f"no step gives '{name}'", where="pipeline.outputs", hint=hint)
+        unused = next((item.name for item in self.inputs if item.name not in read), None)
+        if unused is not None:
+            hint = "name it in inputs = [...] of a step, or leave it out"
+            raise RecipeError(f"nothing takes '{unused}'", where="pipeline.inputs", hint=hint)
         if len(set(wanted)) < len(wanted) or not wanted:
             raise RecipeError("names an output twice" if wanted else "there is no output", where="pipeline.outputs")
         clash = next((item.name for item in self.inputs if item.name in wanted), None)

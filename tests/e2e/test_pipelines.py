@@ -229,5 +229,6 @@ def test_perf_sends_files_and_climbs_to_what_is_served(
 
 def test_the_repository_is_valid(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["validate", str(built.folder / "model_repository"), "--strict"]) == 0
-    assert cli.run(["inspect", str(built.folder / "model_repository" / "pixels")]) == 0
-    assert "feature_layers.0" in capsys.readouterr().out
+    for name in ("pixels", "digits_png"):
+        assert cli.run(["inspect", str(built.folder / "model_repository" / name)]) == 0
+        assert "feature_layers.0" in capsys.readouterr().out

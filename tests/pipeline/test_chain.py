@@ -19,9 +19,11 @@ IMAGE = {"inputs": [{"name": "pixels", "dtype": "fp32", "shape": [3, 8, 8]}]}
 TEXT = {"inputs": [{"name": "input_ids", "dtype": "int64", "shape": [-1]}]}
 LOGITS = {"outputs": [{"name": "logits", "dtype": "fp32", "shape": [4]}]}
 VECTORS = {"outputs": [{"name": "vectors", "dtype": "fp32", "shape": [-1, 6]}]}
+ENCODED = {"name": "image", "dtype": "string", "shape": [1]}
 DECODE: list[dict[str, Any]] = [
     {"step": "decode_image"}, {"step": "resize", "height": 8, "width": 8}, {"step": "normalise"}, {"step": "layout"},
 ]  # fmt: skip
+NAMED = [{**DECODE[0], "inputs": ["image"]}, *DECODE[1:]]
 TOKENIZE: list[dict[str, Any]] = [{"step": "tokenize", "file": "tokenizer.json"}]
 
 
@@ -74,6 +76,8 @@ def test_a_network_takes_several_inputs_by_their_names_and_what_clients_send_bes
         (DECODE, [{"step": "top_k", "labels": ["a"]}], {}, "has 1 labels"),
         (DECODE, [{"step": "top_k", "outputs": ["a", "b", "c", "d"]}], {}, "gives 3 tensors"),
         (DECODE, [{"step": "softmax"}], {"outputs": ["probability"]}, "did you mean 'probabilities'?"),
+        (NAMED, [], {"inputs": [ENCODED, {**ENCODED, "name": "other"}]}, "pipeline.inputs: nothing takes 'other'"),
+        (DECODE, [], {"inputs": [ENCODED, ENCODED]}, "names an input twice"),
         (DECODE, [{"step": "softmax", "outputs": ["image"]}], {}, "'image' is an input and an output"),
     ],
 )  # fmt: skip

@@ -36,6 +36,7 @@ def build(options: BuildOptions) -> BuildResult:
         files.require_writable(folder)
     piped = piping.begin(options)
     target = compiling.choose(options)
+    piping.refuse_target(options.recipe, target.name)
     placing.warn_of_another(options)
     with progress.step("load data") as step:
         raw = piping.load_data(options, piped)
@@ -63,6 +64,7 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
 
 def _compile(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
     target = compiling.choose(options)
+    piping.refuse_target(options.recipe, target.name)
     placing.warn_of_another(options)
     exported = dataclasses.replace(exported, recipe=options.recipe)
     piped = piping.copied(options)

@@ -85,6 +85,21 @@ def begin(options: BuildOptions) -> Piped | None:
     return Piped(chain=found, folder=folder, key=key)
 
 
+def refuse_target(recipe: Recipe, target: str) -> None:
+    """Refuse ``fuse = true`` for what cannot hold steps, before the work that would be in vain.
+
+    Raises:
+        RecipeError: That is so.
+    """
+    accelerator = recipe.compile.onnxruntime.accelerator
+    if recipe.pipeline.some and recipe.pipeline.fuse and (target != "onnxruntime" or accelerator != "none"):
+        named = (
+            f"the target is {target}" if target != "onnxruntime" else f"the network has the accelerator {accelerator}"
+        )
+        hint = "leave fuse out: what can be fused is"
+        raise RecipeError(f"true is impossible: {named}", where="pipeline.fuse", hint=hint)
+
+
 def _told(steps: tuple[object, ...]) -> list[object]:
     """Return steps without paths, which may differ where their contents, which are hashed, do not."""
     paths = ("file", "function")

@@ -204,3 +204,14 @@ def test_a_build_that_is_killed_between_its_models_leaves_the_old_pipeline(
     assert not [item for item in validate.validate(repository) if item.level == "error"]
     monkeypatch.undo()
     assert models(small.build(force=True)) == ["small", "small.b1.steps", "small.b2.network", "small.b3.steps"]
+
+
+def test_one_graph_for_a_target_that_holds_no_steps_is_refused_early(small: Any) -> None:
+    recipe = small.options().recipe.changed(pipeline={"fuse": True})
+    piping.refuse_target(recipe, "onnxruntime")
+    for other, target in (
+        (recipe, "tensorrt"),
+        (recipe.changed(["compile.onnxruntime.accelerator=cuda"]), "onnxruntime"),
+    ):
+        with pytest.raises(RecipeError, match="true is impossible"):
+            piping.refuse_target(other, target)
