@@ -58,7 +58,7 @@ ELSEWHERE: dict[str, str] = {
     "models/test_architectures.py": "models/jsc models/vgg",
     "models/test_models_create.py": "models/__init__",
     "models/test_training.py": "models/resuming",
-    "pipeline/test_chain.py": "core/recipe/pipeline pipeline/around pipeline/parts",
+    "pipeline/test_chain.py": "core/recipe/pipeline pipeline/around pipeline/parts pipeline/scored",
     "pipeline/test_graph.py": "pipeline/here pipeline/running",
     "pipeline/test_shipping.py": (
         "pipeline/shipped/call_function pipeline/shipped/decode_image pipeline/shipped/model"

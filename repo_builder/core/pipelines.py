@@ -63,6 +63,7 @@ class Pipeline:
         classes: Names of the classes.
         scored: Name of the output that is scored; empty where none is.
         ranked: Names of the outputs that hold the best classes and their scores, where those are what is scored.
+        width: Number of classes that the best are of; 0 without.
         usual: Tensor → shape that it has for one sample, where a dimension of it varies.
         parts: Its models, in the order in which they run.
         engine_sha256: sha256 of the compiled network.
@@ -82,6 +83,7 @@ class Pipeline:
     classes: tuple[str, ...] = ()
     scored: str = ""
     ranked: tuple[str, ...] = ()
+    width: int = 0
     usual: dict[str, list[int]] = field(default_factory=dict)
     parts: tuple[PartRecord, ...]
     engine_sha256: str = ""

@@ -64,7 +64,8 @@ def _concatenated(blocks: list[Array | list[Array]]) -> Array | list[Array]:
     """Return blocks as one array, or as a list of samples where their shapes differ."""
     shapes = {item.shape[1:] for block in blocks for item in (block if isinstance(block, list) else [block])}
     if len(shapes) == 1:
-        return np.concatenate([np.concatenate(block) if isinstance(block, list) else block for block in blocks])
+        whole: Array = np.concatenate([np.concatenate(item) if isinstance(item, list) else item for item in blocks])
+        return whole
     rows: list[Array] = []
     for block in blocks:
         rows += block if isinstance(block, list) else [block[place : place + 1] for place in range(len(block))]

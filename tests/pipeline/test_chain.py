@@ -9,11 +9,12 @@ import pytest
 
 from repo_builder.core import codec
 from repo_builder.core.errors import RecipeError
-from repo_builder.core.recipe import ModelSpec, PipelineSpec
+from repo_builder.core.recipe import MeasureSpec, ModelSpec, PipelineSpec
 from repo_builder.core.tensors import DType
 from repo_builder.pipeline import parts
 from repo_builder.pipeline.around import compiled
 from repo_builder.pipeline.chain import Chain, resolve
+from repo_builder.pipeline.scored import Scored, scored
 
 IMAGE = {"inputs": [{"name": "pixels", "dtype": "fp32", "shape": [3, 8, 8]}]}
 TEXT = {"inputs": [{"name": "input_ids", "dtype": "int64", "shape": [-1]}]}
@@ -139,3 +140,18 @@ def test_casts_stand_around_a_network_that_was_compiled_to_other_types() -> None
     assert around.outputs == found.outputs
     assert kinds(around, why_not="the target is tensorrt") == ["tokenize", "steps", "network", "steps"]
     assert compiled(found, found.network.binds, found.network.yields) is found
+
+
+def test_what_is_scored_is_one_number_a_class_or_the_best_of_them() -> None:
+    both = [{"step": "softmax"}, {"step": "top_k", "k": 2, "inputs": ["probabilities"]}]
+    best = chain(DECODE, both, IMAGE, LOGITS)
+    classes = ("a", "b", "c", "d")
+    assert scored(best, MeasureSpec(), classes) == Scored(name="scores", ranked=("classes", "scores"), width=4)
+    shown = chain(DECODE, both, IMAGE, LOGITS, outputs=["scores", "probabilities", "classes"])
+    assert scored(shown, MeasureSpec(), classes) == Scored(name="probabilities")
+    assert scored(chain(DECODE, both[:1], IMAGE, LOGITS), MeasureSpec(), ("0", "1")) == Scored(name="probabilities")
+    assert scored(best, MeasureSpec(), ()) == Scored(name="classes")
+    labels = chain(DECODE, both, IMAGE, LOGITS, outputs=["labels"])
+    assert scored(labels, MeasureSpec(task="other"), classes) == Scored(name="labels")
+    with pytest.raises(RecipeError, match="nothing can be scored"):
+        scored(labels, MeasureSpec(), classes)

@@ -40,6 +40,8 @@ def build(options: BuildOptions) -> BuildResult:
     placing.warn_of_another(options)
     with progress.step("load data") as step:
         raw = piping.load_data(options, piped)
+        if piped:
+            piped.require_labels(raw.classes)
         dataset = piped.through(raw) if piped else raw
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
     exported, known = exporting.run(options, dataset)

@@ -80,7 +80,7 @@ def _made(
     split, apart = _split(piped, engine, recipe)
     network = onnx_files.load(engine.model) if engine.target == "onnxruntime" else None
     records = tuple(_record(part, place, piped, engine, network, folder) for place, part in enumerate(split, 1))
-    name, best = scored(piped.chain, recipe.measure, engine.classes)
+    judged = scored(piped.chain, recipe.measure, engine.classes)
     made = Pipeline(
         path=folder,
         key=key,
@@ -91,8 +91,9 @@ def _made(
         inputs=piped.chain.inputs,
         outputs=piped.chain.outputs,
         classes=engine.classes,
-        scored=name,
-        ranked=best,
+        scored=judged.name,
+        ranked=judged.ranked,
+        width=judged.width,
         parts=records,
         engine_sha256=engine.files[engine.model.name],
     )

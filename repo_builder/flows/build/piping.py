@@ -17,7 +17,7 @@ from repo_builder.core.tensors import TensorSpec
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import keys
 from repo_builder.flows.build.options import BuildOptions
-from repo_builder.pipeline import around, chain, here, parts, shipping
+from repo_builder.pipeline import around, chain, graph, here, parts, shipping
 from repo_builder.pipeline.chain import Chain
 
 _KEY = "steps.json"
@@ -46,6 +46,16 @@ class Piped:
     def around(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Piped:
         """Return it around a compiled network, whose types may be others."""
         return Piped(chain=around.compiled(self.chain, inputs, outputs), folder=self.folder, key=self.key)
+
+    def require_labels(self, classes: tuple[str, ...]) -> None:
+        """Refuse labels that do not fit, before the work that would be in vain.
+
+        Raises:
+            RecipeError: That is so.
+        """
+        for part in parts.whole(self.chain, self.chain.after):
+            if not part.python:
+                graph.write(part, None, classes)
 
     def through(self, dataset: Dataset) -> Dataset:
         """Return a data set as the network sees it."""

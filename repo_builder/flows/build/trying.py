@@ -70,7 +70,7 @@ def run(
     kept.save(made.path, forms)
     recipe = engine.recipe
     climbed = ladder.climb(
-        {form: ranked.spread(outputs, made.ranked, len(made.classes)) for form, outputs in forms.items()},
+        {form: ranked.spread(outputs, made.ranked, made.width) for form, outputs in forms.items()},
         samples.labels if recipe.measure.task == "classification" else None,
         scored=made.scored,
         limits=Limits.of(recipe.measure, (item.precision for item in engine.layers)),

@@ -101,7 +101,7 @@ def score(
             collected.update(accuracy_skipped="the data has no labels")
         else:
             dataset.require_class_numbers()
-            values = ranked.spread(outputs, client.ranked, len(dataset.classes))[name]
+            values = ranked.spread(outputs, client.ranked, client.width)[name]
             scored = accuracy.score(values, labels, dataset.classes, with_loss=not client.ranked)
             collected.update(accuracy=scored)
             step.note(f"top-1 {scored.top1:.4f} on {scored.samples} samples")
@@ -144,9 +144,11 @@ def _ladder(
     # the network's own outputs down to the compiled form, and from there on what its pipeline's steps make of them
     inner = ladder.scored_output(build.recipe.model.outputs, spec.output, len(dataset.classes))
     first = ladder.climb(forms, labels, scored=inner, limits=limits, classes=dataset.classes)
-    count = len(dataset.classes)
     second = ladder.climb(
-        {form: ranked.spread(found, client.ranked, count) for form, found in {**through, "served": served}.items()},
+        {
+            form: ranked.spread(found, client.ranked, client.width)
+            for form, found in {**through, "served": served}.items()
+        },
         labels,
         scored=client.scored,
         limits=limits,

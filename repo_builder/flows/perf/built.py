@@ -36,14 +36,16 @@ class Client:
     Attributes:
         inputs: Inputs, batch left out.
         outputs: Outputs, likewise.
-        scored: Name of the output that is scored; empty where that depends on classes that are not known yet.
+        scored: Name of the output that is scored.
         ranked: Names of the outputs of the best classes and their scores, where those are what is scored.
+        width: Number of classes that the best are of.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     scored: str = ""
     ranked: tuple[str, ...] = ()
+    width: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +78,20 @@ class Build:
             return Client(inputs=model.inputs, outputs=model.outputs, scored=name)
         if self.pipeline is not None:
             found = self.pipeline
-            return Client(inputs=found.inputs, outputs=found.outputs, scored=found.scored, ranked=found.ranked)
+            return Client(
+                inputs=found.inputs, outputs=found.outputs, scored=found.scored, ranked=found.ranked, width=found.width
+            )
         from repo_builder.pipeline import chain, scored
 
         resolved = chain.resolve(recipe.pipeline, model)
-        name, best = scored.scored(resolved, recipe.measure, classes) if classes else ("", ())
-        return Client(inputs=resolved.inputs, outputs=resolved.outputs, scored=name, ranked=best)
+        judged = scored.scored(resolved, recipe.measure, classes)
+        return Client(
+            inputs=resolved.inputs,
+            outputs=resolved.outputs,
+            scored=judged.name,
+            ranked=judged.ranked,
+            width=judged.width,
+        )
 
     @property
     def layers(self) -> tuple[LayerRecord, ...]:
