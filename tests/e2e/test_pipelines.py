@@ -87,11 +87,28 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         recipe.changed(name="apart", pipeline={"before": before, "fuse": False, **shown}, **again),
         recipe.changed(name="pixels", pipeline=whole, data={"source": str(folder / "pixels.npz")}, **again),
         Recipe.load(folder / "sentences.toml"),
-    ]
+        recipe.changed(
+            name="called", pipeline={"inputs": pixels, "before": [called(folder)], **shown},
+            data={"source": str(folder / "pixels.npz")}, **again,
+        ),
+    ]  # fmt: skip
     mine = Built(folder, {})
     for item in recipes:
         mine.results[item.name] = build(mine.options(item))
     return mine
+
+
+def called(folder: Path) -> dict[str, Any]:
+    """A step that is a function of a user's, who wrote one of its files badly."""
+    (folder / "mine.py").write_text(
+        "import numpy as np\nfrom beside import SIZE\n\n\ndef prepare(pixels, times):\n"
+        "    if pixels.max() > 200 and pixels.min() > 200:\n        raise ValueError('nothing but white')\n"
+        "    larger = pixels.repeat(times, 1).repeat(times, 2).astype(np.float32)\n"
+        "    return np.ascontiguousarray((larger * (2 / 255) - 1).transpose(0, 3, 1, 2)[:, :, :SIZE])\n"
+    )
+    (folder / "beside.py").write_text("SIZE = 32\n")
+    gives = [{"name": "image", "dtype": "fp32", "shape": [3, 32, 32]}]
+    return {"step": "call", "function": f"{folder / 'mine.py'}:prepare", "arguments": {"times": 4}, "gives": gives}
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -232,3 +249,25 @@ def test_the_repository_is_valid(built: Built, capsys: pytest.CaptureFixture[str
     for name in ("pixels", "digits_png"):
         assert cli.run(["inspect", str(built.folder / "model_repository" / name)]) == 0
         assert "feature_layers.0" in capsys.readouterr().out
+
+
+def test_a_client_may_ask_triton_for_the_best_classes_by_their_labels(built: Built, server: Server) -> None:
+    """Triton's own classification: of an ensemble as of one graph, from labels.txt."""
+    files, labels = built.images(1)
+    tensor = client.InferInput("image", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(encoded.column(files))
+    wanted = client.InferRequestedOutput("probabilities", class_count=2)
+    with client.InferenceServerClient(server.http_url.removeprefix("http://")) as connection:
+        found = connection.infer("apart", [tensor], outputs=[wanted]).as_numpy("probabilities")
+    best = found[0, 0].decode().split(":")
+    assert best[1:] == [str(labels[0])] * 2
+
+
+def test_a_function_of_the_users_is_served_and_its_faults_are_one_requests(built: Built, server: Server) -> None:
+    recipe = built.results["called"].engine.recipe
+    inputs = pipelines.read(built.folder / "build" / "called" / "pipeline").inputs
+    held_out = piping.load_raw(recipe, inputs, None).split("test").inputs["pixels"]
+    saved = kept.load(built.folder / "build" / "called" / "pipeline")["pipeline"]
+    np.testing.assert_array_equal(ask(server, "called", pixels=held_out).as_numpy("classes"), saved["classes"])
+    with pytest.raises(Exception, match="mine:prepare failed: ValueError: nothing but white"):
+        ask(server, "called", pixels=np.full((1, 8, 8, 3), 255, np.uint8))
