@@ -11,7 +11,8 @@ from repo_builder.core.recipe.bounds import Count, Function, Natural, Text
 from repo_builder.core.tensors import DType, TensorSpec
 
 Layout = Literal["hwc", "chw"]
-Numbers = Annotated[tuple[float, ...], Bound(nonempty=True)]
+Number = Annotated[float, Bound(ge=-1e9, le=1e9)]  # beyond, fp32 pixels no longer differ
+Numbers = Annotated[tuple[Number, ...], Bound(nonempty=True)]
 _FRACTION = Bound(ge=0, le=1, must="is not a fraction between 0 and 1")
 
 
@@ -156,7 +157,7 @@ class Normalise(_Step):
     """
 
     step: Literal["normalise"] = "normalise"
-    scale: float = 1.0
+    scale: Number = 1.0
     mean: Numbers = (0.0,)
     std: Numbers = (1.0,)
     layout: Layout = "hwc"
