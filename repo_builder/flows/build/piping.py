@@ -172,8 +172,8 @@ def _checked(options: BuildOptions) -> Chain:
     if not recipe.repository.max_batch_size:
         message = "is 0, and the models of a pipeline take batches"
         raise RecipeError(message, where="repository.max_batch_size", hint="set it to 1 or more")
-    if options.version != "replace" and any(link.python for link in found.links):
-        message = "a pipeline of several models has one version: all of them are replaced together"
+    if options.version != "replace":
+        message = "a pipeline has one version: all of its models are replaced together"
         raise RecipeError(message, where="--version", hint="leave --version out")
     return found
 

@@ -125,7 +125,7 @@ def test_what_is_wrong_is_said_before_any_work(small: Any, monkeypatch: pytest.M
     steps = small.document["pipeline"]
     steps["before"].append(called(small))
     for change, said in (
-        ({"version": "next"}, "--version: a pipeline of several models has one version"),
+        ({"version": "next"}, "--version: a pipeline has one version"),
         ({}, "pipeline.fuse: true is impossible: pipeline.before[1] (call) is Python"),
     ):
         steps["fuse"] = None if change else True
