@@ -18,7 +18,7 @@ RANKS = (
     {"__init__"},
     {"api"},
     {"flows"},
-    {"models", "datasets", "quantize", "export", "compile", "repository", "serve", "measure", "report"},
+    {"models", "datasets", "quantize", "export", "compile", "pipeline", "repository", "serve", "measure", "report"},
     {"results", "recipes"},
     {"core"},
 )

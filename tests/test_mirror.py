@@ -36,12 +36,14 @@ ELSEWHERE: dict[str, str] = {
         " core/recipe/targets"
     ),
     "datasets/test_built_in_data.py": "datasets/__init__",
+    "datasets/test_encoded.py": "core/encoded",
     "datasets/test_damaged_data.py": "core/archive",
     "datasets/test_user_data.py": "datasets/folder datasets/labels datasets/source datasets/table datasets/user",
     "export/test_torch_onnx.py": "export/naming export/plain",
     "flows/build/test_build.py": (
         "flows/build/__init__ flows/build/exporting flows/build/forms flows/build/lowering flows/build/options"
     ),
+    "flows/build/test_joining.py": "flows/build/piping flows/build/trying",
     "flows/perf/test_perf.py": ("flows/perf/accuracy flows/perf/options flows/perf/run measure/judge/explain"),
     "measure/judge/test_ladder.py": "measure/judge/limits",
     "measure/test_measure_kinds.py": "measure/load/abilities measure/wire/grpc_stream",
@@ -58,6 +60,16 @@ ELSEWHERE: dict[str, str] = {
     "models/test_models_create.py": "models/__init__",
     "models/test_finetuning.py": "models/distance",
     "models/test_training.py": "models/parts models/resuming",
+    "pipeline/test_chain.py": "core/recipe/pipeline pipeline/around pipeline/parts pipeline/scored",
+    "pipeline/test_graph.py": "pipeline/here pipeline/running",
+    "pipeline/test_shipping.py": (
+        "pipeline/shipped/call_function pipeline/shipped/decode_image pipeline/shipped/model"
+        " pipeline/shipped/tokenize_text pipeline/steps/call pipeline/steps/decode_image pipeline/steps/tokenize"
+    ),
+    "pipeline/test_steps.py": (
+        "core/recipe/steps pipeline/form pipeline/steps/boxes pipeline/steps/normalise pipeline/steps/resize"
+        " pipeline/writer"
+    ),
     "quantize/placement/test_place.py": (
         "quantize/placement/__init__ quantize/placement/choose quantize/placement/index quantize/placement/layers"
         " quantize/placement/lower quantize/placement/placed quantize/placement/profiles/onnxruntime_cpu"

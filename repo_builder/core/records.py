@@ -89,8 +89,8 @@ class AccuracyRecord:
     """One form of the model on the held-out samples, compared with the form that it derives from.
 
     Attributes:
-        form: ``fp32``, ``exported``, ``fine-tuned``, ``placed``, ``onnxruntime``, ``tensorrt``, ``engine`` or
-            ``served``.
+        form: ``fp32``, ``exported``, ``fine-tuned``, ``placed``, ``onnxruntime``, ``tensorrt``, ``engine``,
+        ``pipeline`` or ``served``.
         samples: Number of samples scored.
         output: The output that is scored; top1, its interval and the p-value are of it.
         top1: Fraction of them classified right; None where outputs are not classes.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +60,10 @@ class Dataset:
         parts: Sample numbers of each part.
     """
 
-    def __init__(self, spec: DataSpec, source: Source, *, inputs: Sequence[TensorSpec], seed: int) -> None:
+    def __init__(
+        self, spec: DataSpec, source: Source, *, inputs: Sequence[TensorSpec], seed: int, steps: str = ""
+    ) -> None:
+        self._steps, self._ready = steps, dict[Part, Samples]()
         self.name = Path(spec.source).name
         self.classes = source.classes
         self._spec, self._source, self._inputs, self._seed = spec, source, tuple(inputs), seed
@@ -82,6 +85,7 @@ class Dataset:
             "inputs": [str(spec) for spec in self._inputs],
             "classes": self.classes,
             "seed": self._seed,
+            **({"steps": self._steps} if self._steps else {}),
         }
         return self._digest(settings, np.arange(len(self._source)))
 
@@ -99,7 +103,7 @@ class Dataset:
         for name, values in sorted({**self._source.inputs, **labels}.items()):
             digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
             for start in range(0, len(chosen), _BLOCK):
-                digest.update(values[chosen[start : start + _BLOCK]].tobytes())
+                digest.update(_bytes(values[chosen[start : start + _BLOCK]]))
         return digest.hexdigest()
 
     def require_class_numbers(self) -> None:
@@ -126,6 +130,8 @@ class Dataset:
         Raises:
             DataError: The part is empty.
         """
+        if part in self._ready:
+            return self._ready[part]
         chosen = self.parts[part]
         if len(chosen) == 0:
             held_out = len(self.parts["test"]) == len(self._source)
@@ -135,7 +141,36 @@ class Dataset:
                 hint='remove split = "test" from data.arguments' if held_out else "add samples or change the fractions",
             )
         labels = None if self._source.labels is None else self._source.labels[chosen]
-        return Samples(inputs=self._source.ready(chosen, self._inputs), labels=labels)
+        found = Samples(inputs=self._source.ready(chosen, self._inputs), labels=labels)
+        if self._steps:  # which take longer than a copy
+            self._ready[part] = found
+        return found
+
+    def through(
+        self, steps: Callable[[dict[str, Array]], dict[str, Array]], inputs: Sequence[TensorSpec], *, key: str
+    ) -> Dataset:
+        """Return the same data with a pipeline's steps behind it: what its network is fed.
+
+        Args:
+            steps: What clients send, by name → the network's inputs.
+            inputs: The network's inputs.
+            key: Hash of the steps.
+        """
+        source, given = self._source, self._inputs
+
+        def prepare(raw: dict[str, Array]) -> dict[str, Array]:
+            return steps(source.made_ready(raw, given))
+
+        behind = dataclasses.replace(source, prepare=prepare)
+        return Dataset(self._spec, behind, inputs=inputs, seed=self._seed, steps=key)
+
+
+def _bytes(values: Array) -> bytes:
+    """Return an array's content; of objects, each behind its length."""
+    if values.dtype != object:
+        return values.tobytes()
+    items = (item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogatepass") for item in values.flat)
+    return b"".join(len(item).to_bytes(8, "little") + item for item in items)
 
 
 def load(spec: DataSpec, *, inputs: tuple[TensorSpec, ...], seed: int, data_dir: Path | None = None) -> Dataset:

@@ -17,6 +17,11 @@ def _same(inputs: dict[str, Array]) -> dict[str, Array]:
     return inputs
 
 
+def _one_text(values: Array, spec: TensorSpec) -> Array:
+    """Return one text a sample in the shape ``[1]``, which config.pbtxt has for it."""
+    return values[:, None] if spec.dtype is DType.STRING and spec.shape == (1,) and values.ndim == 1 else values
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """All samples of a data set, as read.
@@ -45,9 +50,16 @@ class Source:
 
     def ready(self, chosen: Array, specs: Sequence[TensorSpec]) -> dict[str, Array]:
         """Return the model's inputs for the chosen sample numbers, of the dtypes of the specs."""
+        return self.made_ready({name: values[chosen] for name, values in self.inputs.items()}, specs)
+
+    def made_ready(self, raw: dict[str, Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:
+        """Return the model's inputs for raw values."""
         with np.errstate(over="ignore"):  # becomes infinite, which the check reports with its place
-            prepared = self.prepare({name: values[chosen] for name, values in self.inputs.items()})
-            return {spec.name: np.ascontiguousarray(prepared[spec.name], dtype=spec.dtype.numpy) for spec in specs}
+            prepared = self.prepare(raw)
+            return {
+                spec.name: np.ascontiguousarray(_one_text(prepared[spec.name], spec), dtype=spec.dtype.numpy)
+                for spec in specs
+            }
 
     def check(self, specs: Sequence[TensorSpec]) -> None:
         """Refuse data that is empty, of other shapes than the specs, not finite, or labelled out of range.
@@ -62,8 +74,8 @@ class Source:
         self._check_finite(specs)
 
     def _check_finite(self, specs: Sequence[TensorSpec]) -> None:
-        if all(values.dtype.kind in "iub" for values in self.inputs.values()):
-            return  # whole numbers stay finite in any of the preparations
+        if all(values.dtype.kind in "iubOSU" for values in self.inputs.values()):
+            return  # texts are none, and whole numbers stay finite in any of the preparations
         for start in range(0, len(self), _BLOCK):
             block = np.arange(start, min(start + _BLOCK, len(self)))
             for name, values in self.ready(block, specs).items():
@@ -124,14 +136,15 @@ class Source:
 
     def _check_types(self, specs: Sequence[TensorSpec]) -> None:
         for name, values in self.inputs.items():
-            if values.dtype.kind not in "biufSU":
+            texts = any(item.dtype is DType.STRING for item in specs if item.name == name)
+            if values.dtype.kind not in ("biufOSU" if texts else "biufSU"):
                 raise DataError(f"'{name}' holds {values.dtype} values, not numbers", where=self.origin)
             spec = next((item for item in specs if item.name == name), None)
             if spec and values.dtype.kind in "SU" and spec.dtype is not DType.STRING:
                 raise DataError(f"'{name}' holds text, the model takes {spec.dtype.value}", where=self.origin)
         first = self.prepare({name: values[:1] for name, values in self.inputs.items()})
         for spec in specs:
-            values = first[spec.name]
+            values = _one_text(first[spec.name], spec)
             shape = tuple(values.shape[1:])
             if not spec.fits(shape):
                 turned = len(shape) == 3 and spec.fits((shape[2], shape[0], shape[1]))

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from repo_builder.core import archive, loading
+from repo_builder.core import encoded as core_encoded
 from repo_builder.core.errors import DataError, RecipeError, RepoBuilderError, did_you_mean, first_line
 from repo_builder.core.recipe import DataSpec
-from repo_builder.core.tensors import Array, TensorSpec
-from repo_builder.datasets import table
+from repo_builder.core.tensors import Array, DType, TensorSpec
+from repo_builder.datasets import encoded, table
 from repo_builder.datasets.labels import class_numbers
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
@@ -52,10 +53,12 @@ def read(
     path = Path(spec.source)
     if not path.exists() and data_dir is not None:
         path = data_dir / path
-    if path.is_dir():
+    if len(inputs) == 1 and inputs[0].dtype is DType.STRING and (path.is_dir() or path.suffix == ".txt"):
+        reader: Callable[..., Source] = partial(encoded.read, path=path)
+    elif path.is_dir():
         with loading.needs("images", what="reading a folder of images"):
             from repo_builder.datasets.folder import read as read_folder
-        reader: Callable[..., Source] = partial(read_folder, path=path)
+        reader = partial(read_folder, path=path)
     elif path.suffix.lower() in _READERS:
         if not path.is_file():
             raise DataError(f"there is no file '{path}'", where="data.source")
@@ -163,10 +166,17 @@ def read_function(source: str, arguments: dict[str, Any], inputs: tuple[TensorSp
     numbers, classes = class_numbers(None if labels is None else np.asarray(labels), classes, origin=source)
     return Source(
         origin=source,
-        inputs={name: np.asarray(item) for name, item in arrays.items()},
+        inputs={name: _array(item) for name, item in arrays.items()},
         labels=numbers,
         classes=classes,
     )
+
+
+def _array(given: Any) -> Array:  # noqa: ANN401 - whatever a user's function returns
+    """Return an array; a list of bytes stays as it is, where numpy's own strings would lose NULs at the end."""
+    if isinstance(given, list | tuple) and given and all(isinstance(item, bytes) for item in given):
+        return core_encoded.column(given)
+    return np.asarray(given)
 
 
 _READERS: dict[str, Callable[..., Source]] = {".npz": read_npz, ".csv": table.read}

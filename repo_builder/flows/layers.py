@@ -7,9 +7,10 @@ from pathlib import Path
 
 import onnx
 
-from repo_builder import datasets, models
+from repo_builder import models
 from repo_builder.core import calling, loading, onnx_files
 from repo_builder.core.recipe import Recipe
+from repo_builder.flows.build import piping
 from repo_builder.quantize import prepare
 from repo_builder.quantize.layers import find_layers
 from repo_builder.quantize.rules import WEIGHTED, WEIGHTLESS
@@ -68,7 +69,8 @@ def _graph(source: str, data_dir: Path | None) -> onnx.ModelProto:
     spec = recipe.model
     with loading.needs("build", what="exporting a torch module"):
         from repo_builder.export import torch_onnx
-    dataset = datasets.load(recipe.data, inputs=spec.inputs, seed=recipe.seed, data_dir=data_dir)
+    with piping.fed(recipe, data_dir) as dataset:
+        samples = dataset.split("calibration").inputs
     module = models.create(spec, seed=recipe.seed)
     inputs = {item.name: item for item in spec.inputs}
     order, _ = calling.argument_order(module, tuple(inputs))
@@ -78,5 +80,5 @@ def _graph(source: str, data_dir: Path | None) -> onnx.ModelProto:
         outputs=spec.outputs,
         opset=recipe.export.opset,
         path=Path(f"{recipe.name}.onnx"),
-        samples=dataset.split("calibration").inputs,
+        samples=samples,
     )

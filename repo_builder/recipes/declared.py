@@ -37,7 +37,7 @@ def tables() -> dict[str, str]:
         rows = [
             f"| `{item.name}` | {_default(item)} | {_allowed(kind)} | {_meanings(cls)[item.name]} |"
             for item, kind in _fields(cls)
-            if not _is_table(kind)
+            if not _inner(kind)
         ]
         found[header] = "\n".join(["| key | default | takes | meaning |", "|---|---|---|---|", *rows])
     return found
@@ -49,18 +49,31 @@ def _fields(cls: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:  # noqa: 
 
 
 def _tables(cls: Any, name: str, *, array: bool) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - a dataclass
+    """Yield a table's header and class, and those below it; of tables of several kinds each kind, by its own word."""
     yield (f"[[{name}]]" if array else f"[{name}]") if name else "top level", cls
     for item, kind in _fields(cls):
-        inner, many = _is_table(kind), typing.get_origin(_bare(kind)[0]) is tuple
-        if inner:
-            yield from _tables(inner, f"{name}.{item.name}" if name else item.name, array=many)
+        inner, many = _inner(kind), typing.get_origin(_bare(kind)[0]) is tuple
+        below = f"{name}.{item.name}" if name else item.name
+        if len(inner) == 1:
+            yield from _tables(inner[0], below, array=many)
+        elif item.name != "after":  # the same kinds as those before
+            for one in inner:
+                key, told = _word(one)
+                yield f'[[{below}]] {key} = "{told}"', one
 
 
-def _is_table(kind: Any) -> Any:  # noqa: ANN401 - the dataclass that a field holds, or None
+def _inner(kind: Any) -> tuple[Any, ...]:  # noqa: ANN401 - the dataclasses that a field holds
     kind, _ = _bare(kind)
     if typing.get_origin(kind) is tuple:
         kind, _ = _bare(typing.get_args(kind)[0])
-    return kind if dataclasses.is_dataclass(kind) else None
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    return tuple(item for item in kinds if dataclasses.is_dataclass(item))
+
+
+def _word(cls: Any) -> tuple[str, str]:  # noqa: ANN401 - a dataclass
+    """Return the key, and its one word, by which a table of several kinds is known to be of this one."""
+    hints = ((item.name, kind) for item, kind in _fields(cls))
+    return next((name, typing.get_args(kind)[0]) for name, kind in hints if typing.get_origin(kind) is Literal)
 
 
 def _bare(kind: Any) -> tuple[Any, tuple[Bound, ...]]:  # noqa: ANN401 - any annotation
@@ -79,8 +92,9 @@ def _bare(kind: Any) -> tuple[Any, tuple[Bound, ...]]:  # noqa: ANN401 - any ann
 @functools.cache
 def _meanings(cls: Any) -> dict[str, str]:  # noqa: ANN401 - a dataclass
     """Return what a class's docstring says of each field, on one line."""
-    text = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
-    entries = re.findall(r"^    (\w+): ((?:.+\n?)(?:^     +.+\n?)*)", text, flags=re.MULTILINE)
+    texts = ((inspect.getdoc(one) or "").partition("Attributes:\n")[2] for one in reversed(cls.__mro__[:-1]))
+    pattern = r"^    (\w+): ((?:.+\n?)(?:^     +.+\n?)*)"
+    entries = [entry for text in texts for entry in re.findall(pattern, text, flags=re.MULTILINE)]
     return {name: " ".join(meaning.replace("``", "`").split()).rstrip(".") for name, meaning in entries}
 
 
@@ -139,6 +153,8 @@ def _shape(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - any annotation
         return _object(kind)
     if origin is Literal:
         return {"enum": list(arguments)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(item) for item in arguments]}
     if origin in (tuple, list):
         return {"type": "array", "items": _schema(arguments[0])}
     if origin is dict:

@@ -47,11 +47,12 @@ def show(run: PerfRun, console: Console) -> None:
 
 
 def _accuracy(result: AccuracyResult, console: Console) -> None:
+    loss = "" if result.loss is None else f"loss {result.loss:.4f}  "
     _line(
         console,
         f"  top-1 {numbers.percent(result.top1)}  [{numbers.interval(result.low, result.high)}]  macro precision "
         f"{numbers.percent(result.macro_precision)}  recall {numbers.percent(result.macro_recall)}  "
-        f"F1 {numbers.percent(result.macro_f1)}  loss {result.loss:.4f}  on {result.samples:,} held-out samples",
+        f"F1 {numbers.percent(result.macro_f1)}  {loss}on {result.samples:,} held-out samples",
     )
     if len(result.classes) <= _MOST_CLASSES:
         _line(console, "Confusion matrix (rows: label, columns: prediction)", "bold")

@@ -17,7 +17,7 @@ from repo_builder.core.errors import RepositoryError
 from repo_builder.core.recipe import OnnxRuntimeSpec
 from repo_builder.core.samples import NONE
 from repo_builder.core.tensors import TensorSpec
-from repo_builder.repository.spec import CONFIG, LABELS, Accelerator, ModelConfigSpec
+from repo_builder.repository.spec import CONFIG, LABELS, Accelerator, EnsembleSpec, ModelConfigSpec
 
 if TYPE_CHECKING:
     import jinja2
@@ -90,6 +90,21 @@ def render(spec: ModelConfigSpec) -> str:
     spec.check()
     text = _environment().get_template("config.pbtxt.j2").render(spec=spec, labels_file=LABELS)
     different = protobuf.difference(protobuf.parse(text, where=spec.name), protobuf.build(spec))
+    if different:
+        raise RepositoryError(f"config.pbtxt would not say what was asked: {different}", where=spec.name)
+    return text
+
+
+def render_ensemble(spec: EnsembleSpec) -> str:
+    """Return the text of an ensemble's config.pbtxt.
+
+    Raises:
+        RepositoryError: The text does not mean what it says; the field is named.
+    """
+    from repo_builder.repository import protobuf
+
+    text = _environment().get_template("ensemble.pbtxt.j2").render(spec=spec, labels_file=LABELS)
+    different = protobuf.difference(protobuf.parse(text, where=spec.name), protobuf.build_ensemble(spec))
     if different:
         raise RepositoryError(f"config.pbtxt would not say what was asked: {different}", where=spec.name)
     return text

@@ -25,6 +25,7 @@ from typing import Literal
 from repo_builder.core import artifacts, codec, files
 from repo_builder.core.artifacts import MANIFEST, EngineArtifact
 from repo_builder.core.errors import OutputError, RepositoryError
+from repo_builder.core.pipelines import MARK
 from repo_builder.repository import config, validate
 from repo_builder.repository.spec import versions
 
@@ -61,18 +62,18 @@ def place(
     keep = engine.recipe.repository.keep_versions if keep_versions is None else keep_versions
     spec = dataclasses.replace(config.from_engine(engine), keep_versions=keep)
     text = config.render(spec)
-    _refuse_broken_lines(engine.classes if spec.labels else ())
+    refuse_broken_lines(engine.classes if spec.labels else ())
     where = repository.absolute()
     target = where / engine.recipe.name
-    with _exclusive(where) as staging, files.output_errors(where):
-        _refuse_foreign(target)
+    with exclusive(where) as staging, files.output_errors(where):
+        refuse_foreign(target)
         number, kept = _plan(target, version, keep)
         for old in kept:
             _refuse_other_shapes(target / str(old), engine)
         with files.replacing_folder(target, staging=staging) as fresh:
             if version != "replace":
                 _carry_over(target, fresh, kept)
-            _write_version(engine, fresh / str(number))
+            write_version(engine, fresh / str(number))
             if spec.labels:
                 files.write_text(fresh / config.LABELS, "".join(f"{name}\n" for name in engine.classes))
             files.write_text(fresh / config.CONFIG, text)
@@ -109,7 +110,7 @@ def _plan(target: Path, version: int | str, keep: int) -> tuple[int, list[int]]:
     return number, [item for item in newest if item != number]
 
 
-def _refuse_broken_lines(classes: Sequence[str]) -> None:
+def refuse_broken_lines(classes: Sequence[str]) -> None:
     """Refuse names of classes that would be more than one line of labels.txt and shift all behind them."""
     for place, name in enumerate(classes):
         if "\n" in name or "\r" in name:
@@ -120,11 +121,15 @@ def _refuse_broken_lines(classes: Sequence[str]) -> None:
             )
 
 
-def _refuse_foreign(target: Path) -> None:
+def refuse_foreign(target: Path) -> None:
     """Refuse to replace a folder that was not written here."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise RepositoryError("is not a folder", where=str(target), hint="move it away, or choose another repository")
-    if target.is_dir() and any(target.iterdir()) and not any(target.glob(f"*/{MANIFEST}")):
+    if (
+        target.is_dir()
+        and any(target.iterdir())
+        and not any((*target.glob(f"*/{MANIFEST}"), *target.glob(f"*/{MARK}")))
+    ):
         raise RepositoryError(
             "holds a model that was not written by repo-builder",
             where=str(target),
@@ -173,7 +178,7 @@ def _link(source: str, destination: str) -> None:
         shutil.copy2(source, destination, follow_symlinks=False)
 
 
-def _write_version(engine: EngineArtifact, folder: Path) -> None:
+def write_version(engine: EngineArtifact, folder: Path) -> None:
     """Copy the engine's files, but for the recorded outputs, and write its manifest."""
     if not engine.model.is_file():
         raise RepositoryError("is missing", where=str(engine.model), hint="build again with --force")
@@ -188,7 +193,7 @@ def _write_version(engine: EngineArtifact, folder: Path) -> None:
 
 
 @contextmanager
-def _exclusive(repository: Path) -> Iterator[Path]:
+def exclusive(repository: Path) -> Iterator[Path]:
     """Hold a repository for one writer, and yield the folder to stage in; what a killed writer left is removed."""
     with files.output_errors(repository):
         repository.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from repo_builder.core.errors import RepositoryError, did_you_mean, first_line
 from repo_builder.core.releases import NEWER_FIELDS
 from repo_builder.core.tensors import TensorSpec
-from repo_builder.repository.spec import LABELS, ModelConfigSpec
+from repo_builder.repository.spec import LABELS, EnsembleSpec, ModelConfigSpec
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -84,9 +84,31 @@ def build(spec: ModelConfigSpec) -> Any:  # noqa: ANN401 - see parse
             entry = sample.inputs[tensor.name]
             entry.data_type = model_config_pb2.DataType.Value(tensor.dtype.config)
             entry.dims.extend(spec.warmup_shape(tensor))
-            entry.zero_data = True
+            if tensor.name in spec.warmup_files:
+                entry.input_data_file = spec.warmup_files[tensor.name]
+            else:
+                entry.zero_data = True
     if spec.response_cache:
         config.response_cache.enable = True
+    return config
+
+
+def build_ensemble(spec: EnsembleSpec) -> Any:  # noqa: ANN401 - see parse
+    """Build the ModelConfig that an ensemble's spec means, without any text in between."""
+    config = model_config_pb2.ModelConfig(name=spec.name, platform="ensemble", max_batch_size=spec.max_batch_size)
+    for tensor in spec.inputs:
+        fill(config.input.add(), tensor, batched=False)
+    for tensor in spec.outputs:
+        output = config.output.add()
+        fill(output, tensor, batched=False)
+        if tensor.name == spec.labels:
+            output.label_filename = LABELS
+    for step in spec.steps:
+        config.ensemble_scheduling.step.add(
+            model_name=step.model, model_version=-1, input_map=step.takes, output_map=step.gives
+        )
+    for key, value in spec.parameters.items():
+        config.parameters[key].string_value = value
     return config
 
 

@@ -67,6 +67,7 @@ class ModelConfigSpec:
         profiles: TensorRT optimization profiles of an instance, by index; empty leaves the first.
         warmup_batch_sizes: Batch sizes run, with zeros, before the model is ready.
         warmup_shapes: Shapes during warm-up of the inputs that have dynamic dimensions.
+        warmup_files: Input → file below ``warmup`` that its data is read from, in place of zeros.
         keep_versions: Newest versions that are served.
         response_cache: Whether Triton may answer from its response cache.
         parameters: Parameters of the backend.
@@ -89,6 +90,7 @@ class ModelConfigSpec:
     profiles: tuple[str, ...] = ()
     warmup_batch_sizes: tuple[int, ...] = ()
     warmup_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    warmup_files: dict[str, str] = field(default_factory=dict)
     keep_versions: int = 1
     response_cache: bool = False
     parameters: dict[str, str] = field(default_factory=dict)
@@ -154,6 +156,46 @@ class ModelConfigSpec:
 
     def _sizes(self) -> list[int]:
         return [size for tensor in self.inputs + self.outputs for size in tensor.shape]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleStep:
+    """One step of an ensemble.
+
+    Attributes:
+        model: The model's name.
+        takes: Its input → tensor of the ensemble.
+        gives: Its output → tensor of the ensemble.
+    """
+
+    model: str
+    takes: dict[str, str]
+    gives: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleSpec:
+    """What the config.pbtxt of an ensemble says.
+
+    Attributes:
+        name: The model's name.
+        max_batch_size: Largest batch.
+        inputs: Inputs, batch left out.
+        outputs: Outputs, likewise.
+        labels: The output whose classes labels.txt names, None where there are none.
+        steps: Its steps.
+        parameters: Parameters, which Triton reads past.
+        notes: Sentences on why it says what it says; comments in the file.
+    """
+
+    name: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: str | None = None
+    steps: tuple[EnsembleStep, ...]
+    parameters: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def versions(model_folder: Path) -> list[int]:

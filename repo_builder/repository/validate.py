@@ -6,7 +6,7 @@ wrote it. Which questions are asked stands in ``checks/``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from repo_builder.core.errors import RepositoryError, did_you_mean
@@ -76,19 +76,21 @@ def validate(
     return tuple(chosen if names else [*_strays(repository), *chosen])
 
 
-def refuse_staged(path: Path, name: str) -> None:
+def refuse_staged(path: Path, name: str, beside: Mapping[str, Path] | None = None) -> None:
     """Refuse a model's folder that is about to be placed and that Triton would not load.
 
     Args:
         path: The folder as it is staged.
         name: The name that it is going to have.
+        beside: Other models that are placed with it, by the names that they are going to have: an ensemble's steps.
 
     Raises:
         RepositoryError: There are errors; the first is named.
     """
     folder, findings = read(path, staged_for=name)
     if folder is not None:
-        findings += _check(folder, {name: folder}, None, Target())
+        others = {other: read(place, staged_for=other)[0] for other, place in (beside or {}).items()}
+        findings += _check(folder, {name: folder, **others}, None, Target())
     errors = [item for item in findings if item.level == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

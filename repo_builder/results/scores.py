@@ -21,7 +21,7 @@ class AccuracyResult:
         macro_precision: Mean over classes of the precision.
         macro_recall: Mean over classes of the recall.
         macro_f1: Mean over classes of the F1 score.
-        loss: Mean cross-entropy, nats.
+        loss: Mean cross-entropy, nats; None where only the best classes are known.
         confusion: Counts, ``confusion[label][prediction]``.
         classes: Names of the classes.
         correct: One character a sample, in their order: 1 where it was classified right, else 0.
@@ -34,7 +34,7 @@ class AccuracyResult:
     macro_precision: float
     macro_recall: float
     macro_f1: float
-    loss: float
+    loss: float | None = None
     confusion: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
     correct: str

@@ -111,7 +111,7 @@ def test_what_is_written_is_read_back(drawing: Drawing, nulls: bool) -> None:
     ("value", "message"),
     [
         ({"shapes": [{"shape": "bix"}]}, r"shapes\[0\]\.shape: 'bix' is not one of circle, box → did you mean 'box'"),
-        ({"shapes": [{}]}, r"shapes\[0\]\.shape: None is not one of circle, box"),
+        ({"shapes": [{}]}, r"shapes\[0\]: the key 'shape' is missing → one of circle, box"),
         ({"shapes": [3]}, r"shapes\[0\]: expected a table, found 3"),
         ({"shapes": [{"shape": "box", "sides": [1]}]}, r"shapes\[0\]\.sides: expected 2 items, found 1"),
         ({"shapes": [{"shape": "box", "sides": [2, 1]}]}, r"shapes\[0\]\.sides: the longer side comes last"),

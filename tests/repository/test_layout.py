@@ -181,14 +181,14 @@ def test_trees_are_staged_where_triton_does_not_look(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    write = layout._write_version
+    write = layout.write_version
 
     def spy(engine: EngineArtifact, folder: Path) -> None:
         seen.append(sorted(item.name for item in (tmp_path / "r").iterdir()))
         assert folder.stat().st_dev == tmp_path.stat().st_dev if folder.exists() else True
         write(engine, folder)
 
-    monkeypatch.setattr(layout, "_write_version", spy)
+    monkeypatch.setattr(layout, "write_version", spy)
     for _ in range(2):
         layout.place(make_engine(), tmp_path / "r")
     assert seen == [[], ["toy"]]

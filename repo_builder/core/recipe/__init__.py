@@ -19,6 +19,7 @@ from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe import reading
 from repo_builder.core.recipe.bounds import Name
 from repo_builder.core.recipe.finetune import FinetuneSpec
+from repo_builder.core.recipe.pipeline import PipelineSpec
 from repo_builder.core.recipe.precision import (
     CalibratorName,
     ExportSpec,
@@ -44,6 +45,7 @@ __all__ = [
     "MeasureSpec",
     "ModelSpec",
     "OnnxRuntimeSpec",
+    "PipelineSpec",
     "Precision",
     "ProfileSpec",
     "QuantizeSpec",
@@ -71,6 +73,7 @@ class Recipe:
         quantize: The back end and the layer rules.
         finetune: Fake-quantized training after calibration; None for none.
         export: The ONNX that is written.
+        pipeline: Steps before and after the network.
         compile: The target and its options.
         repository: What config.pbtxt says beyond the tensors.
         measure: Defaults of ``repo-builder perf``.
@@ -85,6 +88,7 @@ class Recipe:
     quantize: QuantizeSpec = field(default_factory=QuantizeSpec)
     finetune: FinetuneSpec | None = None
     export: ExportSpec = field(default_factory=ExportSpec)
+    pipeline: PipelineSpec = field(default_factory=PipelineSpec)
     compile: CompileSpec = field(default_factory=CompileSpec)
     repository: RepositorySpec = field(default_factory=RepositorySpec)
     measure: MeasureSpec = field(default_factory=MeasureSpec)

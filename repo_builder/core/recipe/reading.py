@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_PATHS = (("model", "source"), ("model", "checkpoint"), ("data", "source"), ("measure", "metric"))
 _FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -147,10 +148,9 @@ def _item(node: Any, part: str, dotted: str) -> Any:  # noqa: ANN401 - any TOML 
 
 def _anchor(document: dict[str, Any], folder: Path) -> None:
     """Make the document's relative paths absolute, also that of a ``module:function`` whose file is in the folder."""
-    for table, key in (("model", "source"), ("model", "checkpoint"), ("data", "source"), ("measure", "metric")):
-        section = document.get(table)
-        value = section.get(key) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or not isinstance(value, str) or Path(value).is_absolute():
+    for section, key in _places(document):
+        value = section.get(key)
+        if not isinstance(value, str) or Path(value).is_absolute():
             continue
         module, colon, attribute = value.rpartition(":")
         source = folder.joinpath(*module.split(".")).with_suffix(".py") if colon else None
@@ -158,3 +158,12 @@ def _anchor(document: dict[str, Any], folder: Path) -> None:
             section[key] = str(folder / value)
         elif source is not None and "." not in module and source.is_file():
             section[key] = f"{source}:{attribute}"
+
+
+def _places(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield every table and its key that may hold a path."""
+    sections = ((document.get(table), key) for table, key in _PATHS)
+    pipeline = document.get("pipeline")
+    steps = [pipeline.get(side) for side in ("before", "after")] if isinstance(pipeline, dict) else []
+    listed = ((step, key) for side in steps if isinstance(side, list) for step in side for key in ("file", "function"))
+    yield from ((section, key) for section, key in (*sections, *listed) if isinstance(section, dict))

@@ -2,6 +2,7 @@
 
     recipe → model + data → quantize + calibrate → export → OnnxArtifact  (build/<name>/onnx)
                                         compile → EngineArtifact          (build/<name>/engine)
+                 steps of [pipeline] ─ join steps → Pipeline              (build/<name>/pipeline)
                                           place → model repository
 
 Stages never import each other; values are handed on here.
@@ -12,13 +13,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from repo_builder import datasets
+from repo_builder.compile import CompileTarget
 from repo_builder.core import artifacts, files, loading, progress
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
-from repo_builder.core.errors import DataError
+from repo_builder.core.errors import DataError, MissingDependency
+from repo_builder.core.pipelines import Pipeline
 from repo_builder.datasets import Dataset
-from repo_builder.flows.build import compiling, exporting, finetuning, keys, placing, scores
+from repo_builder.flows.build import compiling, exporting, finetuning, joining, keys, piping, placing, scores
 from repo_builder.flows.build.options import BuildOptions, BuildResult
+from repo_builder.flows.build.piping import Piped
 
 __all__ = ["BuildOptions", "BuildResult", "build", "compile_artifact", "load_exported"]
 
@@ -33,14 +36,19 @@ def build(options: BuildOptions) -> BuildResult:
     for folder in (options.work, options.repository):
         files.require_writable(folder)
     finetuning.check(recipe)
+    piped = piping.begin(options)
     target = compiling.choose(options)
+    piping.refuse_target(recipe, target.name)
     placing.warn_of_another(options)
     with progress.step("load data") as step:
-        dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
+        raw = piping.load_data(options, piped)
+        if piped:
+            piped.require_labels(raw.classes)
+        dataset = piped.through(raw) if piped else raw
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
     exported, known = exporting.run(options, dataset, target.placement(recipe))
     engine, built = compiling.run(exported, target, options, dataset)
-    return _placed(exported, engine, options, {"export": known, "compile": built})
+    return _placed(exported, engine, options, {"export": known, "compile": built}, piped, target, raw)
 
 
 def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
@@ -60,30 +68,58 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
 
 def _compile(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
     target = compiling.choose(options)
+    piping.refuse_target(options.recipe, target.name)
     placing.warn_of_another(options)
     exported = dataclasses.replace(exported, recipe=options.recipe)
-    recipe = options.recipe
+    piped = piping.copied(options)
+    raw: Dataset | None = None
     dataset: Dataset | None = None
     try:
-        dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
+        raw = piping.load_data(options, piped)
+        dataset = piped.through(raw) if piped else raw
+        if piped:
+            dataset.split("test")  # whether its steps can be run here
     except DataError as error:
+        raw = dataset = None
         progress.skipped(
             "score", f"the held-out data is not here ({error.message}); give --data-dir to score the engine"
         )
     except loading.UntrustedCode as error:
+        raw = dataset = None
         progress.skipped("score", f"{error.message}; --trust-code does")
+    except MissingDependency as error:
+        raw = dataset = None
+        progress.skipped("score", error.message)
     engine, built = compiling.run(exported, target, options, dataset)
-    return _placed(exported, engine, options, {"export": True, "compile": built})
+    return _placed(exported, engine, options, {"export": True, "compile": built}, piped, target, raw)
 
 
 def _placed(
-    exported: OnnxArtifact, engine: EngineArtifact, options: BuildOptions, up_to_date: dict[str, bool]
+    exported: OnnxArtifact,
+    engine: EngineArtifact,
+    options: BuildOptions,
+    up_to_date: dict[str, bool],
+    piped: Piped | None,
+    target: CompileTarget,
+    raw: Dataset | None,
 ) -> BuildResult:
-    """Place what was compiled, unless a form of it departs from the one before."""
-    departures = scores.hold(engine.accuracy, engine.layers, accept=options.accept_departure)
-    folder, there = placing.run(engine, options)
+    """Join the network with its pipeline and place all of it, unless a form departs from the one before."""
+    pipeline: Pipeline | None = None
+    records = engine.accuracy
+    if piped is not None:
+        pipeline, up_to_date["join steps"] = joining.run(piped, engine, target, options, raw)
+        records = (*records, *pipeline.accuracy)
+    departures = scores.hold(records, engine.layers, accept=options.accept_departure)
+    folder, there = placing.run(engine, options, pipeline)
     skipped = tuple(stage for stage, skip in {**up_to_date, "place": there}.items() if skip)
-    return BuildResult(exported=exported, engine=engine, model_folder=folder, skipped=skipped, departures=departures)
+    return BuildResult(
+        exported=exported,
+        engine=engine,
+        pipeline=pipeline,
+        model_folder=folder,
+        skipped=skipped,
+        departures=departures,
+    )
 
 
 def load_exported(folder: Path) -> OnnxArtifact:

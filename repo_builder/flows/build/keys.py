@@ -9,6 +9,7 @@ from pathlib import Path
 from repo_builder.core import environment, files
 from repo_builder.core.errors import ModelError, first_line
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.recipe.steps import Call
 from repo_builder.flows.build.user_code import fingerprints
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -37,7 +38,9 @@ def user_code(recipe: Recipe) -> dict[str, dict[str, str]]:
 
 def code_names(recipe: Recipe) -> tuple[str, ...]:
     """Return the recipe's values that may name a ``module:function``, which whoever uses the recipe runs."""
-    values = (recipe.model.source, recipe.data.source, recipe.measure.metric)
+    steps = (*recipe.pipeline.before, *recipe.pipeline.after)
+    called = (step.function for step in steps if isinstance(step, Call))
+    values = (recipe.model.source, recipe.data.source, recipe.measure.metric, *called)
     return tuple(value for value in values if value and ":" in value)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from repo_builder.core import artifacts, codec, files
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
+from repo_builder.core.pipelines import Pipeline
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord
 
@@ -58,6 +59,7 @@ class BuildResult:
         engine: The engine artifact.
         model_folder: The model's folder in the repository.
         skipped: Names of the stages that were up to date.
+        pipeline: The pipeline around it; None where the recipe has none.
         departures: One sentence a form that departs from the one before it, where that was accepted.
     """
 
@@ -66,6 +68,12 @@ class BuildResult:
     model_folder: Path
     skipped: tuple[str, ...]
     departures: tuple[str, ...] = ()
+    pipeline: Pipeline | None = None
+
+    @property
+    def accuracy(self) -> tuple[AccuracyRecord, ...]:
+        """One entry a form, from the first to what is placed."""
+        return (*self.engine.accuracy, *(self.pipeline.accuracy if self.pipeline else ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values, as ``build --json`` prints them; what is not known is None."""
@@ -78,10 +86,22 @@ class BuildResult:
             "skipped": list(self.skipped),
             "departures": list(self.departures),
             "layers": [codec.plain(item, nulls=True) | {"precision": item.precision} for item in engine.layers],
-            "accuracy": [codec.plain(item, nulls=True) for item in engine.accuracy],
+            "accuracy": [codec.plain(item, nulls=True) for item in self.accuracy],
+            "pipeline": _told(self.pipeline) if self.pipeline else None,
             "details": codec.plain(engine.details, nulls=True),
             "finetuned": codec.plain(self.exported.details.finetuned, nulls=True),
         }
+
+
+def _told(pipeline: Pipeline) -> dict[str, Any]:
+    """Return a pipeline as JSON values."""
+    return {
+        "fused": pipeline.fused,
+        "apart": pipeline.apart,
+        "inputs": [codec.plain(item) for item in pipeline.inputs],
+        "outputs": [codec.plain(item) for item in pipeline.outputs],
+        "parts": [{"kind": item.kind, "runs": list(item.runs)} for item in pipeline.parts],
+    }
 
 
 def current(

@@ -9,13 +9,15 @@ from pathlib import Path
 from repo_builder.core import artifacts, files, progress, servers
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.errors import RepositoryError
+from repo_builder.core.pipelines import Pipeline
 from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.flows.build.options import BuildOptions
 from repo_builder.repository import config, layout
+from repo_builder.repository import pipeline as pipelined
 
 
-def run(engine: EngineArtifact, options: BuildOptions) -> tuple[Path, bool]:
-    """Place the engine; return the model's folder and whether it was there already, so that nothing was written.
+def run(engine: EngineArtifact, options: BuildOptions, pipeline: Pipeline | None = None) -> tuple[Path, bool]:
+    """Place the engine, with the pipeline around it; return the model's folder and whether all was there already.
 
     Raises:
         RepositoryError: The engine does not go with what is there.
@@ -26,13 +28,20 @@ def run(engine: EngineArtifact, options: BuildOptions) -> tuple[Path, bool]:
         repository = dataclasses.replace(engine.recipe.repository, keep_versions=keep)
         engine = dataclasses.replace(engine, recipe=dataclasses.replace(engine.recipe, repository=repository))
     folder = options.repository / engine.recipe.name
-    if not options.force and _is_placed(engine, options, folder):
+    there = (
+        pipelined.is_placed(pipeline, engine, options.repository) if pipeline else _is_placed(engine, options, folder)
+    )
+    if not options.force and there:
         layout.sweep(options.repository)
         progress.skipped("place", f"up to date  {folder}")
         name_servers(folder)
         return folder, True
     with progress.step("place") as step:
-        placed = layout.place(engine, options.repository, version=options.version, keep_versions=keep)
+        if pipeline is not None:
+            placed = pipelined.place(pipeline, engine, options.repository)
+        else:
+            placed = layout.place(engine, options.repository, version=options.version, keep_versions=keep)
+            pipelined.remove_others(options.repository, engine.recipe.name, keep=set())
         step.wrote(placed)
     name_servers(placed)
     return placed, False

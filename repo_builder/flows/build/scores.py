@@ -20,6 +20,7 @@ _STEPS = {
     "onnx": "exporting",
     "exported": "exporting",
     "fine-tuned": "fine-tuning",
+    "pipeline": "joining the network with the pipeline's steps",
     "placed": "quantizing (placing Q/DQ and fp16 regions)",
 }
 _LAYERS = 3

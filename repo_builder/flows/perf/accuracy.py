@@ -12,9 +12,9 @@ from repo_builder.core.recipe import DataSpec, MeasureSpec
 from repo_builder.core.samples import NONE, Batches
 from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import Dataset, Samples
-from repo_builder.flows.perf.built import Build
+from repo_builder.flows.perf.built import Build, Client
 from repo_builder.flows.perf.options import RANDOM, Collected, PerfOptions
-from repo_builder.measure.judge import accuracy, ladder
+from repo_builder.measure.judge import accuracy, ladder, ranked
 from repo_builder.measure.judge.limits import Limits
 from repo_builder.measure.load.session import Session
 from repo_builder.results import Ladder
@@ -37,7 +37,7 @@ def held_out(
         spec = DataSpec(source=given, arguments={"split": "test"})
     elif recipe is not None:
         spec = recipe.data
-    inputs, seed = (recipe.model.inputs, recipe.seed) if recipe else (session.model.inputs, options.seed)
+    inputs, seed = (build.client(recipe).inputs, recipe.seed) if recipe else (session.model.inputs, options.seed)
     dataset = datasets.load(spec, inputs=inputs, seed=seed, data_dir=options.data_dir)
     collected.update(data=dataset.name, data_fingerprint=dataset.fingerprint)
     samples = dataset.split("test")
@@ -88,9 +88,8 @@ def score(
         outputs, batches = session.infer(samples.inputs), _batches(build, session)
         if batches is not None:
             outputs = batches.answers(outputs, len(dataset.parts["test"]))
-        specs = build.recipe.model.outputs if build.recipe else session.model.outputs
-        outputs, labels = _shaped(outputs, specs), samples.labels
-        name = ladder.scored_output(specs, spec.output, len(dataset.classes))
+        client = _client(build, session, dataset.classes)
+        outputs, labels, name = _shaped(outputs, client.outputs), samples.labels, client.scored
         if name not in outputs:
             raise MeasureError(f"the model has no output '{name}'; it has {', '.join(outputs)}", where="recipe")
         if spec.metric:
@@ -102,17 +101,27 @@ def score(
             collected.update(accuracy_skipped="the data has no labels")
         else:
             dataset.require_class_numbers()
-            scored = accuracy.score(outputs[name], labels, dataset.classes)
+            values = ranked.spread(outputs, client.ranked, client.width)[name]
+            scored = accuracy.score(values, labels, dataset.classes, with_loss=not client.ranked)
             collected.update(accuracy=scored)
             step.note(f"top-1 {scored.top1:.4f} on {scored.samples} samples")
         if options.dataset is None:
-            collected.update(ladder=_ladder(build, outputs, name, labels, dataset, spec, collected))
+            collected.update(ladder=_ladder(build, outputs, client, labels, dataset, spec, collected))
+
+
+def _client(build: Build, session: Session, classes: tuple[str, ...]) -> Client:
+    if build.recipe is not None:
+        return build.client(build.recipe, classes)
+    model = session.model
+    return Client(
+        inputs=model.inputs, outputs=model.outputs, scored=ladder.scored_output(model.outputs, None, len(classes))
+    )
 
 
 def _ladder(
     build: Build,
     served: dict[str, Array],
-    name: str,
+    client: Client,
     labels: Array | None,
     dataset: Dataset,
     spec: MeasureSpec,
@@ -123,16 +132,29 @@ def _ladder(
     if not forms:
         return None
     counts = {len(values) for outputs in forms.values() for values in outputs.values()}
-    if not build.is_of(dataset.fingerprint) or counts != {len(served[name])}:
+    if not build.is_of(dataset.fingerprint) or counts != {len(served[client.scored])}:
         collected.note("the build's outputs are of other samples: there is no accuracy ladder")
         return None
-    return ladder.climb(
-        {**forms, "served": served},
+    limits = Limits.of(spec, (item.precision for item in build.layers))
+    through = build.through()
+    if not through or build.recipe is None:
+        return ladder.climb(
+            {**forms, "served": served}, labels, scored=client.scored, limits=limits, classes=dataset.classes
+        )
+    # the network's own outputs down to the compiled form, and from there on what its pipeline's steps make of them
+    inner = ladder.scored_output(build.recipe.model.outputs, spec.output, len(dataset.classes))
+    first = ladder.climb(forms, labels, scored=inner, limits=limits, classes=dataset.classes)
+    second = ladder.climb(
+        {
+            form: ranked.spread(found, client.ranked, client.width)
+            for form, found in {**through, "served": served}.items()
+        },
         labels,
-        scored=name,
-        limits=Limits.of(spec, (item.precision for item in build.layers)),
+        scored=client.scored,
+        limits=limits,
         classes=dataset.classes,
     )
+    return replace(first, rungs=(*first.rungs, *second.rungs[1:]), culprit=first.culprit or second.culprit)
 
 
 def _own_metrics(target: str, outputs: dict[str, Array], labels: Array | None) -> dict[str, float]:

@@ -12,12 +12,14 @@ import numpy as np
 
 from repo_builder import recipes
 from repo_builder.compile import target as compile_target
-from repo_builder.core import artifacts, kept, loading
+from repo_builder.core import artifacts, kept, loading, pipelines
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import RepoBuilderError
+from repo_builder.core.pipelines import Pipeline
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import LayerRecord
-from repo_builder.core.tensors import Array
+from repo_builder.core.tensors import Array, TensorSpec
+from repo_builder.measure.judge.ladder import scored_output
 from repo_builder.measure.wire.payloads import Inputs
 from repo_builder.results import BuildIdentity
 
@@ -25,6 +27,25 @@ _WARM_UP = 3
 _LEAST_RUNS = 10
 _LEAST_S = 0.3
 A = TypeVar("A", bound=Artifact)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """What clients send and get.
+
+    Attributes:
+        inputs: Inputs, batch left out.
+        outputs: Outputs, likewise.
+        scored: Name of the output that is scored.
+        ranked: Names of the outputs of the best classes and their scores, where those are what is scored.
+        width: Number of classes that the best are of.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    scored: str = ""
+    ranked: tuple[str, ...] = ()
+    width: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +57,41 @@ class Build:
         origin: Where the recipe was found.
         exported: The exported model's artifact; None where no build is at hand.
         engine: The compiled model's artifact; None where it is not at hand.
+        pipeline: The pipeline around it; None where there is none, or it is not at hand.
     """
 
     recipe: Recipe | None = None
     origin: str = ""
     exported: OnnxArtifact | None = None
     engine: EngineArtifact | None = None
+    pipeline: Pipeline | None = None
+
+    def client(self, recipe: Recipe, classes: tuple[str, ...] = ()) -> Client:
+        """Return what clients send and get, as far as classes are known.
+
+        Raises:
+            RecipeError: The recipe's pipeline makes no sense.
+        """
+        model = recipe.model
+        if not recipe.pipeline.some:
+            name = scored_output(model.outputs, recipe.measure.output, len(classes))
+            return Client(inputs=model.inputs, outputs=model.outputs, scored=name)
+        if self.pipeline is not None:
+            found = self.pipeline
+            return Client(
+                inputs=found.inputs, outputs=found.outputs, scored=found.scored, ranked=found.ranked, width=found.width
+            )
+        from repo_builder.pipeline import chain, scored
+
+        resolved = chain.resolve(recipe.pipeline, model)
+        judged = scored.scored(resolved, recipe.measure, classes)
+        return Client(
+            inputs=resolved.inputs,
+            outputs=resolved.outputs,
+            scored=judged.name,
+            ranked=judged.ranked,
+            width=judged.width,
+        )
 
     @property
     def layers(self) -> tuple[LayerRecord, ...]:
@@ -63,7 +113,7 @@ class Build:
         head = f"the model that runs is not the build in {at_hand.path.parent}"
         if self.engine is None:
             return f"{head}: that was never compiled"
-        mine = identity(self.engine)
+        mine = identity(self.engine, self.pipeline)
         if served is None:
             return f"{head}, as far as its configuration says: it names no build"
         if served.recipe != mine.recipe:
@@ -77,12 +127,22 @@ class Build:
 
     def without_artifacts(self) -> Build:
         """Return what is left where another model runs: the recipe, for its data."""
-        return replace(self, exported=None, engine=None)
+        return replace(self, exported=None, engine=None, pipeline=None)
 
     def is_of(self, fingerprint: str) -> bool:
         """Whether the outputs are of a data set's samples, as far as the manifests say of which they are."""
+        if self.pipeline is not None:  # what clients send is before its steps, what the network was fed behind them
+            return self.pipeline.data_sha256 in (None, fingerprint)
         artifacts = (item for item in (self.exported, self.engine) if item)
         return all(item.details.data_sha256 in (None, fingerprint) for item in artifacts)
+
+    def through(self) -> dict[str, dict[str, Array]]:
+        """Return what clients get on the held-out samples: of the compiled network by itself, and of the pipeline.
+
+        Raises:
+            RepositoryError: The file of them is damaged.
+        """
+        return kept.load(self.pipeline.path) if self.pipeline is not None else {}
 
     def outputs(self) -> dict[str, dict[str, Array]]:
         """Return each form's outputs on the held-out samples, ``(n, ...)`` by name, in the order in which they derive.
@@ -109,19 +169,30 @@ def find(model: str, given: str | None, work: Path) -> Build:
         RecipeError: The given recipe cannot be understood.
     """
     exported, engine = _read(OnnxArtifact, work / model / "onnx"), _read(EngineArtifact, work / model / "engine")
+    there: dict[str, Any] = {"exported": exported, "engine": engine, "pipeline": _pipeline(exported, work / model)}
     if given:
-        return Build(recipe=recipes.load(given), origin="given", exported=exported, engine=engine)
+        return Build(recipe=recipes.load(given), origin="given", **there)
     if exported is not None:
-        return Build(recipe=exported.recipe, origin=str(exported.path), exported=exported, engine=engine)
+        return Build(recipe=exported.recipe, origin=str(exported.path), **there)
     if model in recipes.built_in():
         return Build(recipe=recipes.load(model), origin="built in")
     return Build()
 
 
-def identity(engine: EngineArtifact) -> BuildIdentity:
-    """Return which build a compiled model is."""
+def identity(engine: EngineArtifact, pipeline: Pipeline | None = None) -> BuildIdentity:
+    """Return which build a compiled model is, with the pipeline around it."""
     digest = engine.files.get(engine.model.name, "")
-    return BuildIdentity(engine_sha256=digest, build_key=engine.key, recipe=engine.recipe.name)
+    key = pipeline.key if pipeline else engine.key
+    return BuildIdentity(engine_sha256=digest, build_key=key, recipe=engine.recipe.name)
+
+
+def _pipeline(exported: OnnxArtifact | None, folder: Path) -> Pipeline | None:
+    if exported is None or not exported.recipe.pipeline.some:
+        return None
+    try:
+        return pipelines.read(folder / "pipeline")
+    except RepoBuilderError:
+        return None
 
 
 class EngineClock:
@@ -130,13 +201,14 @@ class EngineClock:
     Args:
         engine: The compiled model; None where it is not at hand.
         config: The served configuration: its threads, optimization and providers are used.
+        missing: Why it cannot be timed; empty where it can.
     """
 
-    def __init__(self, engine: EngineArtifact | None, config: Mapping[str, Any]) -> None:
-        self._engine = engine
+    def __init__(self, engine: EngineArtifact | None, config: Mapping[str, Any], missing: str = "") -> None:
+        self._engine = None if missing else engine
         self._config = config
         self._known: dict[object, float] = {}
-        self.missing = "" if engine else "no build of the model that runs is at hand (--work)"
+        self.missing = missing or ("" if engine else "no build of the model that runs is at hand (--work)")
 
     def median_us(self, batch_size: int, samples: Inputs) -> float | None:
         """Return the median time of a batch, microseconds; None where it cannot be had, which ``missing`` explains.

@@ -140,7 +140,9 @@ class _Measurement:
                 "unknown" + (", and --explain has nothing to explain" if options.with_explanation else "")
             )
         if options.with_explanation:
-            self._clock = EngineClock(self._build.engine, self._session.model.config)
+            piped = self._build.recipe is not None and self._build.recipe.pipeline.some
+            missing = "requests go through a pipeline, and the engine takes what its steps give" if piped else ""
+            self._clock = EngineClock(self._build.engine, self._session.model.config, missing)
         if self._session.rest(_REST_S):
             progress.skipped("load", f"idle power was measured for {_REST_S} s first")
         if options.max_p99_ms is not None:

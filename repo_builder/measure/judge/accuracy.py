@@ -13,7 +13,7 @@ from repo_builder.results import AccuracyResult
 __all__ = ["AccuracyResult", "check_finite", "compare", "score"]
 
 
-def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> AccuracyResult:
+def score(logits: Array, labels: Array, classes: tuple[str, ...] = (), *, with_loss: bool = True) -> AccuracyResult:
     """Score a classifier's outputs.
 
     Args:
@@ -21,6 +21,7 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> Accura
         labels: ``(n,)`` integers in ``range(c)``.
         classes: Names of the c classes; numbers where empty. Fewer that are numbers themselves leave classes that the
             data has no sample of.
+        with_loss: Whether they are all classes' own numbers, so that there is a loss.
 
     Raises:
         MeasureError: Shapes do not fit, a label is out of range, or an output is not finite.
@@ -52,7 +53,7 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = ()) -> Accura
         macro_precision=precision,
         macro_recall=recall,
         macro_f1=f1,
-        loss=_cross_entropy(logits.astype(np.float64), labels),
+        loss=_cross_entropy(logits.astype(np.float64), labels) if with_loss else None,
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
         classes=names,
         correct="".join("1" if item else "0" for item in correct),

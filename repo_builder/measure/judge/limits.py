@@ -33,8 +33,9 @@ LEAST: dict[str, Least] = {
     "fp16": Least(changed_db=25.0, same_db=30.0, equal=0.98),
     "fp32": Least(changed_db=40.0, same_db=40.0, equal=0.995),
 }
-# What a step does to a model, by the form that it makes: the first is held to fp32's limits whatever follows.
-EXPORTED, SERVED = "exported", "served"
+# What a step does to a model, by the form that it makes: the first is held to fp32's limits whatever follows, and the
+# others change nothing.
+EXPORTED, SERVED, PIPELINE = "exported", "served", "pipeline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class Limits:
         """Return the signal to noise that a form must keep of the one above it, dB."""
         if form == EXPORTED and not self.fixed:
             return LEAST["fp32"].same_db
-        return self.least.same_db if form == SERVED else self.least.changed_db
+        return self.least.same_db if form in (SERVED, PIPELINE) else self.least.changed_db
 
     def departure(self, found: OutputRecord, least_db: float, *, discrete: bool) -> str:
         """Say in one phrase how an output departs; nothing where it does not.

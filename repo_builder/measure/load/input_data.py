@@ -1,4 +1,7 @@
-"""Inputs from a file: a .npz of arrays by input name, or the JSON that perf_analyzer's ``--input-data`` takes."""
+"""Inputs from a file: a .npz of arrays by input name, the JSON of perf_analyzer's ``--input-data``, files as they are.
+
+A folder of images or texts, and a .txt of one text a line, are sent as they lie there: what pipelines take.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from repo_builder.core.errors import MeasureError, did_you_mean
+from repo_builder.core import encoded
+from repo_builder.core.errors import DataError, MeasureError, did_you_mean
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.measure.wire.messages import from_bytes
 from repo_builder.measure.wire.model import ServedModel
@@ -39,7 +43,7 @@ def read(path: Path, model: ServedModel, shapes: Mapping[str, Sequence[int]]) ->
     """Read a file of inputs.
 
     Args:
-        path: A ``.npz``, or JSON.
+        path: A ``.npz``, JSON, a ``.txt``, or a folder.
         model: Whose inputs.
         shapes: Shapes, batch left out, of inputs with dynamic dimensions, where the file names none.
 
@@ -48,7 +52,9 @@ def read(path: Path, model: ServedModel, shapes: Mapping[str, Sequence[int]]) ->
     """
     specs = {item.name: item for item in model.inputs}
     try:
-        if path.suffix == ".npz":
+        if path.is_dir() or path.suffix == ".txt":
+            given = Given(samples=_read_files(path, specs))
+        elif path.suffix == ".npz":
             given = Given(samples=_read_npz(path, specs))
         else:
             given = _read_json(json.loads(path.read_text(encoding="utf-8")), specs, shapes)
@@ -57,6 +63,8 @@ def read(path: Path, model: ServedModel, shapes: Mapping[str, Sequence[int]]) ->
         raise MeasureError(
             f"cannot be read ({said})", where=str(path), hint=f"a .npz by input name, or {_FORMAT}"
         ) from None
+    except DataError as error:
+        raise MeasureError(error.message, where=error.where, hint=error.hint) from None
     except MeasureError as error:
         raise MeasureError(
             error.message, where=f"{path}: {error.where}" if error.where else str(path), hint=error.hint
@@ -67,6 +75,23 @@ def read(path: Path, model: ServedModel, shapes: Mapping[str, Sequence[int]]) ->
     if not min((len(item) for item in given.samples.values()), default=0):
         raise MeasureError("holds no inputs", where=str(path), hint=_FORMAT)
     return given
+
+
+def _read_files(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, Array | list[Array]]:
+    """Return files as they are, or lines of text, for a model of one string a sample."""
+    texts = [spec for spec in specs.values() if spec.dtype is DType.STRING and spec.shape in ((), (1,))]
+    if len(texts) != 1:
+        takes = ", ".join(map(str, specs.values()))
+        raise MeasureError(f"files fill one input of one string a sample, and the model takes {takes}")
+    if path.is_file():
+        found = encoded.lines(path)
+    else:
+        below = [item for item in sorted(path.iterdir()) if item.is_dir()]
+        paths = encoded.files_of(path) or [item for folder in below for item in encoded.files_of(folder)]
+        if not paths:
+            raise MeasureError("holds no files", hint=f"files that end in {', '.join(encoded.SUFFIXES)}")
+        found = encoded.contents(paths)
+    return {texts[0].name: found.reshape(len(found), *texts[0].shape)}
 
 
 def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, Array | list[Array]]:
