@@ -22,9 +22,11 @@ from repo_builder.core.errors import RecipeError, did_you_mean
 from repo_builder.core.tensors import DType
 
 R = TypeVar("R")
+T = TypeVar("T", str, bytes)
 
 _MOST_DEEP = 64  # no value of ours is nested deeper than ten; Python's own limit would be a traceback
 _LARGEST = 2**64  # what any count, size or seed fits below; larger ones overflow in the libraries they are handed to
+_AS_TEXT = "put it in quotes: dates and times of TOML are not kept"
 _WORDS: dict[Any, str] = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -49,7 +51,7 @@ def plain(value: Any, *, nulls: bool = False) -> Any:  # noqa: ANN401 - any valu
     return value
 
 
-def parsed(parse: Callable[[str], Any], text: str) -> Any:  # noqa: ANN401 - whatever the text holds
+def parsed(parse: Callable[[T], Any], text: T) -> Any:  # noqa: ANN401 - whatever the text holds
     """Return what ``json.loads`` or ``tomllib.loads`` makes of a text, whatever the text.
 
     Raises:
@@ -211,7 +213,9 @@ def _anything(value: Any, path: str) -> Any:  # noqa: ANN401 - any TOML or JSON 
         return [_anything(item, f"{path}[{place}]") for place, item in enumerate(value)]
     if isinstance(value, int) and not isinstance(value, bool):
         return _scalar(int, value, path)
-    return value
+    if value is None or isinstance(value, bool | float | str):
+        return value
+    raise RecipeError(f"expected text, a number, a list or a table, found {shown(value)}", where=path, hint=_AS_TEXT)
 
 
 def _depth(path: str) -> int:

@@ -149,6 +149,12 @@ class TensorSpec:
             want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
         )
 
+    def whole(self, size: int) -> tuple[int, ...]:
+        """Return the shape of the whole tensor with so many samples in it, on the axis that counts them."""
+        if self.batch_axis < 0:
+            return self.shape
+        return (*self.shape[: self.batch_axis], size, *self.shape[self.batch_axis :])
+
     def __str__(self) -> str:
         """Return the spec as in ``image fp32[3, 32, 32]``."""
         return f"{self.name} {self.dtype.value}{list(self.shape)}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from repo_builder.core import assets
+from repo_builder.core.codec import parsed
 from repo_builder.core.errors import DataError, did_you_mean
 from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import download, jets
@@ -109,7 +110,7 @@ def _cached() -> Path:
     path = download.cache_folder() / f"openml-{DATA_SET}.arff"
     if not path.is_file():
         try:
-            entry = json.loads(download.text(DESCRIPTION, _ADVICE))["data_set_description"]
+            entry = parsed(json.loads, download.text(DESCRIPTION, _ADVICE))["data_set_description"]
             url, digest = str(entry["url"]), str(entry["md5_checksum"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"is not OpenML's description ({error!r})", where=DESCRIPTION, hint=_ADVICE) from None

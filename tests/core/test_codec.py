@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from repo_builder.core import codec
 from repo_builder.core.errors import RecipeError
+from repo_builder.core.recipe import reading
 from repo_builder.core.tensors import DType
 
 
@@ -141,6 +142,13 @@ def test_deep_values_are_one_sentence() -> None:
     with pytest.raises(RecipeError, match="is nested too deep"):
         codec.build(Drawing, {"free": {"a": nested(500)}})
     assert codec.build(Drawing, {"free": {"a": nested(20)}}).free == {"a": nested(20)}
+
+
+@pytest.mark.parametrize("text", ["1979-05-27T07:32:00Z", "1979-05-27", "07:32:00"])
+def test_dates_of_toml_are_refused_where_anything_may_stand(text: str) -> None:
+    value = {"a": [reading.value(text)]}
+    with pytest.raises(RecipeError, match=r"free\.a\[0\]: expected text, a number, a list or a table, found datetime"):
+        codec.build(Drawing, {"free": value})
 
 
 @pytest.mark.parametrize(("text", "told"), [("[" * 100_000, "nested too deep"), ("1" * 5000, "thousands of digits")])
