@@ -13,7 +13,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,7 +22,6 @@ from repo_builder.core.errors import RecipeError, did_you_mean
 from repo_builder.core.tensors import DType
 
 R = TypeVar("R")
-T = TypeVar("T", str, bytes)
 
 _MOST_DEEP = 64  # no value of ours is nested deeper than ten; Python's own limit would be a traceback
 _LARGEST = 2**64  # what any count, size or seed fits below; larger ones overflow in the libraries they are handed to
@@ -49,22 +48,6 @@ def plain(value: Any, *, nulls: bool = False) -> Any:  # noqa: ANN401 - any valu
     if isinstance(value, Mapping):
         return {key: plain(item, nulls=nulls) for key, item in value.items()}
     return value
-
-
-def parsed(parse: Callable[[T], Any], text: T) -> Any:  # noqa: ANN401 - whatever the text holds
-    """Return what ``json.loads`` or ``tomllib.loads`` makes of a text, whatever the text.
-
-    Raises:
-        ValueError: The text is not of that format, or is nested or has numbers beyond what Python takes.
-    """
-    try:
-        return parse(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-    except ValueError as error:
-        if "integer string conversion" in str(error):  # Python's guard, which tells of its own settings only
-            raise ValueError("it holds a number of thousands of digits") from None
-        raise
 
 
 def build(cls: type[R], value: Any, path: str = "") -> R:  # noqa: ANN401 - checked here

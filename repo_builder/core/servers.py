@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.core import files
-from repo_builder.core.codec import parsed
+from repo_builder.core.foreign import parsed
 
 KEY_NAME = "repo-builder"  # the key's name in Triton's options, and the header of HTTP
 GRPC_HEADER = f"triton-grpc-protocol-{KEY_NAME}"

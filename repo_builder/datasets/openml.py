@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from repo_builder.core import assets
-from repo_builder.core.codec import parsed
 from repo_builder.core.errors import DataError, did_you_mean
+from repo_builder.core.foreign import parsed
 from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import download, jets
 from repo_builder.datasets.source import Source

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_builder.core import codec
+from repo_builder.core import codec, foreign
 from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe import reading
 from repo_builder.core.tensors import DType
@@ -154,5 +154,5 @@ def test_dates_of_toml_are_refused_where_anything_may_stand(text: str) -> None:
 @pytest.mark.parametrize(("text", "told"), [("[" * 100_000, "nested too deep"), ("1" * 5000, "thousands of digits")])
 def test_text_that_python_cannot_hold_is_one_sentence(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        codec.parsed(json.loads, text)
-    assert codec.parsed(json.loads, "[1]") == [1]
+        foreign.parsed(json.loads, text)
+    assert foreign.parsed(json.loads, "[1]") == [1]

@@ -43,6 +43,8 @@ def held_out(
     samples = dataset.split("test")
     batches = _batches(build, session)
     if batches is not None:
+        if batches.fixed and batches.size > 1:
+            collected.note(f"each request holds {batches.size} samples, and counts as one inference, as for the server")
         return dataset, replace(samples, inputs=_shaped(batches.requests(samples.inputs), session.model.inputs))
     return dataset, replace(samples, inputs=_shaped(samples.inputs, session.model.inputs))
 

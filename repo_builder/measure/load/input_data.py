@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from repo_builder.core.codec import parsed
 from repo_builder.core.errors import MeasureError, did_you_mean
+from repo_builder.core.foreign import parsed
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.measure.wire.messages import from_bytes
 from repo_builder.measure.wire.model import ServedModel

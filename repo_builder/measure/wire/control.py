@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from repo_builder.core import servers
-from repo_builder.core.codec import parsed
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.foreign import parsed
 from repo_builder.measure.wire.grpc import Caller
 from repo_builder.measure.wire.transport import ConnectionLost, Endpoint
 

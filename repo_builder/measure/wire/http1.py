@@ -6,8 +6,8 @@ import json
 import time
 from collections.abc import Sequence
 
-from repo_builder.core.codec import parsed
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.foreign import parsed
 from repo_builder.measure.wire.tls import Socket
 from repo_builder.measure.wire.transport import (
     PATIENCE_S,

@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from repo_builder.core.codec import parsed
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.foreign import parsed
 from repo_builder.core.tensors import Array, DType
 from repo_builder.measure.wire import grpc as grpc_wire
 from repo_builder.measure.wire import http1

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.core import releases, signatures
-from repo_builder.core.codec import parsed
 from repo_builder.core.errors import MissingDependency, ServeError
+from repo_builder.core.foreign import parsed
 from repo_builder.core.releases import Release
 from repo_builder.core.servers import Endpoints
 from repo_builder.serve.run import choices, configs, control

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from repo_builder.core.codec import parsed
+from repo_builder.core.foreign import parsed
 from repo_builder.core.servers import KEY_NAME
 from repo_builder.serve.run import health
 
