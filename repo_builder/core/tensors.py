@@ -139,6 +139,13 @@ class TensorSpec:
     shape: tuple[Annotated[int, Bound(ge=-1, lt=2**31)], ...]
     batch_axis: Annotated[int, Bound(ge=-1, lt=32)] = 0
 
+    def __post_init__(self) -> None:
+        """Refuse an axis that the tensor cannot have."""
+        if self.batch_axis > len(self.shape):
+            raise ValueError(
+                f"batch_axis {self.batch_axis} is beyond the axes of {self}, which has one more for samples"
+            )
+
     def accepts(self, array: Array) -> bool:
         """Whether a batch of shape ``(n, *shape)`` and this dtype is what ``array`` is."""
         return DType.of_numpy(array.dtype) is self.dtype and self.fits(tuple(array.shape[1:]))

@@ -35,10 +35,14 @@ def user_code(recipe: Recipe) -> dict[str, dict[str, str]]:
     return {value: hashes for value, hashes in found.items() if hashes}
 
 
-def code_names(recipe: Recipe) -> tuple[str, ...]:
-    """Return the recipe's values that may name a ``module:function``, which whoever uses the recipe runs."""
-    values = (recipe.model.source, recipe.data.source, recipe.measure.metric)
-    return tuple(value for value in values if value and ":" in value)
+def code_names(recipe: Recipe) -> dict[str, str]:
+    """Return the recipe's values that may name a ``module:function``, which whoever uses it runs: key → value."""
+    values = {
+        "model.source": recipe.model.source,
+        "data.source": recipe.data.source,
+        "measure.metric": recipe.measure.metric,
+    }
+    return {key: value for key, value in values.items() if value and ":" in value}
 
 
 def weights(path: Path) -> str:
