@@ -183,10 +183,10 @@ def _check_outputs(
         dtype = str(value.dtype).removeprefix("torch.")
         right = replace(spec, shape=spec.whole(size)).fits(tuple(value.shape))
         if dtype != spec.dtype.numpy.name or not right:
-            axis = f" on axis {spec.batch_axis}" if spec.batch_axis else ""
-            message = f"the network gives {dtype} of shape {list(value.shape)} for {size} samples"
+            batch = f", batch on axis {spec.batch_axis} left out" if spec.batch_axis else ", batch left out"
+            message = f"the network gives {dtype} of shape {list(value.shape)} for {size} sample{'s'[: size - 1]}"
             raise ExportError(
-                f"{message}, the recipe says {spec}, batch{axis} left out",
+                f"{message}, the recipe says {spec}{', and no batch' if spec.batch_axis == NONE else batch}",
                 where="model.outputs",
                 hint="correct its shape, or its batch_axis: -1 where none counts samples",
             )
