@@ -17,7 +17,7 @@ from repo_builder.core.recipe import Recipe
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     sides = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4])] for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"])], "g", *sides)
+    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], name="act")], "g", *sides)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "net.onnx")
     return tmp_path
 
@@ -38,7 +38,9 @@ def test_the_path_is_all_of_stdout_and_what_is_left_to_decide_is_on_stderr(
 def test_a_recipe_that_is_there_is_kept_unless_it_may_go(capsys: pytest.CaptureFixture[str]) -> None:
     Path("net.toml").write_text("mine")
     assert cli.run(["init", "net.onnx"]) == 3
-    assert "is there already" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is there already" in said
+    assert "--force" in said
     assert Path("net.toml").read_text() == "mine"
     assert cli.run(["init", "net.onnx", "--force"]) == 0
     assert Recipe.load("net.toml").name == "net"
@@ -57,6 +59,7 @@ def test_samples_settle_what_was_open(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["net.onnx", "--argument", "width"], 2, "'width' is not KEY=VALUE"),
         (["missing.onnx"], 5, "missing.onnx"),
+        (["vgg", "net.onnx"], 3, "vgg"),  # a built-in's
         (["net.onnx", "--data", "missing.npz"], 4, "missing.npz"),
     ],
 )
@@ -67,4 +70,11 @@ def test_what_cannot_be_is_one_sentence(
     said = capsys.readouterr()
     assert message in said.err
     assert said.out == ""
-    assert not Path("net.toml").exists()
+    assert not list(Path().glob("*.toml"))
+
+
+def test_layers_lists_what_the_recipe_may_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["init", "net.onnx"]) == 0
+    capsys.readouterr()
+    assert cli.run(["layers", "net.toml"]) == 0
+    assert "act" in capsys.readouterr().out
