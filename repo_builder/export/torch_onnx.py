@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from repo_builder.core import onnx_files, progress
-from repo_builder.core.batches import NONE, Batches
 from repo_builder.core.calling import outputs_of
 from repo_builder.core.errors import ExportError, first_line
 from repo_builder.core.portable import make_portable
+from repo_builder.core.samples import NONE, Batches
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.export.naming import tidy
 from repo_builder.export.plain import exportable, fold_parametrizations

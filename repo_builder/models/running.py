@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from repo_builder.core.batches import Batches
 from repo_builder.core.calling import outputs_of
 from repo_builder.core.errors import ModelError, first_line
 from repo_builder.core.progress import bar
+from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 
 

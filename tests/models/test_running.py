@@ -10,8 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from repo_builder.core.batches import Batches  # noqa: E402
 from repo_builder.core.errors import ModelError  # noqa: E402
+from repo_builder.core.samples import Batches  # noqa: E402
 from repo_builder.core.tensors import DType, TensorSpec  # noqa: E402
 from repo_builder.models.running import run  # noqa: E402
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from repo_builder import datasets, models, recipes
-from repo_builder.core.batches import Batches
 from repo_builder.core.recipe import parse
+from repo_builder.core.samples import Batches
 from repo_builder.models import running
 
 # Accuracy on the held-out samples of the weights that ship, as documented; three standard errors of slack would hide
