@@ -21,7 +21,10 @@ def batches(inputs: Iterable[str] | dict[str, int], outputs: Iterable[str] | dic
 
     def specs(given: Iterable[str] | dict[str, int]) -> list[TensorSpec]:
         axes = given if isinstance(given, dict) else dict.fromkeys(given, 0)
-        return [TensorSpec(name=name, dtype=DType.FP32, shape=(), batch_axis=axis) for name, axis in axes.items()]
+        return [
+            TensorSpec(name=name, dtype=DType.FP32, shape=(1,) * max(0, axis), batch_axis=axis)
+            for name, axis in axes.items()
+        ]
 
     return Batches.of(specs(inputs), specs(outputs), {})
 
