@@ -24,6 +24,9 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("campaign", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# torch's threads wait by spinning: two workers with two each, on two cores, take many times as long as with one each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell that runs `make test &` has its children ignore Ctrl-C, and theirs: tests that send it would wait for nothing.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

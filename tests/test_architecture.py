@@ -102,6 +102,24 @@ def test_code_inside_triton_imports_core_alone(path: Path) -> None:
     assert not any(name.startswith("serve.run") for name in imports(path))
 
 
+# What reads JSON that repo-builder, Triton or a library wrote for it a moment ago.
+OWN_JSON = {
+    "compile/onnxruntime/node_times.py",
+    "compile/tensorrt/plan.py",
+    "models/checkpoints.py",
+    "pipeline/shipped/model.py",
+    "serve/backends/onnxruntime/model.py",
+    "serve/backends/tensorrt/model.py",
+    "serve/run/job.py",
+}
+
+
+def test_foreign_json_is_read_by_the_codec_whose_errors_are_of_one_kind() -> None:
+    """``json.loads`` raises RecursionError on deep nesting, which nobody catches."""
+    found = {item.relative_to(PACKAGE).as_posix() for item in MODULES if "json.loads(" in item.read_text("utf-8")}
+    assert found == OWN_JSON
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_a_module_fits_on_a_few_screens(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 320

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from repo_builder.core import codec, files
+from repo_builder.core import codec, files, foreign
 from repo_builder.core.bounds import shown
 from repo_builder.core.details import EngineDetails, OnnxDetails, TensorRTDetails
 from repo_builder.core.errors import RecipeError, RepositoryError
@@ -141,7 +141,7 @@ def read(cls: type[A], folder: Path) -> A:
     """
     manifest = folder / MANIFEST
     try:
-        value = codec.parsed(json.loads, manifest.read_text(encoding="utf-8"))
+        value = foreign.parsed(json.loads, manifest.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RepositoryError(
             "there is no manifest.json", where=str(folder), hint="run repo-builder build first"

@@ -13,7 +13,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ R = TypeVar("R")
 
 _MOST_DEEP = 64  # no value of ours is nested deeper than ten; Python's own limit would be a traceback
 _LARGEST = 2**64  # what any count, size or seed fits below; larger ones overflow in the libraries they are handed to
+_AS_TEXT = "put it in quotes: dates and times of TOML are not kept"
 _WORDS: dict[Any, str] = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -47,22 +48,6 @@ def plain(value: Any, *, nulls: bool = False) -> Any:  # noqa: ANN401 - any valu
     if isinstance(value, Mapping):
         return {key: plain(item, nulls=nulls) for key, item in value.items()}
     return value
-
-
-def parsed(parse: Callable[[str], Any], text: str) -> Any:  # noqa: ANN401 - whatever the text holds
-    """Return what ``json.loads`` or ``tomllib.loads`` makes of a text, whatever the text.
-
-    Raises:
-        ValueError: The text is not of that format, or is nested or has numbers beyond what Python takes.
-    """
-    try:
-        return parse(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-    except ValueError as error:
-        if "integer string conversion" in str(error):  # Python's guard, which tells of its own settings only
-            raise ValueError("it holds a number of thousands of digits") from None
-        raise
 
 
 def build(cls: type[R], value: Any, path: str = "") -> R:  # noqa: ANN401 - checked here
@@ -213,7 +198,9 @@ def _anything(value: Any, path: str) -> Any:  # noqa: ANN401 - any TOML or JSON 
         return [_anything(item, f"{path}[{place}]") for place, item in enumerate(value)]
     if isinstance(value, int) and not isinstance(value, bool):
         return _scalar(int, value, path)
-    return value
+    if value is None or isinstance(value, bool | float | str):
+        return value
+    raise RecipeError(f"expected text, a number, a list or a table, found {shown(value)}", where=path, hint=_AS_TEXT)
 
 
 def _depth(path: str) -> int:

@@ -19,6 +19,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,7 @@ def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is 
         MissingDependency: A library that the module imports is not installed.
     """
     refuse_distrusted(target, where=where)
-    module, _, attribute = target.rpartition(":")
-    places = [str(Path.cwd())]
-    if module.endswith(".py"):
-        places.insert(0, str(Path(module).parent))
-        module = Path(module).stem
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise RecipeError(f"'{target}' names no Python module", where=where, hint="write module:function")
+    module, attribute, places = _module_of(target, where)
     sys.path[:0] = places
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -121,8 +116,7 @@ def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is 
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             message = f"'{module}' needs the library '{error.name}'"
             raise MissingDependency(message, where=where, hint=f"pip install {error.name}") from error
-        hint = f"looked in {', '.join(places)} and the installed packages"
-        raise RecipeError(f"there is no Python module '{module}'", where=where, hint=hint) from error
+        raise _missing(module, places, where) from error
     except RepoBuilderError:
         raise
     except Exception as error:  # whatever a user's module raises while it is imported
@@ -133,6 +127,35 @@ def load_user(target: str, *, where: str) -> Any:  # noqa: ANN401 - whatever is 
     finally:
         for place in places:
             sys.path.remove(place)
+
+
+def require_user(target: str, *, where: str) -> None:
+    """Refuse a ``module:function`` whose module is nowhere, without running any of it.
+
+    Raises:
+        RecipeError: That is so.
+    """
+    module, _, places = _module_of(target, where)
+    outermost = module.partition(".")[0]
+    if outermost not in sys.modules and PathFinder.find_spec(outermost, [*places, *sys.path]) is None:
+        raise _missing(module, places, where)
+
+
+def _module_of(target: str, where: str) -> tuple[str, str, list[str]]:
+    """Return a module's name, what is wanted of it, and the folders in which it is looked for first."""
+    module, _, attribute = target.rpartition(":")
+    places = [str(Path.cwd())]
+    if module.endswith(".py"):
+        places.insert(0, str(Path(module).parent))
+        module = Path(module).stem
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise RecipeError(f"'{target}' names no Python module", where=where, hint="write module:function")
+    return module, attribute, places
+
+
+def _missing(module: str, places: list[str], where: str) -> RecipeError:
+    hint = f"looked in {', '.join(places)} and the installed packages"
+    return RecipeError(f"there is no Python module '{module}'", where=where, hint=hint)
 
 
 def call(function: Callable[..., Any], arguments: Mapping[str, Any], *, where: str, **given: Any) -> Any:  # noqa: ANN401 - whatever the function takes and returns

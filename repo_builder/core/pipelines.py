@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repo_builder.core import artifacts, codec, files
+from repo_builder.core import artifacts, codec, files, foreign
 from repo_builder.core.errors import RecipeError, RepositoryError
 from repo_builder.core.records import AccuracyRecord
 from repo_builder.core.tensors import TensorSpec
@@ -112,7 +112,7 @@ def read(folder: Path) -> Pipeline:
     """
     path, hint = folder / MARK, "build again with --force"
     try:
-        value = codec.parsed(json.loads, path.read_text(encoding="utf-8"))
+        value = foreign.parsed(json.loads, path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RepositoryError(f"cannot be read ({error})", where=str(path), hint="run repo-builder build") from None
     if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
@@ -144,7 +144,7 @@ def marked(model_folder: Path) -> dict[str, Any]:
     """Return what ``mark`` wrote into a model's folder; nothing where there is no such thing."""
     for path in sorted(model_folder.glob(f"*/{MARK}")):
         try:
-            value = codec.parsed(json.loads, path.read_text(encoding="utf-8"))
+            value = foreign.parsed(json.loads, path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(value, dict) and value.get("schema") == SCHEMA and isinstance(value.get("pipeline"), str):

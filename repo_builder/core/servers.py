@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_builder.core import files
+from repo_builder.core.foreign import parsed
 
 KEY_NAME = "repo-builder"  # the key's name in Triton's options, and the header of HTTP
 GRPC_HEADER = f"triton-grpc-protocol-{KEY_NAME}"
@@ -229,7 +230,7 @@ def stale(repository: Path, model: str) -> list[ServerNote]:
 def read(path: Path) -> ServerNote | None:
     """Read a note, None where it is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parsed(json.loads, path.read_text(encoding="utf-8"))
         return ServerNote(
             **{
                 **value,

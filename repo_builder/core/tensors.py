@@ -139,6 +139,13 @@ class TensorSpec:
     shape: tuple[Annotated[int, Bound(ge=-1, lt=2**31)], ...]
     batch_axis: Annotated[int, Bound(ge=-1, lt=32)] = 0
 
+    def __post_init__(self) -> None:
+        """Refuse an axis that the tensor cannot have."""
+        if self.batch_axis > len(self.shape):
+            raise ValueError(
+                f"batch_axis {self.batch_axis} is beyond the axes of {self}, which has one more for samples"
+            )
+
     def accepts(self, array: Array) -> bool:
         """Whether a batch of shape ``(n, *shape)`` and this dtype is what ``array`` is."""
         return DType.of_numpy(array.dtype) is self.dtype and self.fits(tuple(array.shape[1:]))
@@ -148,6 +155,12 @@ class TensorSpec:
         return len(shape) == len(self.shape) and all(
             want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
         )
+
+    def whole(self, size: int) -> tuple[int, ...]:
+        """Return the shape of the whole tensor with so many samples in it, on the axis that counts them."""
+        if self.batch_axis < 0:
+            return self.shape
+        return (*self.shape[: self.batch_axis], size, *self.shape[self.batch_axis :])
 
     def __str__(self) -> str:
         """Return the spec as in ``image fp32[3, 32, 32]``."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from repo_builder.core import assets
 from repo_builder.core.errors import DataError, did_you_mean
+from repo_builder.core.foreign import parsed
 from repo_builder.core.tensors import Array, TensorSpec
 from repo_builder.datasets import download, jets
 from repo_builder.datasets.source import Source
@@ -109,7 +110,7 @@ def _cached() -> Path:
     path = download.cache_folder() / f"openml-{DATA_SET}.arff"
     if not path.is_file():
         try:
-            entry = json.loads(download.text(DESCRIPTION, _ADVICE))["data_set_description"]
+            entry = parsed(json.loads, download.text(DESCRIPTION, _ADVICE))["data_set_description"]
             url, digest = str(entry["url"]), str(entry["md5_checksum"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"is not OpenML's description ({error!r})", where=DESCRIPTION, hint=_ADVICE) from None

@@ -16,10 +16,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from repo_builder.core import onnx_files, progress
 from repo_builder.core.calling import outputs_of
 from repo_builder.core.errors import ExportError, first_line
 from repo_builder.core.portable import make_portable
+from repo_builder.core.samples import NONE, Batches
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.export.naming import tidy
 from repo_builder.export.plain import exportable, fold_parametrizations
@@ -62,8 +63,8 @@ def export(
 ) -> onnx.ModelProto:
     """Return a module as ONNX; weights that are computed of others become plain ones in it, in place.
 
-    The batch is dynamic, and so is each dimension that a spec gives as -1. What tracing froze, as a branch on the data,
-    is said on stderr.
+    The axis that counts samples is dynamic, unless some tensor has none and samples run one by one; and so is each
+    dimension that a spec gives as -1. What tracing froze, as a branch on the data, is said on stderr.
 
     Args:
         module: The network, in eval mode.
@@ -76,10 +77,10 @@ def export(
     Raises:
         ExportError: The module does not run on such inputs, gives other outputs, or cannot be expressed at this opset.
     """
-    given = tuple(_sample(spec, samples[spec.name]) for spec in inputs)
-    names = [spec.name for spec in outputs]
+    batches = Batches.of(inputs, outputs, {}, most=_BATCH)
+    given, names, size = _traced(batches, samples), [spec.name for spec in outputs], batches.size
     fold_parametrizations(module)
-    _check_outputs(module, given, outputs)
+    _check_outputs(module, given, outputs, size)
     with (
         tempfile.TemporaryDirectory() as folder,
         exportable(module, names),
@@ -100,7 +101,7 @@ def export(
                     training=torch.onnx.TrainingMode.PRESERVE,  # it would else fold BatchNorm in fp32
                     input_names=[spec.name for spec in inputs],
                     output_names=names,
-                    dynamic_axes={spec.name: _dynamic(spec) for spec in (*inputs, *outputs)},
+                    dynamic_axes={spec.name: _dynamic(spec, varies=size > 1) for spec in (*inputs, *outputs)},
                 )
         except Exception as error:  # the exporter raises what it likes
             raise ExportError(
@@ -144,19 +145,25 @@ def _unprinted() -> Iterator[None]:
         os.close(kept)
 
 
-def _sample(spec: TensorSpec, values: Array) -> torch.Tensor:
-    if spec.dtype not in _TORCH_DTYPES:
-        raise ExportError(f"torch has no type for {spec}", where=f"model.inputs '{spec.name}'")
-    some = values[:_BATCH]
-    return torch.from_numpy(np.concatenate([some] * _BATCH)[:_BATCH])
+def _traced(batches: Batches, samples: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:
+    """Return the inputs of one full run."""
+    for spec in batches.inputs:
+        if spec.dtype not in _TORCH_DTYPES:
+            raise ExportError(f"torch has no type for {spec}", where=f"model.inputs '{spec.name}'")
+    some = {spec.name: samples[spec.name][: batches.size] for spec in batches.inputs}
+    _, feed = next(replace(batches, fixed=True).feeds(some))  # filled where there are fewer
+    return tuple(torch.from_numpy(feed[spec.name]) for spec in batches.inputs)
 
 
-def _dynamic(spec: TensorSpec) -> dict[int, str]:
-    sizes = {place: f"{spec.name}_{place}" for place, size in enumerate(spec.shape, 1) if size == -1}
-    return {0: "batch", **sizes}
+def _dynamic(spec: TensorSpec, *, varies: bool) -> dict[int, str]:
+    """Return the axes that vary, named; one that counts samples only where several may run together."""
+    sizes = {place: f"{spec.name}_{place}" for place, size in enumerate(spec.whole(1)) if size == -1}
+    return {spec.batch_axis: "batch", **sizes} if varies and spec.batch_axis != NONE else sizes
 
 
-def _check_outputs(module: nn.Module, samples: tuple[torch.Tensor, ...], outputs: tuple[TensorSpec, ...]) -> None:
+def _check_outputs(
+    module: nn.Module, samples: tuple[torch.Tensor, ...], outputs: tuple[TensorSpec, ...], size: int
+) -> None:
     try:
         with torch.no_grad():
             result = module(*samples)
@@ -165,7 +172,7 @@ def _check_outputs(module: nn.Module, samples: tuple[torch.Tensor, ...], outputs
         raise ExportError(
             f"the network does not run on inputs of shape {shapes}: {first_line(error)}",
             where="model.inputs",
-            hint="check the shapes in [[model.inputs]]; the first dimension here is the batch",
+            hint="check the shapes in [[model.inputs]]; samples are on the first axis, or on batch_axis",
         ) from error
     values = outputs_of(result, [spec.name for spec in outputs])
     if len(values) != len(outputs):
@@ -174,11 +181,14 @@ def _check_outputs(module: nn.Module, samples: tuple[torch.Tensor, ...], outputs
         )
     for spec, value in zip(outputs, values, strict=True):
         dtype = str(value.dtype).removeprefix("torch.")
-        shape = tuple(value.shape)
-        if dtype != spec.dtype.numpy.name or not spec.fits(shape[1:]) or shape[:1] != (len(samples[0]),):
+        right = replace(spec, shape=spec.whole(size)).fits(tuple(value.shape))
+        if dtype != spec.dtype.numpy.name or not right:
+            batch = f", batch on axis {spec.batch_axis} left out" if spec.batch_axis else ", batch left out"
+            message = f"the network gives {dtype} of shape {list(value.shape)} for {size} sample{'s'[: size - 1]}"
             raise ExportError(
-                f"the network gives {dtype} of shape {list(value.shape[1:])} (batch left out), the recipe says {spec}",
+                f"{message}, the recipe says {spec}{', and no batch' if spec.batch_axis == NONE else batch}",
                 where="model.outputs",
+                hint="correct its shape, or its batch_axis: -1 where none counts samples",
             )
 
 

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from repo_builder.core.calling import outputs_of
 from repo_builder.core.errors import ModelError, first_line
 from repo_builder.core.progress import bar
+from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 
 
-def run(
-    module: torch.nn.Module, inputs: dict[str, Array], order: Sequence[str], outputs: Sequence[str], size: int = 64
-) -> dict[str, Array]:
+def run(module: torch.nn.Module, samples: Mapping[str, Array], batches: Batches) -> dict[str, Array]:
     """Return the outputs of a module in eval mode on all samples.
 
     Args:
         module: The network.
-        inputs: Samples by input name, batch first, shape (n, ...).
-        order: The order in which its forward takes them.
-        outputs: Names of the outputs, in the order in which it gives them.
-        size: Samples of a run.
+        samples: ``(n, *shape)`` by input name.
+        batches: How samples become its tensors: inputs in the order of its forward, outputs in that in which it gives
+            them.
 
     Returns:
-        Output → its values, shape (n, ...).
+        Output → its values, ``(n, *shape)``.
 
     Raises:
-        ModelError: The network does not run on the samples, or gives another number of outputs.
+        ModelError: The network does not run on the samples, gives another number of outputs, or none that count them.
     """
     module.eval()
-    arrays = [np.ascontiguousarray(inputs[name]) for name in order]
-    parts: list[tuple[torch.Tensor, ...]] = []
+    names = [spec.name for spec in batches.outputs]
+    runs = -(-len(next(iter(samples.values()))) // batches.size)
+    ticks = iter(bar(range(runs), "running samples"))
+
+    def model(feed: dict[str, Array]) -> dict[str, Array]:
+        next(ticks)
+        found = _outputs(module, [torch.from_numpy(feed[spec.name]) for spec in batches.inputs], names)
+        return {name: value.numpy() for name, value in zip(names, found, strict=True)}
+
     with torch.inference_mode():
-        for start in bar(range(0, len(arrays[0]), size), "running samples"):
-            batch = [torch.from_numpy(array[start : start + size]) for array in arrays]
-            parts.append(_outputs(module, batch, outputs))
-    return {name: torch.cat([part[place] for part in parts]).numpy() for place, name in enumerate(outputs)}
+        outputs = batches.run(model, samples)
+        next(ticks, None)  # the bar ends
+    return outputs
 
 
 def _outputs(module: torch.nn.Module, batch: Sequence[torch.Tensor], names: Sequence[str]) -> tuple[torch.Tensor, ...]:
@@ -49,7 +52,7 @@ def _outputs(module: torch.nn.Module, batch: Sequence[torch.Tensor], names: Sequ
         raise ModelError(
             f"the network does not run on inputs of shape {shapes}: {first_line(error)}",
             where="model.inputs",
-            hint="check the shapes in [[model.inputs]] and the data; the first dimension here is the batch",
+            hint="check the shapes in [[model.inputs]] and the data; samples are on the first axis, or on batch_axis",
         ) from error
     if len(found) != len(names):
         message = f"the network gives {len(found)} outputs, the recipe names {len(names)}"

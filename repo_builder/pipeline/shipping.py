@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from repo_builder.core import files, loading
+from repo_builder.core import files, foreign, loading
 from repo_builder.core.errors import DataError, RecipeError, RepoBuilderError, RepositoryError, first_line
 from repo_builder.core.tensors import Array
 from repo_builder.pipeline.chain import Link
@@ -115,7 +115,7 @@ def load(link: Link, folder: Path) -> Run:
     try:
         with loading.needs(form_of(link).extra or None, what=f"{link}"):
             spec.loader.exec_module(module)
-            made = module.Step(folder, json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+            made = module.Step(folder, foreign.parsed(json.loads, (folder / SETTINGS).read_text(encoding="utf-8")))
     except RepoBuilderError:
         raise
     except Exception as error:  # whatever a library or a user's module raises

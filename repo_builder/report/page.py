@@ -14,6 +14,7 @@ from repo_builder.report.verdict import verdict
 from repo_builder.results import AccuracyResult, PerfRun
 
 _TEMPLATE = "report.html.j2"
+_MOST_CLASSES = 100  # of a table that a page shows and a browser can still lay out
 
 
 def render(run: PerfRun) -> str:
@@ -38,7 +39,7 @@ def render(run: PerfRun) -> str:
         },
         time_names=charts.TIME_PARTS,
         time_parts=charts.time_parts,
-        shades=shades(run.accuracy) if run.accuracy else (),
+        shades=shades(run.accuracy) if run.accuracy and len(run.accuracy.confusion) <= _MOST_CLASSES else (),
         facts=flatten(run.environment),
     )
 

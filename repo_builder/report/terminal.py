@@ -54,7 +54,7 @@ def _accuracy(result: AccuracyResult, console: Console) -> None:
         f"{numbers.percent(result.macro_precision)}  recall {numbers.percent(result.macro_recall)}  "
         f"F1 {numbers.percent(result.macro_f1)}  {loss}on {result.samples:,} held-out samples",
     )
-    if len(result.classes) <= _MOST_CLASSES:
+    if len(result.confusion) <= _MOST_CLASSES and result.confusion:
         _line(console, "Confusion matrix (rows: label, columns: prediction)", "bold")
         table = _table("", ["", *result.classes])
         for name, row in zip(result.classes, result.confusion, strict=True):

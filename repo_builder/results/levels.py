@@ -87,7 +87,7 @@ class Window:
         seconds: Its length.
         requests: Requests that were answered in it.
         errors: Requests that failed in it.
-        infer_per_s: Samples answered a second.
+        infer_per_s: Inferences answered a second: requests times the level's batch size.
         latency: Latencies of those requests; None where there were none.
         refused: Requests that the server's queue policy refused in it; they are none of the errors.
     """
@@ -255,7 +255,7 @@ class LevelResult:
         errors: Requests that failed in them.
         failures: What the server said of failed requests → how often, over the whole level.
         requests_per_s: Requests answered a second.
-        infer_per_s: Samples answered a second.
+        infer_per_s: Inferences answered a second: requests times the level's batch size.
         latency: From when a request was sent.
         latency_from_due: From when it was due, in open loops: what a user would have waited.
         latency_sample_us: Up to 2,000 of the latencies, evenly thinned, in the order of completion.

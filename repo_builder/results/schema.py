@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from repo_builder.core import codec
+from repo_builder.core import codec, foreign
 from repo_builder.core.bounds import shown
 from repo_builder.core.errors import MeasureError, RecipeError
 from repo_builder.results import PerfRun
@@ -35,7 +35,7 @@ def read(path: Path) -> PerfRun:
         MeasureError: The file is missing, is no such run, or is of another version of the schema.
     """
     try:
-        document = codec.parsed(json.loads, path.read_text(encoding="utf-8"))
+        document = foreign.parsed(json.loads, path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MeasureError(f"cannot be read ({error})", where=str(path), hint="write one with --json FILE") from None
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:

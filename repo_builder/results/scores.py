@@ -22,7 +22,7 @@ class AccuracyResult:
         macro_recall: Mean over classes of the recall.
         macro_f1: Mean over classes of the F1 score.
         loss: Mean cross-entropy, nats; None where only the best classes are known.
-        confusion: Counts, ``confusion[label][prediction]``.
+        confusion: Counts, ``confusion[label][prediction]``; empty where there are too many classes for a table.
         classes: Names of the classes.
         correct: One character a sample, in their order: 1 where it was classified right, else 0.
     """
@@ -42,7 +42,7 @@ class AccuracyResult:
     def __post_init__(self) -> None:
         """Refuse a table of counts that is not square over the classes."""
         size = len(self.classes)
-        if len(self.confusion) != size or any(len(row) != size for row in self.confusion):
+        if (self.confusion and len(self.confusion) != size) or any(len(row) != size for row in self.confusion):
             raise ValueError(f"confusion is not {size} by {size}, one row and column a class")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from figures import ROOT
 from results import Result
 
-_EXAMPLES = re.compile(r"(\d+) passing examples")
+_EXAMPLES = re.compile(r"- (\d+) passing\b")  # "examples" or "test cases", as the version of Hypothesis calls them
 _FAILED = re.compile(r"^FAILED (\S+)", re.MULTILINE)
 
 
@@ -42,8 +42,16 @@ def run(folder: Path, seconds: float, seed: int, *, count: int | None = None) ->
             break
         rounds += 1
         result.figures["rounds"] += 1
-        result.figures["examples"] += sum(map(int, _EXAMPLES.findall(said)))
+        tried = examples(said)
+        result.figures["examples"] += tried
+        if not tried:
+            result.problem("no example was tried", said[-2000:])
         for test in set(_FAILED.findall(said)):
             result.problem(test.partition("[")[0], said[-2000:])
         (folder / f"round{rounds}.txt").write_text(said)
     return result
+
+
+def examples(said: str) -> int:
+    """Return how many examples passed by Hypothesis' statistics, over all tests."""
+    return sum(map(int, _EXAMPLES.findall(said)))

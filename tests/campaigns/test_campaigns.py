@@ -15,6 +15,7 @@ from pathlib import Path
 import figures
 import forks
 import mutations
+import properties
 import pytest
 import subjects
 from proxy import FAULTS, Proxy
@@ -128,6 +129,27 @@ def _answers(address: str) -> list[bytes]:
             connection.sendall(b"hello there")
             found.append(connection.recv(100))
     return found
+
+
+def test_examples_are_counted_in_what_hypothesis_says(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "from hypothesis import given, settings, strategies as st\n\n"
+        "@settings(max_examples=7, database=None)\n@given(st.floats())\ndef test_a(x): pass\n\n"
+        "@settings(max_examples=4, database=None)\n@given(st.floats())\ndef test_b(x): pass\n"
+    )
+    told = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--hypothesis-show-statistics",
+        "test_it.py",
+    ]
+    said = subprocess.run(told, cwd=tmp_path, capture_output=True, text=True, timeout=300).stdout
+    assert properties.examples(said) == 11
+    assert properties.examples("no tests ran in 0.01s") == 0
 
 
 def test_a_result_counts_problems_by_their_sort(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_builder.core import codec
+from repo_builder.core import codec, foreign
 from repo_builder.core.errors import RecipeError
+from repo_builder.core.recipe import reading
 from repo_builder.core.tensors import DType
 
 
@@ -143,8 +144,15 @@ def test_deep_values_are_one_sentence() -> None:
     assert codec.build(Drawing, {"free": {"a": nested(20)}}).free == {"a": nested(20)}
 
 
+@pytest.mark.parametrize("text", ["1979-05-27T07:32:00Z", "1979-05-27", "07:32:00"])
+def test_dates_of_toml_are_refused_where_anything_may_stand(text: str) -> None:
+    value = {"a": [reading.value(text)]}
+    with pytest.raises(RecipeError, match=r"free\.a\[0\]: expected text, a number, a list or a table, found datetime"):
+        codec.build(Drawing, {"free": value})
+
+
 @pytest.mark.parametrize(("text", "told"), [("[" * 100_000, "nested too deep"), ("1" * 5000, "thousands of digits")])
 def test_text_that_python_cannot_hold_is_one_sentence(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        codec.parsed(json.loads, text)
-    assert codec.parsed(json.loads, "[1]") == [1]
+        foreign.parsed(json.loads, text)
+    assert foreign.parsed(json.loads, "[1]") == [1]

@@ -123,3 +123,13 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(
     (tmp_path / "fails_when_imported.py").write_text(body + "\n")
     with pytest.raises(RecipeError, match=r"fails_when_imported"):
         loading.load_user("fails_when_imported:f", where="data.source")
+
+
+def test_code_that_is_nowhere_is_refused_without_running_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "explosive.py").write_text("raise SystemExit('it ran')")
+    for target in ("explosive:f", f"{tmp_path}/explosive.py:f", "numpy.linalg:norm", "json:loads"):
+        loading.require_user(target, where="measure.metric")
+    for target in ("nowhere_net:f", "nowhere_net.sub:f", "folder/nowhere_net.py:f"):
+        with pytest.raises(RecipeError, match=r"measure\.metric: there is no Python module 'nowhere_net"):
+            loading.require_user(target, where="measure.metric")

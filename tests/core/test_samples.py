@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_builder.core.errors import DataError, ModelError
+from repo_builder.core import codec
+from repo_builder.core.errors import DataError, ModelError, RecipeError
 from repo_builder.core.samples import NONE, Batches, resolve
 from repo_builder.core.tensors import Array, DType, TensorSpec
 
@@ -21,9 +22,7 @@ def test_a_spec_that_is_the_whole_tensor_has_no_axis() -> None:
     assert resolve([spec("unknown", 4)], {}) == (spec("unknown", 4),)
 
 
-@pytest.mark.parametrize(
-    ("given", "shape"), [(spec("x", 8), [1, 2, 8]), (spec("x", 8, axis=2), [-1, 8]), (spec("x", 8, axis=NONE), [-1, 8])]
-)
+@pytest.mark.parametrize(("given", "shape"), [(spec("x", 8), [1, 2, 8]), (spec("x", 8, axis=NONE), [-1, 8])])
 def test_what_does_not_fit_is_refused(given: TensorSpec, shape: list[int]) -> None:
     with pytest.raises(ModelError, match="'x': is "):
         resolve([given], {"x": shape})
@@ -112,3 +111,10 @@ def test_a_scalar_stays_an_array() -> None:
         assert count == 1
         assert isinstance(feed["rate"], np.ndarray)
         assert feed["rate"].shape == ()
+
+
+def test_an_axis_beyond_the_tensor_is_refused_with_the_table() -> None:
+    document = {"name": "x", "dtype": "fp32", "shape": [2, 3], "batch_axis": 2}
+    assert codec.build(TensorSpec, document, "model.inputs[0]").whole(7) == (2, 3, 7)
+    with pytest.raises(RecipeError, match=r"model\.inputs\[0\]: batch_axis 3 is beyond the axes of x fp32\[2, 3\]"):
+        codec.build(TensorSpec, document | {"batch_axis": 3}, "model.inputs[0]")

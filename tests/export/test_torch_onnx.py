@@ -302,6 +302,37 @@ def test_integer_inputs_keep_their_type(run, tmp_path: Path) -> None:
         np.testing.assert_allclose(run(model, ids=ids)["y"], module(torch.from_numpy(ids)).numpy(), rtol=1e-5)
 
 
+def axis(name: str, axis: int, *shape: int) -> TensorSpec:
+    return TensorSpec(name=name, dtype=DType.FP32, shape=shape, batch_axis=axis)
+
+
+def test_samples_on_another_axis_stay_dynamic_there(tmp_path: Path, run) -> None:
+    class Cell(nn.Module):
+        def forward(self, x: Any, state: Any) -> Any:
+            after = torch.tanh(x + state)  # (n, 4) and (2, n, 4)
+            return after.mean(0), after
+
+    draw = np.random.default_rng(0).standard_normal
+    samples = {"x": draw((5, 4)).astype(np.float32), "state": draw((5, 2, 4)).astype(np.float32)}
+    ins, outs = (axis("x", 0, 4), axis("state", 1, 2, 4)), (axis("y", 0, 4), axis("after", 1, 2, 4))
+    model = to_onnx(Cell(), ins, outs, tmp_path, samples)
+    found = run(model, x=samples["x"], state=np.ascontiguousarray(samples["state"].transpose(1, 0, 2)))
+    np.testing.assert_allclose(
+        found["after"], np.tanh(samples["x"] + samples["state"].transpose(1, 0, 2)), rtol=1e-4, atol=1e-6
+    )
+    with pytest.raises(ExportError, match=r"fp32\[2, 4\], batch on axis 2 left out"):
+        to_onnx(Cell(), ins, (outs[0], axis("after", 2, 2, 4)), tmp_path, samples)
+
+
+def test_a_sample_that_is_the_whole_tensor_leaves_nothing_dynamic(tmp_path: Path, run) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 4, 2)).astype(np.float32)
+    model = to_onnx(nn.Softmax(dim=0), (axis("x", -1, 4, 2),), (axis("y", -1, 4, 2),), tmp_path, {"x": x})
+    assert [item.dim_value for item in model.graph.input[0].type.tensor_type.shape.dim] == [4, 2]
+    np.testing.assert_allclose(run(model, x=x[1])["y"], torch.softmax(torch.from_numpy(x[1]), 0), rtol=1e-5)
+    mixed = to_onnx(nn.Softmax(dim=0), (axis("x", 0, 4, 2),), (axis("y", -1, 1, 4, 2),), tmp_path, {"x": x})
+    assert mixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+
+
 # --- the same bytes -------------------------------------------------------------------------------------------------
 
 SCRIPT = """
@@ -348,8 +379,12 @@ def test_two_processes_write_the_same_bytes_and_nothing_of_the_machine(tmp_path:
     ("inputs", "outputs", "message"),
     [
         ((spec("x", 4),), (spec("y", 2),), "does not run on inputs of shape [2, 4]"),
-        ((spec("x", 3),), (spec("y", 5),), "float32 of shape [2] (batch left out), the recipe says y fp32[5]"),
-        ((spec("x", 3),), (spec("y", 2, dtype=DType.FP16),), "float32 of shape [2]"),
+        (
+            (spec("x", 3),),
+            (spec("y", 5),),
+            "float32 of shape [2, 2] for 2 samples, the recipe says y fp32[5], batch left out",
+        ),
+        ((spec("x", 3),), (spec("y", 2, dtype=DType.FP16),), "float32 of shape [2, 2]"),
         ((spec("x", 3),), (spec("y", 2), spec("z", 2)), "gives 1 outputs, the recipe names 2"),
     ],
 )

@@ -363,19 +363,28 @@ def order(server: serve.Server, action: str) -> None:
     urllib.request.urlopen(urllib.request.Request(url, data=b"{}", headers=headers), timeout=300).read()
 
 
-def test_a_model_that_is_replaced_and_then_unloaded(own_triton: Callable[..., serve.Server], tmp_path: Path) -> None:
+def test_a_model_that_is_loaded_anew_replaced_and_unloaded(
+    own_triton: Callable[..., serve.Server], tmp_path: Path
+) -> None:
     server = own_triton()
     folder = tmp_path / "repository" / "identity"
+
+    def load_anew() -> None:  # the same version, of another configuration
+        path = folder / "config.pbtxt"
+        path.write_text(path.read_text() + "dynamic_batching { max_queue_delay_microseconds: 100 }\n")
+        order(server, "load")
 
     def replace() -> None:
         (folder / "2").mkdir()
         (folder / "2" / "model.py").write_text((folder / "1" / "model.py").read_text())
         order(server, "load")
 
-    with session(server) as made, meanwhile(made, replace):
-        stopped = ends_early(made, Level(concurrency=2), pace=ENDLESS)
-    assert has_a_part(stopped.result)
-    assert "replaced" in stopped.result.stopped or "loaded anew" in stopped.result.stopped
+    for act in (load_anew, replace):
+        with session(server) as made, meanwhile(made, act):
+            assert made.model.version == "1"
+            stopped = ends_early(made, Level(concurrency=2), pace=ENDLESS)
+        assert has_a_part(stopped.result)
+        assert "was reloaded or replaced" in stopped.result.stopped
     with session(server) as made, meanwhile(made, lambda: order(server, "unload")):
         assert made.model.version == "2"
         stopped = ends_early(made, Level(concurrency=2), pace=ENDLESS)

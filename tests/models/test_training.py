@@ -10,11 +10,12 @@ from repo_builder.core.recipe import DataSpec
 from repo_builder.models import training
 from repo_builder.models.augmentation import augment
 
-EPOCHS = 4
+EPOCHS = 3
+QUICK = "train.batch_size=1024"  # a dozen steps an epoch: what is tested is that they are the same ones
 
 
 def recipe_of(name="jsc-toy", *settings):
-    return recipes.load(name, [f"train.epochs={EPOCHS}", *settings])
+    return recipes.load(name, [f"train.epochs={EPOCHS}", QUICK, *settings])
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def run(recipe, dataset, output, *, resume=False, progress=plain, **options):
 
 
 def test_training_learns_and_says_what_it_did(jets, tmp_path):
-    module, result = run(recipe_of(), jets, tmp_path / "new" / "a.safetensors")
+    module, result = run(recipe_of("jsc-toy", "train.batch_size=256"), jets, tmp_path / "new" / "a.safetensors")
     assert result["validation"]["samples"] == 2000
     assert result["test"]["samples"] == 4000
     assert 0.5 < result["test"]["top1"] < 0.75
@@ -92,7 +93,7 @@ def test_one_seed_gives_the_same_bytes_whatever_torch_did_before(jets, tmp_path)
     assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "c.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("epoch", [2, 4])
+@pytest.mark.parametrize("epoch", [2, EPOCHS])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(jets, tmp_path, epoch):
     whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
     run(recipe_of(), jets, whole)
@@ -107,7 +108,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(jets, tmp_path, epoch):
 
 
 def test_augmented_images_are_resumed_alike(tmp_path):
-    recipe = recipe_of("vgg", "train.epochs=3", "model.arguments.width=0.02", "data.test=0.7")
+    recipe = recipe_of("vgg", "train.batch_size=64", "model.arguments.width=0.02", "data.test=0.7")
     digits = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed)
     assert recipe.train.augment
     run(recipe, digits, tmp_path / "whole.safetensors")

@@ -7,6 +7,7 @@ import torch
 
 from repo_builder import datasets, models, recipes
 from repo_builder.core.recipe import parse
+from repo_builder.core.samples import Batches
 from repo_builder.models import running
 
 # Accuracy on the held-out samples of the weights that ship, as documented; three standard errors of slack would hide
@@ -54,8 +55,8 @@ def test_shipped_weights_are_good_on_samples_they_have_not_seen(name):
     assert facts["recipe"] == name
     assert facts["held_out"] == data.held_out
     test = data.split("test")
-    order, (output,) = [item.name for item in recipe.model.inputs], [item.name for item in recipe.model.outputs]
-    logits = running.run(module, test.inputs, order, [output])[output]
+    batches = Batches.of(recipe.model.inputs, recipe.model.outputs, {})
+    (logits,) = running.run(module, test.inputs, batches).values()
     top1 = (logits.argmax(1) == test.labels).mean()
     assert top1 >= SHIPPED[name]
     assert top1 < 1

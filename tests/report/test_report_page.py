@@ -116,6 +116,14 @@ def test_charts_have_words_for_who_cannot_see_them(perf_run: PerfRun) -> None:
     assert len(headed) == len(set(headed))
 
 
+def test_a_table_of_very_many_classes_is_left_out(perf_run: PerfRun) -> None:
+    assert perf_run.accuracy is not None
+    assert "<caption>Confusion matrix" in page.render(perf_run)
+    for count, confusion in ((200, ((0,) * 200,) * 200), (5000, ())):
+        many = dataclasses.replace(perf_run.accuracy, classes=tuple(map(str, range(count))), confusion=confusion)
+        assert "<caption>Confusion matrix" not in page.render(dataclasses.replace(perf_run, accuracy=many))
+
+
 def test_dark_and_print_are_thought_of(perf_run: PerfRun) -> None:
     html = page.render(perf_run)
     assert "@media (prefers-color-scheme: dark)" in html

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_builder.core import codec
+from repo_builder.core import foreign
 from repo_builder.core.bounds import shown
 from repo_builder.core.errors import RecipeError, did_you_mean
 
@@ -88,7 +88,7 @@ def parsed(text: str) -> dict[str, Any]:
     Raises:
         ValueError: It is not TOML.
     """
-    found: dict[str, Any] = codec.parsed(tomllib.loads, text)
+    found: dict[str, Any] = foreign.parsed(tomllib.loads, text)
     return found
 
 

@@ -36,6 +36,9 @@ def build(options: BuildOptions) -> BuildResult:
     for folder in (options.work, options.repository):
         files.require_writable(folder)
     finetuning.check(recipe)
+    for key, named in keys.code_names(recipe).items():
+        if named.rpartition(":")[2].isidentifier() and not Path(named).exists():  # a file's name may have a colon, too
+            loading.require_user(named, where=key)
     piped = piping.begin(options)
     target = compiling.choose(options)
     piping.refuse_target(recipe, target.name)
@@ -61,7 +64,7 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
     Raises:
         RepoBuilderError: As ``build``.
     """
-    named = () if options.trust_code else keys.code_names(exported.recipe)
+    named = () if options.trust_code else keys.code_names(exported.recipe).values()
     with loading.distrusting(named, origin=exported.path / artifacts.MANIFEST):
         return _compile(exported, options)
 

@@ -126,7 +126,7 @@ def _check_data(dataset: Dataset, source: forms.Source, recipe: Recipe) -> None:
     name = scored_output(recipe.model.outputs, recipe.measure.output, len(dataset.classes))
     output = next(item for item in recipe.model.outputs if item.name == name)
     size = output.shape[-1] if output.shape else 0
-    told = len(accuracy.named(dataset.classes, max(0, size)))
+    told = accuracy.told_apart(dataset.classes, max(0, size))
     if recipe.measure.task == "classification" and dataset.classes and told != size:
         message = f"has {len(dataset.classes)} classes, the output is {output}"
         hint = 'make both the same, or set measure.task = "other" where outputs are not classes'

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,8 @@ def export(
     outputs: dict[str, Outputs] = {"fp32": made.outputs} if made.outputs else {}
     with progress.step("run fp32 graph"), _blaming(origin):
         taking = running.taking(path, recipe.model.inputs, recipe.model.outputs, held_out)
-        if taking.alone and made.run is not None:  # every form is run as it will be served
-            outputs["fp32"] = made.run(1)
+        if taking.alone and made.alone is not None:  # every form is run as it will be served
+            outputs["fp32"] = made.alone()
         outputs["exported" if outputs else "fp32"] = run_onnx(path, held_out, taking.batches)
     found: dict[str, Any] = {"outputs": outputs, "taking": taking, "read": made.read}
     if not recipe.quantize.layers:
@@ -188,22 +188,18 @@ class _Made:
     Attributes:
         model: The graph.
         outputs: Output name → its values on the held-out samples in torch; None where the graph is the source.
-        run: Number of samples of a run → the same again; None likewise.
+        alone: Returns the same again, each sample run by itself; None likewise.
         read: File that the user's code read → sha256.
     """
 
     model: onnx.ModelProto
     outputs: Outputs | None = None
-    run: Callable[[int], Outputs] | None = None
+    alone: Callable[[], Outputs] | None = None
     read: dict[str, str] = field(default_factory=dict)
 
 
 def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs) -> _Made:
     """Run a torch module, and export it with BatchNorm folded."""
-    for spec in (*recipe.model.inputs, *recipe.model.outputs):
-        if spec.batch_axis:
-            hint = "wrap the module so that samples come first, or export it and name the .onnx file"
-            raise ModelError("samples of a torch module are on its first axis", where=f"'{spec.name}'", hint=hint)
     with loading.needs("build", what="exporting a torch module"):
         from repo_builder.export import torch_onnx
         from repo_builder.models.running import run
@@ -217,15 +213,14 @@ def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: 
     order, differs = calling.argument_order(module, tuple(inputs))
     if differs:
         progress.warn(differs)
-    names = [item.name for item in recipe.model.outputs]
+    batches = Batches.of([inputs[name] for name in order], recipe.model.outputs, {})
     with progress.step("run fp32"):
-        again = partial(run, module, held_out, order, names)
-        outputs = again(running.MOST)
+        outputs = run(module, held_out, batches)
     with progress.step("export") as step:
         exported = torch_onnx.export(
             module,
-            inputs=tuple(inputs[name] for name in order),
-            outputs=recipe.model.outputs,
+            inputs=batches.inputs,
+            outputs=batches.outputs,
             opset=recipe.export.opset,
             path=Path(FP32_MODEL),
             samples=calibration,
@@ -236,7 +231,8 @@ def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: 
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         progress.warn(f"{len(left)} BatchNorm stay in the graph: {', '.join(left[:_SHOWN])}{more}")
-    return _Made(model=model, outputs=outputs, run=again, read=read)
+    alone = partial(run, module, held_out, replace(batches, size=1))
+    return _Made(model=model, outputs=outputs, alone=alone, read=read)
 
 
 def _from_onnx(recipe: Recipe, origin: Source, _calibration: Outputs, _held_out: Outputs) -> _Made:

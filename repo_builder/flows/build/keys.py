@@ -36,12 +36,18 @@ def user_code(recipe: Recipe) -> dict[str, dict[str, str]]:
     return {value: hashes for value, hashes in found.items() if hashes}
 
 
-def code_names(recipe: Recipe) -> tuple[str, ...]:
-    """Return the recipe's values that may name a ``module:function``, which whoever uses the recipe runs."""
-    steps = (*recipe.pipeline.before, *recipe.pipeline.after)
-    called = (step.function for step in steps if isinstance(step, Call))
-    values = (recipe.model.source, recipe.data.source, recipe.measure.metric, *called)
-    return tuple(value for value in values if value and ":" in value)
+def code_names(recipe: Recipe) -> dict[str, str]:
+    """Return the recipe's values that may name a ``module:function``, which whoever uses it runs: key → value."""
+    values = {
+        "model.source": recipe.model.source,
+        "data.source": recipe.data.source,
+        "measure.metric": recipe.measure.metric,
+    }
+    for side, steps in (("before", recipe.pipeline.before), ("after", recipe.pipeline.after)):
+        for place, step in enumerate(steps):
+            if isinstance(step, Call):
+                values[f"pipeline.{side}[{place}].function"] = step.function
+    return {key: value for key, value in values.items() if value and ":" in value}
 
 
 def weights(path: Path) -> str:

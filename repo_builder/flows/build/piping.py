@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from repo_builder import datasets
-from repo_builder.core import artifacts, codec, files
+from repo_builder.core import artifacts, codec, files, foreign
 from repo_builder.core.errors import RecipeError, RepositoryError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.tensors import TensorSpec
@@ -181,7 +181,7 @@ def _checked(options: BuildOptions) -> Chain:
 def _key_of(folder: Path) -> str:
     """Return the key of folders of steps that are whole; empty where they are not."""
     try:
-        value = codec.parsed(json.loads, (folder / _KEY).read_text(encoding="utf-8"))
+        value = foreign.parsed(json.loads, (folder / _KEY).read_text(encoding="utf-8"))
         there = {name: digest for name, digest in artifacts.hashes(folder).items() if name != _KEY}
         return str(value["key"]) if value["files"] == there else ""
     except (OSError, ValueError, KeyError, TypeError):

@@ -29,6 +29,8 @@ def held_out(
         DataError: The data cannot be read, or is of other shapes than the model's inputs.
     """
     recipe, given = build.recipe, options.dataset
+    if recipe is not None and recipe.measure.metric and options.with_accuracy:  # before any work
+        loading.require_user(recipe.measure.metric, where="measure.metric")
     if given == RANDOM or (given is None and recipe is None):
         why = "inputs are made up" if given else "no recipe is known for this model (--recipe, --dataset)"
         collected.update(accuracy_skipped=why, data="random inputs")
@@ -43,6 +45,8 @@ def held_out(
     samples = dataset.split("test")
     batches = _batches(build, session)
     if batches is not None:
+        if batches.fixed and batches.size > 1:
+            collected.note(f"each request holds {batches.size} samples, and counts as one inference, as for the server")
         return dataset, replace(samples, inputs=_shaped(batches.requests(samples.inputs), session.model.inputs))
     return dataset, replace(samples, inputs=_shaped(samples.inputs, session.model.inputs))
 

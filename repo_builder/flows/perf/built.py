@@ -119,9 +119,12 @@ class Build:
         if served.recipe != mine.recipe:
             return f"{head}: it was built from the recipe '{served.recipe}', and that from '{mine.recipe}'"
         if served != mine:
+            theirs, ours = (f"engine {item.engine_sha256[:12]}" for item in (served, mine))
+            if theirs == ours:  # the same file, made of other settings or data
+                theirs, ours = (f"build {item.build_key[:12]}" for item in (served, mine))
             return (
-                f"{head}: that was built anew, and the server still runs the one before (engine "
-                f"{served.engine_sha256[:12]}, not {mine.engine_sha256[:12]}); run repo-builder serve --restart"
+                f"{head}: that was built anew, and the server still runs the one before ({theirs}, not {ours}); run "
+                "repo-builder serve --restart"
             )
         return ""
 

@@ -10,7 +10,9 @@ from repo_builder.measure.judge.agreement import check_finite, compare
 from repo_builder.measure.judge.statistics import wilson
 from repo_builder.results import AccuracyResult
 
-__all__ = ["AccuracyResult", "check_finite", "compare", "score"]
+MOST_CLASSES = 1000  # of a table of counts: its cells are the square of them, in memory and in every file
+
+__all__ = ["MOST_CLASSES", "AccuracyResult", "check_finite", "compare", "score"]
 
 
 def score(logits: Array, labels: Array, classes: tuple[str, ...] = (), *, with_loss: bool = True) -> AccuracyResult:
@@ -40,9 +42,7 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = (), *, with_l
     if labels.min() < 0 or labels.max() >= count:
         raise MeasureError(f"labels reach from {labels.min()} to {labels.max()}, the model has {count} classes")
     predicted = logits.argmax(axis=1)
-    confusion = np.zeros((count, count), dtype=np.int64)
-    np.add.at(confusion, (labels, predicted), 1)
-    precision, recall, f1 = _macro(confusion)
+    precision, recall, f1 = _macro(labels, predicted, count)
     correct = predicted == labels
     low, high = wilson(int(correct.sum()), len(labels))
     return AccuracyResult(
@@ -54,7 +54,7 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = (), *, with_l
         macro_recall=recall,
         macro_f1=f1,
         loss=_cross_entropy(logits.astype(np.float64), labels) if with_loss else None,
-        confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
+        confusion=_confusion(labels, predicted, count) if count <= MOST_CLASSES else (),
         classes=names,
         correct="".join("1" if item else "0" for item in correct),
     )
@@ -62,13 +62,27 @@ def score(logits: Array, labels: Array, classes: tuple[str, ...] = (), *, with_l
 
 def named(classes: tuple[str, ...], count: int) -> tuple[str, ...]:
     """Return the names of an output's classes; names that are the first numbers are continued to all of them."""
-    numbers = tuple(map(str, range(count)))
-    return numbers if classes == numbers[: len(classes)] else classes
+    return tuple(map(str, range(count))) if _are_numbers(classes, count) else classes
 
 
-def _macro(confusion: Array) -> tuple[float, float, float]:
-    hits = np.diag(confusion).astype(np.float64)
-    predicted, actual = confusion.sum(axis=0), confusion.sum(axis=1)
+def told_apart(classes: tuple[str, ...], count: int) -> int:
+    """Return how many names ``named`` gives, without writing down as many as a recipe may ask for."""
+    return count if _are_numbers(classes, count) else len(classes)
+
+
+def _are_numbers(classes: tuple[str, ...], count: int) -> bool:
+    return classes == tuple(map(str, range(min(count, len(classes)))))
+
+
+def _confusion(labels: Array, said: Array, count: int) -> tuple[tuple[int, ...], ...]:
+    cells = np.zeros((count, count), dtype=np.int64)
+    np.add.at(cells, (labels, said), 1)
+    return tuple(tuple(int(cell) for cell in row) for row in cells)
+
+
+def _macro(labels: Array, said: Array, count: int) -> tuple[float, float, float]:
+    hits = np.bincount(labels[labels == said], minlength=count).astype(np.float64)
+    predicted, actual = np.bincount(said, minlength=count), np.bincount(labels, minlength=count)
     seen = (predicted + actual) > 0
     precision = hits / np.maximum(predicted, 1)
     recall = hits / np.maximum(actual, 1)

@@ -19,6 +19,7 @@ import numpy as np
 
 from repo_builder.core import encoded
 from repo_builder.core.errors import DataError, MeasureError, did_you_mean
+from repo_builder.core.foreign import parsed
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.measure.wire.messages import from_bytes
 from repo_builder.measure.wire.model import ServedModel
@@ -57,7 +58,7 @@ def read(path: Path, model: ServedModel, shapes: Mapping[str, Sequence[int]]) ->
         elif path.suffix == ".npz":
             given = Given(samples=_read_npz(path, specs))
         else:
-            given = _read_json(json.loads(path.read_text(encoding="utf-8")), specs, shapes)
+            given = _read_json(parsed(json.loads, path.read_text(encoding="utf-8")), specs, shapes)
     except (OSError, ValueError, EOFError, RecursionError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         said = str(error) or type(error).__name__
         raise MeasureError(

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from repo_builder.core import servers
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.foreign import parsed
 from repo_builder.measure.wire.grpc import Caller
 from repo_builder.measure.wire.transport import ConnectionLost, Endpoint
 
@@ -134,7 +135,7 @@ class HttpControl:
             self._connection.close()
             raise unreachable(self._endpoint, error, self._timeout_s) from error
         try:
-            value = json.loads(content) if content else {}
+            value = parsed(json.loads, content) if content else {}
         except ValueError:
             value = {"error": f"HTTP status {status}"}
         if status != 200:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.foreign import parsed
 from repo_builder.measure.wire.tls import Socket
 from repo_builder.measure.wire.transport import (
     PATIENCE_S,
@@ -258,7 +259,7 @@ def parse_head(head: bytes) -> dict[str, str]:
 def error_text(body: bytes, status: str) -> str:
     """Return what a failed response says, in Triton's JSON or as it is."""
     try:
-        return str(json.loads(body)["error"])
+        return str(parsed(json.loads, body)["error"])
     except (ValueError, KeyError, TypeError):
         text = body[:200].decode("utf-8", "replace").strip()
         return f"HTTP status {status}" + (f": {text}" if text else "")

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.foreign import parsed
 from repo_builder.core.tensors import Array, DType
 from repo_builder.measure.wire import grpc as grpc_wire
 from repo_builder.measure.wire import http1
@@ -178,7 +179,7 @@ class HttpCodec:
         fields, body = http1.parse_head(raw[:end]), raw[end:]
         try:
             size = int(fields.get("inference-header-content-length", len(body)))
-            document = json.loads(body[:size])
+            document = parsed(json.loads, body[:size])
             found = Response(
                 model=document["model_name"],
                 version=str(document.get("model_version", "")),

@@ -17,6 +17,7 @@ from typing import Any
 
 from repo_builder.core import releases, signatures
 from repo_builder.core.errors import MissingDependency, ServeError
+from repo_builder.core.foreign import parsed
 from repo_builder.core.releases import Release
 from repo_builder.core.servers import Endpoints
 from repo_builder.serve.run import choices, configs, control
@@ -281,7 +282,7 @@ def _unanswering(engine: str) -> str | None:
 def _tensorrt(manifest: Path) -> str:
     """Return the TensorRT version in a manifest, empty where it tells none."""
     try:
-        value: Any = json.loads(manifest.read_text(encoding="utf-8"))
+        value: Any = parsed(json.loads, manifest.read_text(encoding="utf-8"))
         return str(value["details"].get("tensorrt_version", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""

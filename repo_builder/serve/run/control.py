@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from repo_builder.core.foreign import parsed
 from repo_builder.core.servers import KEY_NAME
 from repo_builder.serve.run import health
 
@@ -77,7 +78,7 @@ def index(url: str, headers: Mapping[str, str], *, timeout_s: float = 5.0) -> li
         OSError: It does not answer.
         Refused: It answers with an error.
     """
-    found: list[dict[str, Any]] = json.loads(_post(url, "/v2/repository/index", headers, timeout_s))
+    found: list[dict[str, Any]] = parsed(json.loads, _post(url, "/v2/repository/index", headers, timeout_s))
     return found
 
 

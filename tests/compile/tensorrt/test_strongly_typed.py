@@ -5,6 +5,7 @@ The networks are those of the CPU zoo, small; placed by TensorRT's profile from 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,9 +36,17 @@ GRAPHS: Mapping[str, tuple[int, str]] = {
 
 @pytest.fixture(scope="module")
 def zoo() -> Any:
-    """The benchmarks' networks and what places them."""
+    """The benchmarks' networks, of fewer and narrower blocks of each kind, and what places them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
+        networks = importlib.import_module("zoo_networks")
+        smaller = {
+            "resnet18": lambda: networks.resnet((1, 1, 1, 1), bottleneck=False),
+            "vit_small": lambda: networks.Vit(96, 2, 6),
+            "bert_small": lambda: networks.Bert(64, 2, 4),
+        }
+        for name, make in smaller.items():
+            patch.setitem(networks.NETWORKS, name, dataclasses.replace(networks.NETWORKS[name], make=make))
         yield importlib.import_module("cpu_zoo")
 
 

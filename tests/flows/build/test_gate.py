@@ -14,7 +14,7 @@ import pytest
 from onnx import helper
 
 from repo_builder.core import artifacts, servers
-from repo_builder.core.errors import DepartureError, ModelError
+from repo_builder.core.errors import DepartureError, ModelError, RecipeError
 
 if TYPE_CHECKING:
     from tests.flows.build.conftest import Project
@@ -137,6 +137,18 @@ def test_a_state_on_another_axis_is_calibrated_and_placed_as_it_is(project: Proj
     config = (result.model_folder / "config.pbtxt").read_text()
     assert "dims: [ 2, -1, 4 ]" in config
     assert "dims: [ -1, 8 ]" in config
+
+
+@pytest.mark.parametrize("key", ["model.source", "data.source", "measure.metric"])
+def test_code_that_is_nowhere_is_refused_before_any_work(
+    two_heads: Callable[..., Project], key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = two_heads(broken=False)
+    table, name = key.split(".")
+    project.document[table][name] = "nowhere_at_all:function"
+    with pytest.raises(RecipeError, match=f"{key}: there is no Python module 'nowhere_at_all'"):
+        project.build()
+    assert "load data" not in capsys.readouterr().err
 
 
 def test_an_output_of_no_samples_is_refused_before_any_work(

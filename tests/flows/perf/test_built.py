@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,9 @@ def test_a_build_is_served_where_all_of_its_identity_agrees(tmp_path: Path) -> N
         BuildIdentity(engine_sha256="e" * 64, build_key="k", recipe="n"),
         None,
     ):
-        assert "not the build" in build.not_served(other)
+        said = build.not_served(other)
+        assert "not the build" in said
+        told = re.search(r"\((engine|build) (\w+), not \1 (\w+)\)", said)
+        assert told is None or told[2] != told[3], "what differs is what is named"
     assert build.without_artifacts().layers == ()
     assert build.without_artifacts().outputs() == {}

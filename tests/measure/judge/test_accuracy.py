@@ -28,6 +28,24 @@ def test_scores_are_those_of_scikit_learn(classes: int, samples: int, seed: int)
     assert found.low <= found.top1 <= found.high
 
 
+def test_a_hundred_thousand_classes_are_scored_without_a_table_of_their_square() -> None:
+    logits = np.zeros((3, 100_000), dtype=np.float32)
+    logits[(0, 1, 2), (7, 99_999, 3)] = 1
+    found = accuracy.score(logits, np.array([7, 99_999, 4]))
+    assert found.top1 == pytest.approx(2 / 3)
+    assert found.macro_recall == pytest.approx(2 / 4)  # of 3, 4, 7 and 99,999
+    assert found.confusion == ()
+    assert len(found.classes) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "told"),
+    [(("0", "1"), 2**31 - 1, 2**31 - 1), (("cat", "dog"), 2**31 - 1, 2), (("0", "1", "2"), 2, 3), ((), 5, 5)],
+)
+def test_names_are_counted_without_being_written_down(classes: tuple[str, ...], count: int, told: int) -> None:
+    assert accuracy.told_apart(classes, count) == told
+
+
 def test_probabilities_are_taken_as_such_in_the_loss() -> None:
     shares = np.array([[0.9, 0.1], [0.25, 0.75]])
     found = accuracy.score(shares, np.array([0, 0]))
