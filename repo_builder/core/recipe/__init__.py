@@ -28,6 +28,7 @@ from repo_builder.core.recipe.precision import (
     QuantizeSpec,
     WeightQuantizer,
 )
+from repo_builder.core.recipe.repair import RepairSpec
 from repo_builder.core.recipe.serving import MeasureSpec, RepositorySpec
 from repo_builder.core.recipe.sources import Augmentation, DataSpec, ModelSpec, TrainSpec
 from repo_builder.core.recipe.targets import CompileSpec, OnnxRuntimeSpec, ProfileSpec, Target, TensorRTSpec
@@ -48,6 +49,7 @@ __all__ = [
     "ProfileSpec",
     "QuantizeSpec",
     "Recipe",
+    "RepairSpec",
     "RepositorySpec",
     "Target",
     "TensorRTSpec",
