@@ -54,7 +54,8 @@ class LayerRecord:
     @property
     def calibration(self) -> str:
         """The calibrator as people read it, as in ``percentile 99.99``; empty unless int8."""
-        return self.calibrator if self.percentile is None else f"{self.calibrator} {self.percentile:g}"
+        found = self.calibrator if self.percentile is None else f"{self.calibrator} {self.percentile:g}"
+        return f"{found}, weight {self.weight_calibrator}" if self.weight_calibrator else found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,21 +72,21 @@ def repaired(state: State, work: Work, judge: Judge) -> tuple[State, tuple[Repai
     Raises:
         QuantizeError: The network does not run, or a layer has no range.
     """
-    spec, records = work.spec.repair, []
-    rows = [row for row in TABLE if row.asked(spec)]
+    rows = [row for row in TABLE if row.asked(work.spec.repair)]
+    graphs = [row for row in rows if row.graph]
+    records: list[RepairRecord] = []
     db = _keeps(state, work, judge)
-    changed = False
-    for number, row in enumerate(rows):
-        if not row.graph and changed and rows[number - 1].graph:
-            state, db = _calibrated(state, work, judge, db)
+    for row in rows:
+        if not row.graph and graphs and len(records) == len(graphs):
+            state, db = _chosen(state, work, judge)
         with progress.step(f"repair: {row.key}") as step:
             state, record = _tried(row, state, work, judge, db)
             step.note(str(record))
         if record.kept and record.after_db is not None:
-            db, changed = record.after_db, changed or row.graph
+            db = record.after_db
         records.append(record)
-    if changed and all(row.graph for row in rows):
-        state, db = _calibrated(state, work, judge, db)
+    if rows == graphs:
+        state, db = _chosen(state, work, judge)
     return state, tuple(records)
 
 
@@ -110,11 +110,9 @@ def _tried(row: Row, state: State, work: Work, judge: Judge, before: float) -> t
     return (made.state if kept else state), record
 
 
-def _calibrated(state: State, work: Work, judge: Judge, before: float) -> tuple[State, float]:
-    """Let ``best`` choose for a graph that repairs have changed; without it nothing is to be done."""
+def _chosen(state: State, work: Work, judge: Judge) -> tuple[State, float]:
+    """Let ``best`` choose for the graph as it now is; without it the ranges stay what they are."""
     ranges, seen = work.calibrate(state.model, True)
-    if ranges.tensors == state.ranges.tensors:
-        return state, before
     state = replace(state, ranges=ranges, seen=seen)
     return state, _keeps(state, work, judge)
 
