@@ -234,9 +234,13 @@ def main() -> None:
     """Measure, and write the figures after every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder of CIFAR-10's .bin files")
+    parser.add_argument("--data-dir", type=Path, default=Path(), help="folder of CIFAR-10's .bin files")
     parser.add_argument("--out", type=Path, required=True, help="file of the figures; other networks' stay in it")
+    parser.add_argument("--table", action="store_true", help="print the figures that are there, and measure nothing")
     options = parser.parse_args()
+    if options.table:
+        print(table(options.out))
+        return
     for name in options.networks:
         network = NETWORKS[name](options.data_dir)
         exact = outputs(network.model, network)
@@ -250,6 +254,20 @@ def main() -> None:
                 flush=True,
             )
         _write(options.out, name, {"task": network.task, "fp32": round(fp32, 4), "rows": rows})
+
+
+def table(path: Path) -> str:
+    """Return the figures as Markdown: a row a repair, a column a network."""
+    known = json.loads(path.read_text(encoding="utf-8"))["networks"]
+    heads = [f"{name}, {item['task']} {100 * item['fp32']:.1f} % in fp32" for name, item in known.items()]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for row in ROWS:
+        cells = []
+        for item in known.values():
+            found = next(one for one in item["rows"] if one["row"] == row)
+            cells.append(f"{found['output_db']:.1f} dB, {100 * found['score']:.1f} %")
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _write(path: Path, name: str, figures: dict[str, Any]) -> None:

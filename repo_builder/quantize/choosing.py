@@ -37,7 +37,7 @@ CANDIDATES: tuple[tuple[str, float | None], ...] = (
     ("mse", None),
     ("entropy", None),
 )
-_LOOKS = 120
+_LOOKS = 64
 _REGIONS = 8
 _GAIN_DB = 0.02  # below, a change on these samples is chance
 

@@ -83,7 +83,7 @@ def run(options: BuildOptions, dataset: Dataset, placement: tuple[str, Saturatio
             data=dataset.fingerprint,
             earlier=folder / artifacts.RANGES,
         )
-        for finding in varying.false_axes(fresh / forms.FP32_MODEL, recipe.model.inputs, held_out.inputs):
+        for finding in varying.false_axes(fresh / artifacts.FP32_MODEL, recipe.model.inputs, held_out.inputs):
             progress.warn(str(finding))
         tuned = None
         if spec is not None and trained_for is not None:

@@ -3,8 +3,8 @@
 M. Nagel, M. van Baalen, T. Blankevoort, M. Welling, "Data-Free Quantization Through Weight Equalization and Bias
 Correction" (ICCV 2019), section 4.2, in its empirical form (appendix D): layer by layer, in the graph's order, the mean
 of a layer's outputs in the int8 network, the layers before it corrected already, is compared with that in fp32 on the
-same samples, before any activation. The int8 network is the placed graph with an input for each layer's shift, so that
-one session serves all layers.
+same samples, before any activation. The placed graph runs in pieces that end behind one layer each, so that every node
+runs once; what later pieces read is held, for as many samples as fit.
 
 The shift ends in ``WeightRange.shift``: it is added where the layer is int8, and only there.
 """
@@ -16,30 +16,30 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from repo_builder.core.graphs import layer_of
 from repo_builder.core.tensors import Array
-from repo_builder.quantize.observe import batches, open_session, run, stream
+from repo_builder.quantize.observe import BUDGET_BYTES, batches, fixed_batch, stream, tensor_bytes
 from repo_builder.quantize.placement import place
 from repo_builder.quantize.placement.dynamic import static
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import find
 from repo_builder.quantize.placement.weights import has_rest
 from repo_builder.quantize.repair.linear import Layer, layers
+from repo_builder.quantize.repair.pieces import Pieces
 from repo_builder.quantize.repair.protocol import Repaired, State, Work
 
-_RUNS = 4096  # of one sample through the network, over all layers
-_FEWEST = 8  # samples, whatever the number of layers
+_HELD = 4  # tensors as large as the largest that a layer makes, held between two pieces
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shifted:
-    """A layer whose shift is an input of the placed graph.
+    """A layer whose shift is read from outside the placed graph.
 
     Attributes:
         nodes: Its nodes in the fp32 graph.
-        given: The input that its shift is.
+        given: The tensor that its shift is.
         made: What its nodes make in the placed graph, without the shift.
     """
 
@@ -67,25 +67,30 @@ def correct_bias(state: State, work: Work) -> Repaired:
     wider, shifted = _with_shifts(placed, _int8(index, work))
     if not shifted:
         return Repaired(did="no int8 layer has a bias to correct")
-    count = max(_FEWEST, _RUNS // len(shifted))
-    samples = {name: value[:count] for name, value in work.samples.items()}
+    samples = _fitting(state.model, shifted, work)
     exact = _exact(state.model, shifted, samples, work)
-    shifts = {item.given: _zeros(item) for item in shifted}
-    session = open_session(wider, [name for item in shifted for name in item.made], optimize=False)
-    for item in shifted:
-        sums = [
-            item.mean(list(run(session, item.made, {**batch, **shifts}).values()))
-            for batch in batches(state.model, samples, work.spec.batch_size)
-        ]
-        total = np.sum(sums, axis=0)
-        shift = exact[item.given] - total[:-1] / max(1.0, total[-1])
+    pieces = Pieces(wider, [item.made for item in shifted])
+    held = list(batches(state.model, samples, work.spec.batch_size))
+    shifts: dict[str, Array] = {}
+    for number, item in enumerate(shifted):
+        shifts[item.given] = _zeros(item)
+        held = [pieces.run(number, {**batch, **shifts}) for batch in held]
+        total = np.sum([item.mean([batch[name] for name in item.made]) for batch in held], axis=0)
+        shift = (exact[item.given] - total[:-1] / max(1.0, total[-1])).astype(np.float32)
         if np.isfinite(shift).all():
-            shifts[item.given] = shift.astype(np.float32).reshape(shifts[item.given].shape)
-    for item in shifted:
-        name = item.nodes[0].plan.name
-        weights[name] = replace(weights[name], shift=shifts[item.given].astype(np.float64).ravel())
-    did = f"{len(shifted)} layers, on {min(count, len(next(iter(work.samples.values()))))} samples"
+            shifts[item.given] = shift.reshape(shifts[item.given].shape)
+            name = item.nodes[0].plan.name
+            weights[name] = replace(weights[name], shift=shift.astype(np.float64))
+    did = f"{len(shifted)} layers, on {len(next(iter(samples.values())))} samples"
     return Repaired(state=replace(state, ranges=replace(state.ranges, weights=weights)), did=did)
+
+
+def _fitting(model: onnx.ModelProto, shifted: Sequence[_Shifted], work: Work) -> dict[str, Array]:
+    """Return as many samples as may be held between pieces."""
+    smallest = fixed_batch(model, work.samples) or 1
+    size = max(tensor_bytes(model, [name for item in shifted for name in item.exact], work.samples).values())
+    count = max(1, BUDGET_BYTES // (_HELD * max(1, size))) * smallest
+    return {name: value[:count] for name, value in work.samples.items()}
 
 
 def _int8(index: Index, work: Work) -> dict[str, tuple[Layer, ...]]:
@@ -102,9 +107,7 @@ def _int8(index: Index, work: Work) -> dict[str, tuple[Layer, ...]]:
 def _with_shifts(
     placed: onnx.ModelProto, int8: Mapping[str, tuple[Layer, ...]]
 ) -> tuple[onnx.ModelProto, list[_Shifted]]:
-    """Return a placed graph whose layers' shifts are inputs, and those layers in the graph's order."""
-    model = onnx.ModelProto()
-    model.CopyFrom(placed)
+    """Return a placed graph whose layers add a tensor that no node makes, and those layers in the graph's order."""
     taken = Index(placed).names()
     owners = {item.node.name: name for name, nodes in int8.items() for item in nodes}
     made: dict[str, list[str]] = {}
@@ -121,12 +124,11 @@ def _with_shifts(
         if name not in given:
             given[name] = _free(f"{name}/shift", taken)
         nodes.append(helper.make_node("Add", [copy.output[0], given[name]], [node.output[0]]))
+    model = onnx.ModelProto()
+    model.CopyFrom(placed)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    found = [_Shifted(nodes=int8[name], given=given[name], made=tuple(tensors)) for name, tensors in made.items()]
-    for item in found:
-        model.graph.input.append(helper.make_tensor_value_info(item.given, TensorProto.FLOAT, list(_zeros(item).shape)))
-    return model, found
+    return model, [_Shifted(nodes=int8[name], given=given[name], made=tuple(tensors)) for name, tensors in made.items()]
 
 
 def _free(stem: str, taken: set[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ REPAIRS = (
 
 def options(folder: Path, *settings: str) -> BuildOptions:
     return BuildOptions(
-        recipe=recipes.load("jsc-tiny", (*REPAIRS, *settings)),
+        recipe=recipes.load("jsc-toy", (*REPAIRS, *settings)),
         work=folder / "build",
         repository=folder / "model_repository",
         target="onnxruntime",
@@ -74,8 +75,9 @@ def test_the_int8_weights_that_rounding_chose_are_those_that_are_served(built) -
         assert any(value.shape == item.codes.shape and (value == item.codes).all() for value in stored)
 
 
-def test_a_second_build_has_nothing_to_do_and_another_repair_makes_it_again(built) -> None:
-    folder, _ = built
+def test_a_second_build_has_nothing_to_do_and_another_repair_makes_it_again(built, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(built[0], folder)
     assert building.build(options(folder)).skipped == ("export", "compile", "place")
     _, skipped = exported(options(folder, "quantize.repair.smooth=0.5"))
     assert not skipped
@@ -96,7 +98,7 @@ def test_an_onnx_file_is_repaired_as_the_module_is(built, tmp_path: Path) -> Non
 
 def test_without_repairs_there_is_no_second_graph(tmp_path: Path) -> None:
     plain = BuildOptions(
-        recipe=recipes.load("jsc-tiny", ("data.calibration=16",)),
+        recipe=recipes.load("jsc-toy", ("data.calibration=16",)),
         work=tmp_path / "build",
         repository=tmp_path / "model_repository",
         target="onnxruntime",
