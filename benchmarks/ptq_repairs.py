@@ -209,7 +209,7 @@ def measured(network: Network, name: str, exact: Array) -> dict[str, Any]:
         made, seen, _ = calibrate(model, plans, spec, network.calibration, choose=choose)
         return made, seen
 
-    ranges, seen = found(network.model, True)
+    ranges, seen = found(network.model, not asked.equalize and asked.smooth is None)  # they change the graph first
     state, records = repair.State(model=network.model, ranges=ranges, seen=seen), ()
     if asked.asked:
         fits, judges = parts(network.model, network.calibration)
