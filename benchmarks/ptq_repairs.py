@@ -231,7 +231,7 @@ def measured(network: Network, name: str, exact: Array) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and write the figures after every network."""
+    """Measure, and write the figures after every row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
     parser.add_argument("--data-dir", type=Path, default=Path(), help="folder of CIFAR-10's .bin files")
@@ -249,11 +249,11 @@ def main() -> None:
         for row in ROWS:
             found = measured(network, row, exact)
             rows.append(found)
+            _write(options.out, name, {"task": network.task, "fp32": round(fp32, 4), "rows": rows})
             print(
                 f"{name:22} {row:15} {found['output_db']:6.2f} dB  {network.task} {found['score']:.4f} of {fp32:.4f}",
                 flush=True,
             )
-        _write(options.out, name, {"task": network.task, "fp32": round(fp32, 4), "rows": rows})
 
 
 def table(path: Path) -> str:
@@ -264,8 +264,8 @@ def table(path: Path) -> str:
     for row in ROWS:
         cells = []
         for item in known.values():
-            found = next(one for one in item["rows"] if one["row"] == row)
-            cells.append(f"{found['output_db']:.1f} dB, {100 * found['score']:.1f} %")
+            found = next((one for one in item["rows"] if one["row"] == row), None)
+            cells.append(f"{found['output_db']:.1f} dB, {100 * found['score']:.1f} %" if found else "not run")
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
