@@ -32,9 +32,8 @@ ELSEWHERE: dict[str, str] = {
     "core/test_artifacts.py": "core/details core/records",
     "core/test_batchable.py": "core/sessions core/signatures",
     "core/test_recipe.py": (
-        "core/recipe/__init__ core/recipe/finetune core/recipe/precision core/recipe/serving core/recipe/sources"
-        "core/recipe/__init__ core/recipe/precision core/recipe/repair core/recipe/serving core/recipe/sources"
-        " core/recipe/targets"
+        "core/recipe/__init__ core/recipe/finetune core/recipe/precision core/recipe/repair core/recipe/serving"
+        " core/recipe/sources core/recipe/targets"
     ),
     "datasets/test_built_in_data.py": "datasets/__init__",
     "datasets/test_damaged_data.py": "core/archive",

@@ -151,3 +151,10 @@ def test_a_recipe_survives_the_way_through_json(document: dict[str, Any]) -> Non
     again = parse(json.loads(json.dumps(recipe.to_dict())))
     assert isinstance(again, Recipe)
     assert again == recipe
+
+
+def test_repairs_and_fine_tuning_are_not_made_of_one_network() -> None:
+    quantize = {"layers": [{"type": "*", "precision": "int8"}], "repair": {"correct_bias": True}}
+    assert parse({**MINIMAL, "quantize": quantize}).quantize.repair.asked
+    with pytest.raises(RecipeError, match=r"quantize\.repair: repairs a network that \[finetune\] trains"):
+        parse({**MINIMAL, "quantize": quantize, "finetune": {}})

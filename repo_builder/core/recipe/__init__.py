@@ -91,6 +91,12 @@ class Recipe:
     repository: RepositorySpec = field(default_factory=RepositorySpec)
     measure: MeasureSpec = field(default_factory=MeasureSpec)
 
+    def __post_init__(self) -> None:
+        """Refuse repairs of a network whose weights are then trained: they are made for the weights that came."""
+        if self.finetune is not None and self.quantize.repair.asked:
+            hint = "leave out [finetune] or [quantize.repair]"
+            raise RecipeError("repairs a network that [finetune] trains to be int8", where="quantize.repair", hint=hint)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain TOML/JSON values, from which ``parse`` makes an equal one."""
         values: dict[str, Any] = codec.plain(self)
