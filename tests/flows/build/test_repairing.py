@@ -37,7 +37,7 @@ def options(folder: Path, *settings: str) -> BuildOptions:
 def exported(asked: BuildOptions) -> tuple[OnnxArtifact, bool]:
     recipe = asked.recipe
     data = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=None)
-    return exporting.run(asked, data)
+    return exporting.run(asked, data, ("onnxruntime-cpu", "none"))
 
 
 @pytest.fixture(scope="module")
