@@ -33,8 +33,8 @@ ELSEWHERE: dict[str, str] = {
     "core/test_artifacts.py": "core/details core/records",
     "core/test_batchable.py": "core/sessions core/signatures",
     "core/test_recipe.py": (
-        "core/recipe/__init__ core/recipe/finetune core/recipe/precision core/recipe/serving core/recipe/sources"
-        " core/recipe/targets"
+        "core/recipe/__init__ core/recipe/finetune core/recipe/precision core/recipe/repair core/recipe/serving"
+        " core/recipe/sources core/recipe/targets"
     ),
     "datasets/test_built_in_data.py": "datasets/__init__",
     "datasets/test_encoded.py": "core/encoded",
@@ -88,6 +88,8 @@ ELSEWHERE: dict[str, str] = {
         " quantize/store"
     ),
     "quantize/test_noise.py": "quantize/table",
+    "quantize/repair/test_equalize.py": "quantize/repair/chains quantize/repair/linear",
+    "quantize/repair/test_repair.py": "quantize/repair/__init__ quantize/repair/protocol",
     "recipes/test_recipes.py": "core/recipe/reading recipes/__init__",
     "report/test_report_page.py": "report/charts report/csv report/page report/svg",
     "report/test_report_terminal.py": (

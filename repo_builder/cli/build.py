@@ -132,6 +132,8 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     console = stdout_console()
     if result.engine.layers:
         console.print(_layer_table(result.engine.layers))
+    for item in result.exported.details.repairs:
+        console.print(str(item), markup=False, soft_wrap=True)
     console.print(_accuracy_table(result.accuracy))
     tuned = result.exported.details.finetuned
     if tuned is not None:

@@ -18,6 +18,7 @@ from repo_builder.core.records import AccuracyRecord, LayerRecord
 from repo_builder.core.tensors import TensorSpec
 
 MANIFEST = "manifest.json"
+FP32_MODEL, REPAIRED_MODEL, RANGES = "model.fp32.onnx", "model.repaired.onnx", "ranges.npz"
 SCHEMA = 2  # rises when a field changes its meaning or goes: an older folder is built again
 
 
@@ -59,7 +60,10 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxArtifact(Artifact):
-    """``model.fp32.onnx``, ``ranges.npz`` and their manifest: what is to be placed and compiled for a target."""
+    """``model.fp32.onnx``, ``ranges.npz`` and their manifest: what is to be placed and compiled for a target.
+
+    ``model.repaired.onnx`` lies beside them where repairs changed the graph.
+    """
 
     kind: ClassVar[str] = "onnx"
     details: OnnxDetails
@@ -67,12 +71,17 @@ class OnnxArtifact(Artifact):
     @property
     def model(self) -> Path:
         """The network in fp32, or as it came where no rule asks for anything."""
-        return self.path / "model.fp32.onnx"
+        return self.path / FP32_MODEL
+
+    @property
+    def to_place(self) -> Path:
+        """The fp32 graph that Q/DQ is placed in: ``model``, or what repairs made of it."""
+        return self.path / REPAIRED_MODEL if REPAIRED_MODEL in self.files else self.model
 
     @property
     def ranges(self) -> Path:
         """What calibration found; not there where no rule asks for anything."""
-        return self.path / "ranges.npz"
+        return self.path / RANGES
 
     def require_whole(self) -> None:
         """Refuse files that are not those of the manifest: part of a copy, or from elsewhere.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from repo_builder.core.profiles import Profile, check_profiles
-from repo_builder.core.records import FinetuneRecord, Verdict
+from repo_builder.core.records import FinetuneRecord, RepairRecord, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class OnnxDetails:
         data: Name of the data set.
         data_sha256: Hash of the held-out data; None where that is not known.
         finetuned: How it was fine-tuned; None where it was not.
+        repairs: What was done so that int8 loses less, in turn, and what it gained.
     """
 
     as_it_came: bool = False
@@ -38,6 +39,7 @@ class OnnxDetails:
     data: str = ""
     data_sha256: str | None = None
     finetuned: FinetuneRecord | None = None
+    repairs: tuple[RepairRecord, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

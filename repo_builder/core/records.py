@@ -23,7 +23,9 @@ class LayerRecord:
         asked: The precision that the recipe asks for.
         got: What the compiled model computes it in; None until a target has said so.
         reason: Why it is not what was asked, one sentence; empty where it is.
-        calibrator: Input calibrator, as in ``percentile``; empty unless int8.
+        calibrator: Input calibrator, as in ``percentile``, or ``best: percentile`` where it was chosen; empty unless
+            int8.
+        weight_calibrator: The weight's, where it was chosen, as in ``best: mse``; else empty.
         percentile: Percent of absolute inputs kept; None for the other calibrators.
         input_amax: Largest absolute input that the int8 range keeps; None unless int8.
         weight_amax: Largest absolute weight kept, over all channels; None unless int8 with a weight.
@@ -38,6 +40,7 @@ class LayerRecord:
     got: str | None = None
     reason: str = ""
     calibrator: str = ""
+    weight_calibrator: str = ""
     percentile: float | None = None
     input_amax: float | None = None
     weight_amax: float | None = None
@@ -51,7 +54,38 @@ class LayerRecord:
     @property
     def calibration(self) -> str:
         """The calibrator as people read it, as in ``percentile 99.99``; empty unless int8."""
-        return self.calibrator if self.percentile is None else f"{self.calibrator} {self.percentile:g}"
+        found = self.calibrator if self.percentile is None else f"{self.calibrator} {self.percentile:g}"
+        return f"{found}, weight {self.weight_calibrator}" if self.weight_calibrator else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairRecord:
+    """What was done so that int8 loses less, and what it gained at the network's outputs.
+
+    Attributes:
+        name: The recipe's key, as in ``equalize``.
+        did: What it did, one sentence without its full stop.
+        samples: Calibration samples that judged it; it has not seen them.
+        before_db: Lowest signal to noise of an output in int8 without it, against the network in fp32, dB.
+        after_db: The same with it; None where it found nothing to do.
+        kept: Whether it stays.
+    """
+
+    name: str
+    did: str
+    samples: int
+    before_db: float
+    after_db: float | None = None
+    kept: bool
+
+    def __str__(self) -> str:
+        """Return it as one line, as in ``equalize: 4 pairs of layers: 18.2 → 24.9 dB of the outputs``."""
+        if self.after_db is None:
+            return f"{self.name}: {self.did}"
+        change = f"{self.before_db:.1f} → {self.after_db:.1f} dB of the outputs on {self.samples} samples kept aside"
+        worse = self.after_db < self.before_db
+        end = (", worse, and kept as the recipe says" if worse else "") if self.kept else ", dropped"
+        return f"{self.name}: {self.did}: {change}{end}"
 
 
 @dataclass(frozen=True, kw_only=True)

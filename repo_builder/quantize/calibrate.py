@@ -13,17 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx
 
-from repo_builder.core import progress
+from repo_builder.core import codec, files, progress
 from repo_builder.core.errors import QuantizeError
 from repo_builder.core.graphs import LAYER_OPS, layer_of, own
 from repo_builder.core.recipe import InputQuantizer, LayerRule, QuantizeSpec, WeightQuantizer
 from repo_builder.core.tensors import Array
-from repo_builder.quantize import finders
+from repo_builder.quantize import choosing, finders
+from repo_builder.quantize.judge import Judge, parts
 from repo_builder.quantize.observe import stream
 from repo_builder.quantize.placement import PROFILES, wanted
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.weights import channel_axis
-from repo_builder.quantize.ranges import Observed, Ranges, TensorRange, WeightRange
+from repo_builder.quantize.ranges import BEST, Observed, Ranges, TensorRange, WeightRange
 from repo_builder.quantize.rules import LayerPlan
 
 _MAX = InputQuantizer(calibrator="max")
@@ -41,6 +42,9 @@ def calibrate(
     spec: QuantizeSpec,
     samples: Mapping[str, Array],
     known: Observed | None = None,
+    *,
+    target: str = "onnxruntime-cpu",
+    choose: bool = True,
 ) -> tuple[Ranges, Observed, bool]:
     """Find the ranges of a graph.
 
@@ -50,6 +54,8 @@ def calibrate(
         spec: Back end and batch size.
         samples: Calibration samples by input name, batch first.
         known: What an earlier calibration of the same graph on the same samples saw.
+        target: The profile that calibrators are chosen for where a rule says ``best``.
+        choose: Whether they are chosen; else ``mse`` stands in for what will be.
 
     Returns:
         The ranges, what they were made of, and whether the graph had to run for them.
@@ -61,26 +67,66 @@ def calibrate(
     needed = _needed(model, plans)
     if not any(item.precision == "int8" for item in plans):
         return Ranges(), known or Observed(), False
-    if not needed:  # every int8 layer finds its input's range in every run
-        return Ranges(weights=_weights(model, plans, make=finders.backend(spec.backend))), known or Observed(), False
     make = finders.backend(spec.backend)
-    fresh = known is None or not _covers(known, needed)
-    seen = _observe(model, plans, needed, spec, samples, make) if fresh or known is None else known
-    found = wanted(model, plans, list(PROFILES.values()))
-    tensors = {}
-    for name, item in found.items():
+    if needed:
+        fresh = known is None or not _covers(known, needed)
+        seen = _observe(model, plans, needed, spec, samples, make) if fresh or known is None else known
+    else:  # every int8 layer finds its input's range in every run
+        fresh, seen = False, known or Observed()
+    options = _options(model, plans, seen, make, target)
+    if not options.tensors and not options.weights:
+        return options.ranges, seen, fresh
+    if not choose:
+        units = [*(f"tensor {name}" for name in options.tensors), *(f"weight {name}" for name in options.weights)]
+        return options.made(dict.fromkeys(units, "mse")), seen, fresh
+    key = files.sha256_of_json({"plans": codec.plain(list(plans)), "target": target, "of": choosing.CANDIDATES})
+    if not fresh and seen.chosen_for == key:
+        return options.made(seen.chosen), seen, False
+    with progress.step("choose calibrators") as step:
+        fits, judges = (Judge(model, item, batch_size=spec.batch_size) for item in parts(model, samples))
+        found = choosing.choose(model, plans, options, PROFILES[target], fits, judges)
+        step.note(str(found.record))
+    seen = dataclasses.replace(seen, chosen=found.chosen, chosen_for=key, record=found.record)
+    return options.made(found.chosen), seen, True
+
+
+def _options(
+    model: onnx.ModelProto, plans: Sequence[LayerPlan], seen: Observed, make: finders.FinderMaker, target: str
+) -> choosing.Options:
+    """Return all ranges, and those that may be chosen of a tensor or weight whose rule says ``best``."""
+    tensors: dict[str, TensorRange] = {}
+    several: dict[str, dict[str, TensorRange]] = {}
+    for name, item in wanted(model, plans, list(PROFILES.values())).items():
         if name not in seen.low:
             continue  # it never held a finite value, or is no float32 tensor
-        found_by = {key: seen.amax[name, key] for key in map(calibrator_name, item.calibrators)}
-        if any(math.isnan(value) for value in found_by.values()):
-            raise QuantizeError(
-                f"the range of '{name}' is 0 at {', '.join(found_by)}",
-                where=next(iter(item.layers), name),
-                hint="most values are 0; take a larger percentile",
-            )
-        key = max(found_by, key=lambda one: found_by[one])
-        tensors[name] = TensorRange(low=seen.low[name], high=seen.high[name], amax=found_by[key], calibrator=key)
-    return Ranges(tensors=tensors, weights=_weights(model, plans, make)), seen, fresh
+        fixed = [one for one in item.calibrators if one.calibrator != BEST]
+        if len(fixed) == len(item.calibrators):
+            tensors[name] = _range(name, fixed, seen, item.layers)
+            continue
+        free = [one for one in choosing.inputs() if not math.isnan(seen.amax[name, calibrator_name(one)])]
+        several[name] = {calibrator_name(one): _range(name, [one, *fixed], seen, item.layers) for one in free}
+        tensors[name] = next(iter(several[name].values()))
+    weights = _weights(model, plans, make)
+    ranges = Ranges(tensors=tensors, weights={name: next(iter(found.values())) for name, found in weights.items()})
+    return choosing.Options(
+        ranges=ranges,
+        tensors=several,
+        weights={name: found for name, found in weights.items() if len(found) > 1},
+        active=frozenset(wanted(model, plans, [PROFILES[target]])),
+    )
+
+
+def _range(name: str, specs: Sequence[InputQuantizer], seen: Observed, layers: Sequence[str]) -> TensorRange:
+    """Return a tensor's range: the widest of its calibrators'."""
+    found_by = {key: seen.amax[name, key] for key in map(calibrator_name, specs)}
+    if any(math.isnan(value) for value in found_by.values()):
+        raise QuantizeError(
+            f"the range of '{name}' is 0 at {', '.join(found_by)}",
+            where=next(iter(layers), name),
+            hint="most values are 0; take a larger percentile",
+        )
+    key = max(found_by, key=lambda one: found_by[one])
+    return TensorRange(low=seen.low[name], high=seen.high[name], amax=found_by[key], calibrator=key)
 
 
 def _needed(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, tuple[InputQuantizer, ...]]:
@@ -89,7 +135,8 @@ def _needed(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, tup
     found: dict[str, set[InputQuantizer]] = {}
     for item in (plans, [_as_int8(one) for one in plans]):
         for name, one in wanted(model, item, profiles).items():
-            found.setdefault(name, set()).update(one.calibrators)
+            for spec in one.calibrators:
+                found.setdefault(name, set()).update(choosing.inputs() if spec.calibrator == BEST else [spec])
     return {name: tuple(sorted(specs, key=_order)) for name, specs in found.items()}
 
 
@@ -191,10 +238,13 @@ def _readers(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, st
     return found
 
 
-def _weights(model: onnx.ModelProto, plans: Sequence[LayerPlan], make: finders.FinderMaker) -> dict[str, WeightRange]:
+def _weights(
+    model: onnx.ModelProto, plans: Sequence[LayerPlan], make: finders.FinderMaker
+) -> dict[str, dict[str, WeightRange]]:
+    """Return for each int8 layer the ranges of its weight, by calibrator: one, or all that ``best`` chooses among."""
     index = Index(model)
     int8 = {item.name: item for item in plans if item.precision == "int8"}
-    found: dict[str, WeightRange] = {}
+    found: dict[str, dict[str, WeightRange]] = {}
     for node in index.nodes:
         layer = layer_of(node) if own(node) and node.op_type in LAYER_OPS else None
         if layer not in int8 or layer in found or layer is None:
@@ -202,14 +252,24 @@ def _weights(model: onnx.ModelProto, plans: Sequence[LayerPlan], make: finders.F
         weight = index.value(node.input[1])
         if weight is None or weight.dtype != np.float32 or weight.size == 0 or weight.ndim < 2:
             continue  # placement says why it stays float
-        found[layer] = WeightRange(amax=_weight_range(weight, channel_axis(node), int8[layer], make))
+        found[layer] = dict(_weight_ranges(weight, channel_axis(node), int8[layer], make))
     return found
 
 
-def _weight_range(weight: Array, axis: int, plan: LayerPlan, make: finders.FinderMaker) -> Array:
-    spec = plan.int8_rule.weight
-    rows = np.moveaxis(weight, axis, 0) if spec.per_channel else weight[None]
-    finder = make(spec, channels=len(rows), where=plan.name)
-    finder.observe(np.ascontiguousarray(rows.reshape(len(rows), -1)))
-    amax = finder.amax()
-    return amax if spec.per_channel else amax.reshape(())
+def _weight_ranges(
+    weight: Array, axis: int, plan: LayerPlan, make: finders.FinderMaker
+) -> Iterator[tuple[str, WeightRange]]:
+    candidates = choosing.weights(plan.int8_rule.weight)
+    for spec in candidates:
+        rows = np.moveaxis(weight, axis, 0) if spec.per_channel else weight[None]
+        finder = make(spec, channels=len(rows), where=plan.name)
+        finder.observe(np.ascontiguousarray(rows.reshape(len(rows), -1)))
+        try:
+            amax = finder.amax()
+        except QuantizeError:
+            if len(candidates) == 1 or not np.isfinite(weight).all():
+                raise
+            continue  # at this percentile nothing is left
+        name = calibrator_name(spec)
+        amax = amax if spec.per_channel else amax.reshape(())
+        yield name, WeightRange(amax=amax, calibrator=name if len(candidates) > 1 else "")

@@ -114,6 +114,20 @@ def stream(
         yield run(session, group, _cut(model, samples, start, start + (fixed or size)))
 
 
+def batches(model: onnx.ModelProto, samples: Batch, batch_size: int) -> Iterator[dict[str, Array]]:
+    """Yield samples as a model takes them: so many at a time, as many as it is fixed to, or one whole tensor.
+
+    Args:
+        model: The model.
+        samples: Values by input name, batch first.
+        batch_size: Samples of a run; those that do not fill a fixed batch are left out.
+    """
+    count, fixed = min(len(item) for item in samples.values()), fixed_batch(model, samples)
+    size = fixed or (1 if whole_tensors(model, samples) else batch_size)
+    for start in range(0, count - (count % fixed if fixed else 0), size):
+        yield _cut(model, samples, start, start + size)
+
+
 def _plan(sizes: Mapping[str, int], smallest: int, batch_size: int, budget: int) -> tuple[list[list[str]], int]:
     """Return groups of tensors, and how many samples run at a time.
 

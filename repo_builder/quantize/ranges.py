@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from repo_builder.core.records import RepairRecord
 from repo_builder.core.tensors import Array
+
+BEST = "best"  # the calibrator of a rule that leaves the choice to what the outputs keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +30,19 @@ class TensorRange:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightRange:
-    """The absolute value that is kept of a layer's weight.
+    """The absolute value that is kept of a layer's weight, and what repairs make of the layer where it is int8.
 
     Attributes:
         amax: float32 (channels,), or () for one range.
+        calibrator: The calibrator that found it, as in ``percentile 99.99``; empty where there was no choice.
+        codes: int8, as the weight is stored: its codes at steps of amax / 127; None for the nearest ones.
+        shift: float64 (output channels,): what is added to the layer's bias; None for nothing.
     """
 
     amax: Array
+    calibrator: str = ""
+    codes: Array | None = None
+    shift: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +66,14 @@ class Observed:
         low: Tensor → the least value seen.
         high: Tensor → the largest value seen.
         amax: (tensor, calibrator) → the absolute value that it keeps.
+        chosen: What a calibrator was chosen for, ``tensor NAME`` or ``weight LAYER`` → the calibrator.
+        chosen_for: Hash of what the choice depends on beside the graph and the samples.
+        record: What is said of the choice; None where nothing was chosen.
     """
 
     low: dict[str, float] = field(default_factory=dict)
     high: dict[str, float] = field(default_factory=dict)
     amax: dict[tuple[str, str], float] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+    chosen_for: str = ""
+    record: RepairRecord | None = None

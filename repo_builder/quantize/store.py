@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from repo_builder.core import archive
-from repo_builder.core.errors import DataError, QuantizeError
+from repo_builder.core import archive, codec
+from repo_builder.core.errors import DataError, QuantizeError, RecipeError
+from repo_builder.core.records import RepairRecord
+from repo_builder.core.tensors import Array
 from repo_builder.quantize.ranges import Observed, Ranges, TensorRange, WeightRange
 
 FILE = "ranges.npz"
@@ -33,14 +37,28 @@ def write(path: Path, key: str, seen: Observed, ranges: Ranges) -> None:
         kept_tensors=_texts([name for name, _ in seen.amax]),
         kept_calibrators=_texts([name for _, name in seen.amax]),
         kept_amax=np.array(list(seen.amax.values()), np.float64),
+        chosen=_texts(list(seen.chosen)),
+        chosen_calibrators=_texts(list(seen.chosen.values())),
+        chosen_for=np.array(seen.chosen_for),
+        chosen_record=np.array(json.dumps(codec.plain(seen.record) if seen.record is not None else None)),
         tensors=_texts(tensors),
         low=np.array([item.low for item in found], np.float64),
         high=np.array([item.high for item in found], np.float64),
         amax=np.array([item.amax for item in found], np.float64),
         calibrators=_texts([item.calibrator for item in found]),
         weights=_texts(weights),
-        **{f"weight_{place}": ranges.weights[name].amax for place, name in enumerate(weights)},
+        weight_calibrators=_texts([ranges.weights[name].calibrator for name in weights]),
+        **dict(_arrays(ranges)),
     )
+
+
+def _arrays(ranges: Ranges) -> Iterator[tuple[str, Array]]:
+    for place, found in enumerate(ranges.weights.values()):
+        yield f"weight_{place}", found.amax
+        if found.codes is not None:
+            yield f"codes_{place}", found.codes
+        if found.shift is not None:
+            yield f"shift_{place}", found.shift
 
 
 def read_ranges(path: Path) -> Ranges:
@@ -56,8 +74,16 @@ def read_ranges(path: Path) -> Ranges:
             name: TensorRange(low=low, high=high, amax=amax, calibrator=calibrator)
             for name, low, high, amax, calibrator in zip(*columns, strict=True)
         }
+        layers = saved["weights"].tolist()
+        found_by = saved["weight_calibrators"].tolist() if "weight_calibrators" in saved else [""] * len(layers)
         weights = {
-            name: WeightRange(amax=saved[f"weight_{place}"]) for place, name in enumerate(saved["weights"].tolist())
+            name: WeightRange(
+                amax=saved[f"weight_{place}"],
+                calibrator=calibrator,
+                codes=saved.get(f"codes_{place}"),
+                shift=saved.get(f"shift_{place}"),
+            )
+            for place, (name, calibrator) in enumerate(zip(layers, found_by, strict=True))
         }
     except (DataError, KeyError, TypeError, ValueError) as error:
         said = error.message if isinstance(error, DataError) else str(error)
@@ -72,13 +98,17 @@ def read_observed(path: Path, key: str) -> Observed | None:
         if str(saved["key"]) != key:
             return None
         names = saved["seen_tensors"].tolist()
+        record = codec.parsed(json.loads, str(saved["chosen_record"]))
         kept = zip(saved["kept_tensors"].tolist(), saved["kept_calibrators"].tolist(), strict=True)
         return Observed(
             low=dict(zip(names, saved["seen_low"].tolist(), strict=True)),
             high=dict(zip(names, saved["seen_high"].tolist(), strict=True)),
             amax=dict(zip(kept, saved["kept_amax"].tolist(), strict=True)),
+            chosen=dict(zip(saved["chosen"].tolist(), saved["chosen_calibrators"].tolist(), strict=True)),
+            chosen_for=str(saved["chosen_for"]),
+            record=None if record is None else codec.build(RepairRecord, record),
         )
-    except (DataError, KeyError, TypeError, ValueError):
+    except (DataError, RecipeError, KeyError, TypeError, ValueError):
         return None
 
 

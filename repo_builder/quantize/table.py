@@ -10,7 +10,7 @@ import onnx
 from repo_builder.core.graphs import layer_of
 from repo_builder.core.records import FUSED, UNKNOWN, LayerRecord, Verdict
 from repo_builder.quantize.placement import LayerOutcome
-from repo_builder.quantize.ranges import Ranges
+from repo_builder.quantize.ranges import BEST, Ranges
 from repo_builder.quantize.rules import LayerPlan
 
 LEAST_SQNR_DB = 10.0  # below, a layer's noise is a third of its signal
@@ -38,12 +38,18 @@ def _record(plan: LayerPlan, inputs: Sequence[str], ranges: Ranges) -> LayerReco
         return row
     weight = ranges.weights.get(plan.name)
     read = inputs[:1] if weight is not None else inputs
-    found = [ranges.tensors[name].amax for name in read if name in ranges.tensors]
+    found = [ranges.tensors[name] for name in read if name in ranges.tensors]
+    calibrator: str = plan.int8_rule.input.calibrator
+    percentile = plan.int8_rule.input.percentile
+    if calibrator == BEST and found:
+        name, _, share = max(found, key=lambda item: item.amax).calibrator.partition(" ")
+        calibrator, percentile = f"{BEST}: {name}", float(share) if share else None
     return dataclasses.replace(
         row,
-        calibrator=plan.int8_rule.input.calibrator,
-        percentile=plan.int8_rule.input.percentile,
-        input_amax=max(found, default=None),
+        calibrator=calibrator,
+        percentile=percentile,
+        weight_calibrator=f"{BEST}: {weight.calibrator}" if weight is not None and weight.calibrator else "",
+        input_amax=max((item.amax for item in found), default=None),
         weight_amax=None if weight is None else float(weight.amax.max()),
     )
 

@@ -67,6 +67,12 @@ def test_a_minimal_recipe_has_defaults() -> None:
         ("seed", 10**400, r"seed: a number of about 401 digits is too large"),
         ("seed", 2**40, r"seed: 1099511627776 must be below 4294967296"),
         ("name", "a" * 300, "longer than 200 bytes"),
+        ("quantize.repair", {"smooth": 1.5}, r"quantize\.repair\.smooth: 1\.5 is not in 0 to 1"),
+        ("quantize.repair", {"rounding": "up"}, r"quantize\.repair\.rounding: 'up' is not one of nearest, adaptive"),
+        ("quantize.repair", {"relu6": "relu"}, r"quantize\.repair\.relu6: says how to equalize, and equalize is off"),
+        ("quantize.repair", {"keep": "all"}, r"quantize\.repair\.keep: keeps all of no repairs"),
+        ("quantize.repair", {"equalise": True}, r"quantize\.repair\.equalise: unknown key .* did you mean 'equalize'"),
+        ("quantize.repair", {"correct_bias": True}, r"quantize\.repair: repairs what int8 loses, and no rule asks for"),
         ("quantize.batch_size", 0, r"quantize\.batch_size: 0 must be at least 1"),
         ("quantize.batch_size", 2**31, r"quantize\.batch_size: 2147483648 must be at most 2147483647"),
         ("train.learning_rate", float("nan"), r"train\.learning_rate: nan is not a finite number"),
@@ -145,3 +151,10 @@ def test_a_recipe_survives_the_way_through_json(document: dict[str, Any]) -> Non
     again = parse(json.loads(json.dumps(recipe.to_dict())))
     assert isinstance(again, Recipe)
     assert again == recipe
+
+
+def test_repairs_and_fine_tuning_are_not_made_of_one_network() -> None:
+    quantize = {"layers": [{"type": "*", "precision": "int8"}], "repair": {"correct_bias": True}}
+    assert parse({**MINIMAL, "quantize": quantize}).quantize.repair.asked
+    with pytest.raises(RecipeError, match=r"quantize\.repair: repairs a network that \[finetune\] trains"):
+        parse({**MINIMAL, "quantize": quantize, "finetune": {}})

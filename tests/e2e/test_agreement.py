@@ -10,7 +10,7 @@ import pytest
 
 from repo_builder import datasets, recipes
 from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner
-from repo_builder.core import onnx_files
+from repo_builder.core import artifacts, onnx_files
 from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
 from repo_builder.flows.build import forms
 from repo_builder.measure.judge import accuracy
@@ -50,14 +50,14 @@ def test_every_form_gives_the_same_class(model: str, calibrator: str, tmp_path: 
         place_of = {"shown": folder, "data": data.fingerprint, "earlier": folder / "none"}
         made = forms.export(changed, source, samples, held_out, folder, **place_of)
         assert {item.asked for item in made.layers} == {"int8"}
-        found[backend] = store.read_ranges(folder / forms.RANGES)
+        found[backend] = store.read_ranges(folder / artifacts.RANGES)
     one, *others = found.values()
     assert all(other.tensors == one.tensors for other in others), "back ends agree to the bit"
 
     name = recipe.model.outputs[0].name
     assert accuracy.compare(made.outputs["fp32"][name], made.outputs["exported"][name]).agreement == 1
     for target, least in (("onnxruntime-cpu", 0.95), ("tensorrt", 0.93)):
-        ready, plans = forms.planned(onnx_files.load(folder / forms.FP32_MODEL), changed)
+        ready, plans = forms.planned(onnx_files.load(folder / artifacts.FP32_MODEL), changed)
         path = tmp_path / f"{target}.onnx"
         onnx_files.save(place(ready, plans, one, profile(target)).model, path)
         placed = forms.run_onnx(path, held_out, made.taking.batches)[name]

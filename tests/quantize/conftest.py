@@ -73,7 +73,7 @@ def _graph(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def graph_of() -> Callable[..., onnx.ModelProto]:
     """A model from ``x`` of a shape to ``y``."""
     return _graph

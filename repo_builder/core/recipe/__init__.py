@@ -29,6 +29,7 @@ from repo_builder.core.recipe.precision import (
     QuantizeSpec,
     WeightQuantizer,
 )
+from repo_builder.core.recipe.repair import RepairSpec
 from repo_builder.core.recipe.serving import MeasureSpec, RepositorySpec
 from repo_builder.core.recipe.sources import Augmentation, DataSpec, ModelSpec, TrainSpec
 from repo_builder.core.recipe.targets import CompileSpec, OnnxRuntimeSpec, ProfileSpec, Target, TensorRTSpec
@@ -50,6 +51,7 @@ __all__ = [
     "ProfileSpec",
     "QuantizeSpec",
     "Recipe",
+    "RepairSpec",
     "RepositorySpec",
     "Target",
     "TensorRTSpec",
@@ -92,6 +94,12 @@ class Recipe:
     compile: CompileSpec = field(default_factory=CompileSpec)
     repository: RepositorySpec = field(default_factory=RepositorySpec)
     measure: MeasureSpec = field(default_factory=MeasureSpec)
+
+    def __post_init__(self) -> None:
+        """Refuse repairs of a network whose weights are then trained: they are made for the weights that came."""
+        if self.finetune is not None and self.quantize.repair.asked:
+            hint = "leave out [finetune] or [quantize.repair]"
+            raise RecipeError("repairs a network that [finetune] trains to be int8", where="quantize.repair", hint=hint)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain TOML/JSON values, from which ``parse`` makes an equal one."""

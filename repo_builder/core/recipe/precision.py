@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from repo_builder.core.bounds import Bound
 from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe.bounds import EIGHT_BITS, Count, Percent, Text
+from repo_builder.core.recipe.repair import RepairSpec
 
 Precision = Literal["int8", "fp16", "fp32"]
 Keep = Literal["what pays", "all"]
-CalibratorName = Literal["max", "percentile", "mse", "entropy"]
-InputCalibratorName = Literal["max", "percentile", "mse", "entropy", "dynamic"]
+CalibratorName = Literal["max", "percentile", "mse", "entropy", "best"]
+InputCalibratorName = Literal["max", "percentile", "mse", "entropy", "best", "dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,9 @@ class InputQuantizer:
     """How a layer's input range is found: per tensor, symmetric.
 
     Attributes:
-        calibrator: ``max``, ``percentile``, ``mse``, ``entropy``, or ``dynamic``: found anew in every run, for linear
-            layers on ONNX Runtime's CPU provider.
+        calibrator: ``max``, ``percentile``, ``mse``, ``entropy``; ``best``: of these the one that leaves the network's
+            outputs most, tensor by tensor; or ``dynamic``: found anew in every run, for linear layers on ONNX Runtime's
+            CPU provider.
         percentile: Percent of absolute values that are kept; for ``percentile`` only.
     """
 
@@ -38,7 +40,8 @@ class WeightQuantizer:
     """How a layer's weight range is found: symmetric, per output channel or per tensor.
 
     Attributes:
-        calibrator: ``max``, ``percentile``, ``mse`` or ``entropy``.
+        calibrator: ``max``, ``percentile``, ``mse``, ``entropy``, or ``best``: of these the one that leaves the
+            network's outputs most, layer by layer.
         percentile: Percent of absolute values that are kept; for ``percentile`` only.
         per_channel: Whether every output channel has a range of its own.
     """
@@ -102,12 +105,20 @@ class QuantizeSpec:
         keep: Which int8 layers stay int8 on ONNX Runtime: those of ``what pays``, measured in speed and accuracy, or
             ``all``. A layer that a rule calls by its full name always stays.
         layers: The rules, from top to bottom.
+        repair: What is done so that int8 loses less.
     """
 
     backend: Text = "onnxruntime"
     batch_size: Count = 64
     keep: Keep = "what pays"
     layers: tuple[LayerRule, ...] = ()
+    repair: RepairSpec = field(default_factory=RepairSpec)
+
+    def __post_init__(self) -> None:
+        """Refuse repairs of what no rule asks for."""
+        if self.repair.asked and not any(rule.precision == "int8" for rule in self.layers):
+            hint = 'ask for int8 in [[quantize.layers]], as type = "*" and precision = "int8", or leave the table out'
+            raise RecipeError("repairs what int8 loses, and no rule asks for int8", where="repair", hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)

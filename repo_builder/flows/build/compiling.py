@@ -179,6 +179,7 @@ def _compile_into(
         details,
         notes=(
             *_trained_for(exported, target.placement(options.recipe)[0]),
+            *_repairs(exported, lowered),
             *chosen.notes,
             *reasons,
             *lowered.notes,
@@ -191,6 +192,12 @@ def _compile_into(
     for note in (*details.notes, *([why] if why else [])):
         progress.stderr_console().print(f"  {note}", markup=False)
     return details, layers
+
+
+def _repairs(exported: OnnxArtifact, lowered: lowering.Lowered) -> tuple[str, ...]:
+    """Return a sentence for each repair, and one where chosen weights cannot be written as they were chosen."""
+    said = tuple(f"repair: {item}" for item in exported.details.repairs)
+    return (*said, *([lowered.rounding] if lowered.rounding else []))
 
 
 def _weighed(

@@ -51,6 +51,8 @@ def run(options: BuildOptions, dataset: Dataset, placement: tuple[str, Saturatio
     trained_for = None if spec is None else finetuning.placement(spec, placement)
     if spec is not None:
         parts["model"]["finetune"] = [parts["finetune"], trained_for, recipe.measure.task, recipe.measure.output]
+    if _judges(recipe):
+        parts["export"]["judged_for"] = recipe.compile.target == "tensorrt"
     key = files.sha256_of_json({
         "recipe": {name: parts[name] for name in ("model", "data", "quantize", "export", "seed")},
         "weights": source.fingerprint,
@@ -79,9 +81,9 @@ def run(options: BuildOptions, dataset: Dataset, placement: tuple[str, Saturatio
             fresh,
             shown=folder,
             data=dataset.fingerprint,
-            earlier=folder / forms.RANGES,
+            earlier=folder / artifacts.RANGES,
         )
-        for finding in varying.false_axes(fresh / forms.FP32_MODEL, recipe.model.inputs, held_out.inputs):
+        for finding in varying.false_axes(fresh / artifacts.FP32_MODEL, recipe.model.inputs, held_out.inputs):
             progress.warn(str(finding))
         tuned = None
         if spec is not None and trained_for is not None:
@@ -112,11 +114,19 @@ def run(options: BuildOptions, dataset: Dataset, placement: tuple[str, Saturatio
                 data=dataset.name,
                 data_sha256=dataset.fingerprint,
                 finetuned=tuned.record if tuned else None,
+                repairs=made.repairs,
             ),
         )
         artifacts.write_manifest(artifact)
     finetuning.state_file(options.work, recipe).with_suffix(".resume").unlink(missing_ok=True)
     return dataclasses.replace(artifact, path=folder), False
+
+
+def _judges(recipe: Recipe) -> bool:
+    """Whether ranges depend on the target: where repairs or calibrators are judged by a graph placed for it."""
+    rules = recipe.quantize.layers
+    best = any("best" in (rule.input.calibrator, rule.weight.calibrator) for rule in rules)
+    return best or recipe.quantize.repair.asked
 
 
 def _check_data(dataset: Dataset, source: forms.Source, recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 
-from repo_builder.core import files, loading, onnx_files, progress
+from repo_builder.core import artifacts, files, loading, onnx_files, progress
 from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import DataError, ModelError, RecipeError
 from repo_builder.core.recipe import FinetuneSpec, Recipe
@@ -122,9 +122,9 @@ def tune(
     if made.taking.alone:
         hint = "leave [finetune] out"
         raise ModelError(f"the model cannot be trained in batches: {made.taking.alone}", where="finetune", hint=hint)
-    path, profile = folder / forms.FP32_MODEL, lowering.profile(trained_for)
+    path, profile = folder / artifacts.FP32_MODEL, lowering.profile(trained_for)
     model, plans = forms.planned(onnx_files.load(path), recipe)
-    ranges = store.read_ranges(folder / forms.RANGES)
+    ranges = store.read_ranges(folder / artifacts.RANGES)
     held_out = dataset.split("test")
     before = _before(recipe, dataset, made, model, plans, ranges, profile)
     with loading.needs("build", what="fine-tuning"):
@@ -148,7 +148,7 @@ def tune(
             dataset.split("validation"),
             seed=recipe.seed,
             output=state,
-            key=_key(recipe, dataset, path, folder / forms.RANGES, profile),
+            key=_key(recipe, dataset, path, folder / artifacts.RANGES, profile),
             progress=progress.bar,
             say=lambda line: progress.stderr_console().print(f"  {line}", markup=False),
         )
@@ -245,11 +245,11 @@ def _calibrated_anew(
     """
     with loading.needs("build", what="calibrating"):
         from repo_builder.quantize.calibrate import calibrate
-    path = folder / forms.FP32_MODEL
+    path = folder / artifacts.FP32_MODEL
     model, plans = forms.planned(onnx_files.load(path), recipe)
     samples = dict(running.whole(made.taking.batches, dataset.split("calibration").inputs))
     with progress.step("calibrate anew"):
         found, seen, _ = calibrate(model, plans, recipe.quantize, samples)
         merged = Ranges(tensors={**found.tensors, **trained.tensors}, weights={**found.weights, **trained.weights})
-        store.write(folder / forms.RANGES, files.sha256_of(path), seen, merged)
+        store.write(folder / artifacts.RANGES, files.sha256_of(path), seen, merged)
     return table.records(model, plans, merged)

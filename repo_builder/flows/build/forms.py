@@ -17,18 +17,18 @@ import onnx
 
 from repo_builder import models
 from repo_builder.core import calling, files, graphs, loading, onnx_files, progress, watching
+from repo_builder.core.artifacts import FP32_MODEL
 from repo_builder.core.errors import CompileError, ModelError
 from repo_builder.core.recipe import Recipe
-from repo_builder.core.records import LayerRecord
+from repo_builder.core.records import LayerRecord, RepairRecord
 from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 from repo_builder.export import qdq
-from repo_builder.flows.build import keys, running
-from repo_builder.quantize import LayerPlan, plan, prepare, store, table
+from repo_builder.flows.build import keys, repairing, running
+from repo_builder.quantize import LayerPlan, plan, prepare, table
 from repo_builder.quantize.layers import find_layers
 
 Outputs = dict[str, Array]
-FP32_MODEL, RANGES = "model.fp32.onnx", "ranges.npz"
 _SHOWN = 3
 
 
@@ -59,6 +59,7 @@ class Exported:
         taking: How the fp32 graph takes samples.
         read: File that the user's code read while the model was made → sha256.
         as_it_came: Whether nothing is asked of any layer, so that the graph is compiled as it is.
+        repairs: What was done so that int8 loses less, in turn.
     """
 
     outputs: dict[str, Outputs]
@@ -66,6 +67,7 @@ class Exported:
     taking: running.Taking
     read: dict[str, str]
     as_it_came: bool
+    repairs: tuple[RepairRecord, ...] = ()
 
 
 def source(recipe: Recipe, checkpoint: Path | None) -> Source:
@@ -138,10 +140,10 @@ def export(
     if not recipe.quantize.layers:
         return Exported(layers=as_it_came(made.model), as_it_came=True, **found)
     ready, plans = planned(made.model, recipe)
-    key = _ranges_key(path, data, recipe)
     samples = dict(running.whole(taking.batches, calibration))
-    layers = _calibrated(ready, plans, recipe, samples, folder, key=key, earlier=earlier)
-    return Exported(layers=layers, as_it_came=False, **found)
+    made_int8 = repairing.calibrated(ready, plans, recipe, samples, folder, data=data, earlier=earlier)
+    layers = table.records(made_int8.model, plans, made_int8.ranges)
+    return Exported(layers=layers, as_it_came=False, repairs=made_int8.records, **found)
 
 
 @contextmanager
@@ -244,38 +246,3 @@ def _from_onnx(recipe: Recipe, origin: Source, _calibration: Outputs, _held_out:
         running.batches_of(origin.path, recipe.model.inputs, recipe.model.outputs)  # refused before any work
         step.wrote(origin.path)
     return _Made(model=model)
-
-
-def _ranges_key(model: Path, data: str, recipe: Recipe) -> str:
-    """Return the hash of what ranges depend on beside their calibrators."""
-    return files.sha256_of_json({
-        "graph": files.sha256_of(model),
-        "data": data,
-        "backend": recipe.quantize.backend,
-        "batch_size": recipe.quantize.batch_size,
-        "code": keys.code_version("quantize", "core/graphs.py"),
-        "libraries": keys.versions("onnxruntime", "numpy", recipe.quantize.backend),
-    })  # fmt: skip
-
-
-def _calibrated(
-    model: onnx.ModelProto,
-    plans: tuple[LayerPlan, ...],
-    recipe: Recipe,
-    samples: Outputs,
-    folder: Path,
-    *,
-    key: str,
-    earlier: Path,
-) -> tuple[LayerRecord, ...]:
-    """Find and write the ranges, and return the table."""
-    with loading.needs("build", what="calibrating"):
-        from repo_builder.quantize.calibrate import calibrate
-    with progress.step("calibrate") as step:
-        known = store.read_observed(earlier, key)
-        ranges, seen, ran = calibrate(model, plans, recipe.quantize, samples, known)
-        store.write(folder / RANGES, key, seen, ranges)
-        count = len(next(iter(samples.values())))
-        how = f"{recipe.quantize.backend}, {count} samples" if ran else "nothing new to find"
-        step.note(f"{len(ranges.tensors)} tensors, {how}")
-    return table.records(model, plans, ranges)

@@ -22,6 +22,7 @@ from repo_builder.flows.build import forms
 from repo_builder.quantize import LayerPlan, leaving, placement, store, table
 from repo_builder.quantize.placement import Placed, Profile
 from repo_builder.quantize.placement.profiles import onnxruntime_cpu
+from repo_builder.quantize.placement.weights import LARGEST
 from repo_builder.quantize.ranges import Ranges
 
 
@@ -33,11 +34,13 @@ class Lowered:
         layers: The per-layer table: precisions asked and in the graph.
         layer_precisions: Layer → precision, read back from the graph.
         notes: Sentences for the user, on what stays out of fp16 regions.
+        rounding: Why weights do not have the codes that adaptive rounding chose; empty where they have.
     """
 
     layers: tuple[LayerRecord, ...]
     layer_precisions: Mapping[str, str]
     notes: tuple[str, ...]
+    rounding: str = ""
 
 
 def profile(target: tuple[str, Saturation]) -> Profile:
@@ -71,7 +74,7 @@ class Ready:
         Raises:
             RecipeError: The recipe's rules are not those that the artifact was calibrated for.
         """
-        model, plans = forms.planned(onnx_files.load(exported.model), exported.recipe)
+        model, plans = forms.planned(onnx_files.load(exported.to_place), exported.recipe)
         if [(item.name, item.precision) for item in plans] != [(row.name, row.asked) for row in exported.layers]:
             hint = "build again: rules are part of what is exported and calibrated"
             message = "the rules are not those that the artifact was calibrated for"
@@ -127,7 +130,15 @@ def lower(
     layers = _table(exported, ready.model, lowered, placed, samples)
     for sentence in table.hard_layers(layers):
         progress.warn(sentence)
-    return Lowered(layers=layers, layer_precisions=found, notes=notes)
+    chosen = any(item.codes is not None for item in ready.ranges.weights.values())
+    fewer = ready.profile.weight_steps < LARGEST
+    rounding = f"weights are rounded to the nearest of {2 * ready.profile.weight_steps + 1} codes that this CPU takes"
+    return Lowered(
+        layers=layers,
+        layer_precisions=found,
+        notes=notes,
+        rounding=f"{rounding}: adaptive rounding chose among {2 * LARGEST + 1}" if chosen and fewer else "",
+    )
 
 
 def _write(model: onnx.ModelProto, exported: OnnxArtifact, path: Path) -> None:

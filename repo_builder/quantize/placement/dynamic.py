@@ -94,7 +94,7 @@ def rewrite(
         tensor = node.input[0]
         if tensor not in quantized:
             quantized[tensor] = _quantized(out, tensor)
-        found = weights_of(index, original, ranges[layer].amax, steps=profile.weight_steps, step=None, layer=layer)
+        found = weights_of(index, original, ranges[layer], steps=profile.weight_steps, step=None, layer=layer)
         _layer(out, node, found, quantized[tensor], profile)
     made = onnx.ModelProto()
     made.CopyFrom(placed)

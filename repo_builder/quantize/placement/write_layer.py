@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from repo_builder.core.errors import QuantizeError
-from repo_builder.core.graphs import DQ, Q
+from repo_builder.core.graphs import DQ, Q, own
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.choose import Choice, bias_add
 from repo_builder.quantize.placement.codes import Codes
@@ -39,7 +39,7 @@ def write_layer(
     found = weights_of(
         index,
         index.nodes[place],
-        ranges[layer].amax,
+        ranges[layer],
         steps=profile.weight_steps,
         step=step,
         layer=layer,
@@ -53,11 +53,15 @@ def write_layer(
     if profile.stored_codes:
         node.input[1] = out.dequantized(f"{stem}/weight", found.codes(profile.weight_steps), found.scale, found.axis)
     else:
-        node.input[1] = _float_weight(out, node, found, stem)
+        node.input[1] = _float_weight(out, node, found, stem, profile.weight_steps)
+    if node.op_type == "MatMul" and behind is None:
+        out.nodes.append(node)
+        _add_shift(out, choice, place, node, found.bias, stem)
+        return
     bias = _bias(out, found, stem, step)
     if behind is not None:
         out.biases[behind] = bias
-    elif node.op_type != "MatMul":
+    else:
         del node.input[2:]
         node.input.extend([bias] if bias else [])
     out.nodes.append(node)
@@ -65,9 +69,9 @@ def write_layer(
         _add_rest(out, index, node, found.rest, stem)
 
 
-def _float_weight(out: Writer, node: onnx.NodeProto, found: Weights, stem: str) -> str:
+def _float_weight(out: Writer, node: onnx.NodeProto, found: Weights, stem: str, steps: int) -> str:
     """Append Q/DQ behind a float weight; a linear layer's is stored (outputs, inputs), so that its axis is 0."""
-    weight, axis, turned = found.weight, found.axis, node.op_type == "MatMul"
+    weight, axis, turned = found.on_grid(steps), found.axis, node.op_type == "MatMul"
     if node.op_type == "Gemm":
         straight = any(item.name == "transB" and item.i for item in node.attribute)
         kept = [item for item in node.attribute if item.name != "transB"]
@@ -122,6 +126,24 @@ def _add_rest(out: Writer, index: Index, node: onnx.NodeProto, rest: tuple[str, 
     final = node.output[0]
     node.output[0] = out.name(f"{final}/product")
     out.node("Add", [node.output[0], name], final, f"{stem}/bias/Add")
+
+
+def _add_shift(out: Writer, choice: Choice, place: int, node: onnx.NodeProto, shift: Array | None, stem: str) -> None:
+    """Add to a MatMul's product what a repair shifts it by: in the constant that is added to it, or else behind it."""
+    if shift is None:
+        return
+    index, tensor = choice.index, choice.index.nodes[place].output[0]
+    readers = index.readers[tensor]
+    alone = len(readers) == 1 and tensor not in index.outputs | index.inner and readers[0] not in choice.glue
+    added = index.nodes[readers[0]] if alone else None
+    value = _constant_of(index, readers[0]) if added is not None and added.op_type == "Add" and own(added) else None
+    if value is not None and value.shape in ((), (1,), shift.shape):
+        out.biases[readers[0]] = out.constant(f"{stem}/bias", (value + shift).astype(np.float32))
+        return
+    final = node.output[0]
+    node.output[0] = out.name(f"{final}/product")
+    shifted = out.constant(f"{stem}/shift", shift.astype(np.float32))
+    out.node("Add", [node.output[0], shifted], final, f"{stem}/shift/Add")
 
 
 def write_bias(out: Writer, index: Index, place: int, node: onnx.NodeProto) -> None:
