@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,23 +52,23 @@ _OPTIONS = (
         help="End when so many in a row were no better; 0 never does.",
     ),
     # what is searched
-    click.option("--instances", help="What to choose from: 1,2,4 or 1:4:x2. [default: to twice the cores; 1 to 8 a GPU]"),
+    click.option("--instances", help="Choices: 1,2,4 or 1:4:x2. [default: up to twice the cores; 1 to 8 a GPU]"),
     click.option("--max-batch-size", help="Likewise. [default: powers of two up to the present one]"),
     click.option("--queue-delay-us", help="Likewise. [default: 0,100,500,2000]"),
     click.option("--threads", help="Likewise, threads of ONNX Runtime. [default: powers of two up to the cores]"),
-    click.option("--preferred/--no-preferred", default=True, help="Try preferred batch sizes on the best. [default: yes]"),
+    click.option("--preferred/--no-preferred", default=True, help="Try preferred batch sizes on the best. [yes]"),
     click.option("--build", "builds", multiple=True, type=_PATH, metavar="DIR", help="Another build's model folder."),
     # load
     click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Samples a request."),
-    click.option("--max-concurrency", type=click.IntRange(1, 4096), default=256, show_default=True, help="Largest load."),
+    click.option("--max-concurrency", type=click.IntRange(1, 4096), default=256, show_default=True, help="Of a load."),
     click.option("--shape", metavar="NAME:D,D", help="Shape of a dynamic input."),
     click.option(
         "--shared-memory", type=click.Choice(["none", "system", "cuda"]), default="none", show_default=True,
         help="Where tensors travel.",
     ),
     click.option("--workers", type=click.IntRange(1), help="Processes that make the load, as for perf."),
-    click.option("--window-ms", type=click.IntRange(50), default=500, show_default=True, help="Of three windows a level."),
-    click.option("--rounds", type=click.IntRange(2, 50), default=4, show_default=True, help="Of the best ones in turns."),
+    click.option("--window-ms", type=click.IntRange(50), default=500, show_default=True, help="Of three a level."),
+    click.option("--rounds", type=click.IntRange(2, 50), default=4, show_default=True, help="Of the best in turns."),
     click.option("--timeout-s", type=_ABOVE_0, default=10.0, show_default=True, help="Deadline of every request."),
     click.option("--dataset", help="Data instead of the recipe's: .npz, .csv, a folder, module:function, or random."),
     click.option("--data-dir", type=_PATH, help="Folder of the data set."),
@@ -79,16 +78,16 @@ _OPTIONS = (
     click.option("--protocol", type=click.Choice(["grpc", "http"]), default="grpc", show_default=True),
     click.option("--metrics-url", help="host:port of its metrics. [default: port 8002]"),
     click.option("--cores", type=click.IntRange(1), help="Cores of its machine. [default: this one's]"),
-    click.option("--http-port", type=click.IntRange(0, 65535), default=0, help="Of the server started. [default: free]"),
+    click.option("--http-port", type=click.IntRange(0, 65535), default=0, help="Of the one started. [default: free]"),
     click.option("--grpc-port", type=click.IntRange(0, 65535), default=0, help="Likewise."),
     click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Likewise."),
     click.option("--mps", is_flag=True, help="Its instances share the GPU through CUDA MPS, as for serve."),
     click.option("--backend-directory", type=_PATH, help="Native backends for it, as for serve."),
     click.option("--load-timeout", type=_ABOVE_0, default=120.0, show_default=True, help="Seconds a load may take."),
     # trials
-    click.option("--storage", help="Database of the trials: a file, or a URL as Optuna takes it. [default: build/NAME/tune]"),
+    click.option("--storage", help="Database of the trials: a file, or Optuna's URL. [default: in build/NAME/tune]"),
     click.option("--fresh", is_flag=True, help="Leave the trials of earlier runs out, and delete them."),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search and of made-up inputs."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of search and made-up inputs."),
     click.option("--recipe", help="Where data comes from, and what --apply writes into. [default: the build's]"),
     click.option("--work", type=_PATH, default=Path("build"), show_default=True, help="Folder of artifacts."),
     # what comes out
@@ -96,7 +95,10 @@ _OPTIONS = (
         "--apply", "apply_to", is_flag=False, flag_value="both", metavar="[config|recipe|both]",
         help="Write the result into the placed config.pbtxt, the recipe, or both; the old ones are kept.",
     ),
-    click.option("--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]", help="JSON on stdout, or in a FILE."),
+    click.option(
+        "--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]",
+        help="JSON on stdout instead of tables, or beside them in a FILE.",
+    ),
     click.option("--report", type=_PATH, metavar="FILE.html", help="The page. [default: build/NAME/tune/report.html]"),
 )  # fmt: skip
 
@@ -153,8 +155,15 @@ def command(model: str | None, json_to: str | None, report: Path | None, **asked
 
 
 def _options(
-    model: str, *, url: str | None, protocol: Any, budget: float, apply_to: str | None, recipe: str | None, **asked: Any
-) -> TuneOptions:  # fmt: skip
+    model: str,
+    *,
+    url: str | None,
+    protocol: str,
+    budget: float,
+    apply_to: str | None,
+    recipe: str | None,
+    **asked: Any,  # noqa: ANN401 - the rest of click's values
+) -> TuneOptions:
     """Return what was asked for.
 
     Raises:
@@ -205,7 +214,7 @@ def _options(
         most_in_flight=asked["max_concurrency"],
         pace=dataclasses.replace(PACE, window_s=asked["window_ms"] / 1000),
         rounds=asked["rounds"],
-        endpoint=Endpoint.parse(url, protocol, tls=None, headers=()) if url else None,
+        endpoint=Endpoint.parse(url, protocol, tls=None, headers=()) if url else None,  # type: ignore[arg-type]
         metrics_url=asked["metrics_url"],
         cores=asked["cores"],
         ports=(asked["http_port"], asked["grpc_port"], asked["metrics_port"]),
@@ -248,12 +257,14 @@ def _show(run: TuneRun | None, json_to: str | None, page: Path) -> None:
         click.echo(tuning.dumps(run), nl=False)
     else:
         tune_terminal.show(run, progress.stdout_console())
-    outputs = {page: tune_page.render} | ({} if json_to in (None, "-") else {Path(str(json_to)): tuning.dumps})
-    for path, render in outputs.items():
+    outputs = {page: ("page", tune_page.render)}
+    outputs |= {} if json_to in (None, "-") else {Path(str(json_to)): ("JSON", tuning.dumps)}
+    for path, (what, render) in outputs.items():
         try:
             files.write_text(path, render(run))
-            print(f"page: {path}" if render is tune_page.render else f"JSON: {path}", file=sys.stderr)
         except OutputError as error:
             failed = failed or error
+        else:
+            click.echo(f"{what}: {path}", err=True)
     if failed:
         raise failed

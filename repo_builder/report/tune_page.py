@@ -78,7 +78,9 @@ def times(run: TuneRun) -> Markup | None:
     """Return stacked bars of the mean latency under each configuration's best load, the fastest first."""
     known = [(trial, level) for trial in run.trials if (level := trial.best(run.max_p99_us)) is not None]
     known.sort(key=lambda item: -item[1].infer_per_s.value)
-    rows = [(str(trial.settings), _parts(level)) for trial, level in known[:_MOST_BARS] if level.queue_us is not None]
+    rows = [
+        (f"trial {trial.number}", _parts(level)) for trial, level in known[:_MOST_BARS] if level.queue_us is not None
+    ]
     if not rows:
         return None
     described = "; ".join(

@@ -23,7 +23,7 @@ def sentences(run: TuneRun) -> list[tuple[str, str]]:
     """Return what is to be said: a tone (``good``, ``warning``, ``bad``) and a sentence each."""
     found: list[tuple[str, str]] = []
     if run.stopped:
-        found.append(("bad", f"ended early: {run.stopped}; the trials are kept, and the same command goes on with them"))
+        found.append(("bad", f"ended early: {run.stopped}; its trials are kept, and the same command goes on"))
     if run.best is not None:
         found += _chosen(run)
     elif not run.stopped:

@@ -46,7 +46,9 @@ def target_file(options: TuneOptions) -> Path:
     path = Path(f"{options.recipe}.toml")
     if path.exists():
         hint = f"use that one with --recipe {path}, or move it away"
-        raise RecipeError("a new recipe would be written there, and something is in the way", where=str(path), hint=hint)
+        raise RecipeError(
+            "a new recipe would be written there, and something is in the way", where=str(path), hint=hint
+        )
     return path
 
 
@@ -91,7 +93,7 @@ def to_config(options: TuneOptions, settings: Settings) -> list[str]:
 
 def _keep(options: TuneOptions, name: str, text: str) -> Path:
     """Keep a file's text beside the trials, under the time, and return where."""
-    stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")  # noqa: DTZ005 - the user's own clock
+    stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     path = options.folder / "before" / f"{stamp}-{name}"
     files.write_text(path, text)
     return path

@@ -28,7 +28,7 @@ from repo_builder.measure.wire.messages import to_bytes
 from repo_builder.results import LevelResult, ServerTime
 from repo_builder.results.tuning import Estimate, Settings, TrialLevel
 
-_COMPARED = 64  # samples
+_COMPARED = 64  # requests
 _MADE_UP = 16
 _EVERY_S = 0.1
 
@@ -100,12 +100,12 @@ class Bench:
     def answers(self) -> list[dict[str, Array]]:
         """Return the outputs for some samples, each sent by itself, one after the other."""
         session = self._open_session()
-        batches = payloads.batches(session.model, self._inputs(session), self._options.level.batch_size)[:_COMPARED]
+        batches = payloads.batches(
+            session.model, self._inputs(session), self._options.level.batch_size, least=_COMPARED
+        )
         found = []
         for batch in batches:
-            answer = outputs.infer_batches(
-                session.endpoint, session.model, [batch], timeout_s=self._options.timeout_s
-            )
+            answer = outputs.infer_batches(session.endpoint, session.model, [batch], timeout_s=self._options.timeout_s)
             found.append(dict(answer[0].outputs))
         return found
 
@@ -164,9 +164,7 @@ class Bench:
         inside = result.server[0] if result.server else None
         sent = self._inputs(session)
         size = sum(len(to_bytes(array[0])) for array in sent.values()) * result.level.batch_size
-        facts = Facts(
-            model=session.model, engine_us=None, request_bytes=size, protocol=session.endpoint.protocol
-        )
+        facts = Facts(model=session.model, engine_us=None, request_bytes=size, protocol=session.endpoint.protocol)
         told = explain(result, facts)
         limited = bool(result.client and result.client.limited)
         hardware = result.hardware
@@ -274,4 +272,3 @@ class _Meter:
                 members = processes.members(self._group)
                 self.memory_bytes = float(processes.memory_bytes(members)) or None
             self._seen.append((time.monotonic(), processes.cpu_s(members)))
-

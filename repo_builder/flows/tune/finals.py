@@ -90,9 +90,7 @@ def winner(found: Sequence[Finalist], terms: Terms) -> Finalist | None:
     def value(item: Finalist) -> float:
         return worth(item.settings, statistics.median(item.infer_per_s), terms.objective, terms.cores)
 
-    held = [
-        item for item in found if terms.max_p99_us is None or statistics.median(item.p99_us) <= terms.max_p99_us
-    ]
+    held = [item for item in found if terms.max_p99_us is None or statistics.median(item.p99_us) <= terms.max_p99_us]
     return max(held, key=value, default=None)
 
 

@@ -30,6 +30,7 @@ class TuneOptions:
         max_p99_ms: The limit; None for none.
         budget_s: Time, seconds.
         most_trials: Most configurations to try, those of earlier runs included; None leaves it to the budget.
+        most_levels: Most loads that the search measures; None leaves it to the budget.
         patience: End when so many configurations in a row were no better; None never does.
         choices: Setting → what to choose from, in place of the usual.
         preferred: Whether preferred batch sizes are tried on the best configuration.
@@ -64,6 +65,7 @@ class TuneOptions:
     max_p99_ms: float | None = None
     budget_s: float = 600.0
     most_trials: int | None = None
+    most_levels: int | None = None
     patience: int | None = 12
     choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     preferred: bool = True

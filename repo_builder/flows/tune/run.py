@@ -97,6 +97,7 @@ class _Tuning:
             cores=cores,
             on_gpu=on_gpu,
             most_trials=options.most_trials,
+            most_levels=options.most_levels,
             patience=options.patience,
             reserve_s=min(_END * options.budget_s, end_s),
             level_s=options.level_s,

@@ -1,4 +1,4 @@
-"""The trials in their database: Optuna's storage, so that a killed search goes on and machines share what they found."""
+"""The trials in their database, Optuna's: a killed search goes on, and machines share what they found."""
 
 from __future__ import annotations
 
@@ -131,11 +131,11 @@ class Study:
             value = item.user_attrs.get("trial")
             if value is not None:
                 left = replace(codec.build(Trial, value), state="failed", reason="its search was killed; tried again")
-                self._storage.set_trial_user_attr(item._trial_id, "trial", codec.plain(left))  # noqa: SLF001
+                self._storage.set_trial_user_attr(item._trial_id, "trial", codec.plain(left))
             self._study.enqueue_trial(dict(item.params), user_attrs={"origin": "search"})
 
     def _id(self, trial: Trial) -> int:
-        number: int = self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.number)  # noqa: SLF001
+        number: int = self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.number)
         return number
 
     def _guarded(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever it returns

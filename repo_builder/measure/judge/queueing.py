@@ -3,7 +3,7 @@
 Operational laws of closed systems, after Denning & Buzen, "The Operational Analysis of Queueing Network Models", ACM
 Computing Surveys 10 (1978), and Lazowska, Zahorjan, Graham & Sevcik, "Quantitative System Performance" (1984), ch. 5:
 
-    execution of k samples     S(k) = (fixed + sample · k) · (1 - f + f / threads)           affine in k; Amdahl, f = 0.7
+    execution of k samples     S(k) = (fixed + sample · k) · (1 - f + f / threads)          affine in k; Amdahl, f = 0.7
     throughput, samples/s      X = min(n / (outside + delay + S(k)),  m · k / S(k),  cores / (cpu + C(k) / k))
     latency                    R = n / X                                        Little, Operations Research 9 (1961)
     p99                        tail · R
