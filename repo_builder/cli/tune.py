@@ -262,7 +262,7 @@ def _show(run: TuneRun | None, json_to: str | None, page: Path) -> None:
     for path, (what, render) in outputs.items():
         try:
             files.write_text(path, render(run))
-        except OutputError as error:
+        except OutputError as error:  # noqa: PERF203 - two files
             failed = failed or error
         else:
             click.echo(f"{what}: {path}", err=True)

@@ -11,7 +11,7 @@ from typing import Any
 from repo_builder.core import codec, environment, files, progress
 from repo_builder.core.errors import MeasureError, ObjectiveMissed
 from repo_builder.flows.perf import built
-from repo_builder.flows.tune import apply, finals, hosts
+from repo_builder.flows.tune import apply, finals, hosts, study
 from repo_builder.flows.tune import space as spaces
 from repo_builder.flows.tune.bench import Bench, difference
 from repo_builder.flows.tune.hosts import Host
@@ -39,6 +39,7 @@ def tune(options: TuneOptions, collected: Collected) -> None:
         KeyboardInterrupt: The user did; the trials stay in their database.
     """
     started = time.monotonic()
+    study.require()
     _refuse_small(options)
     if "recipe" in options.apply:
         apply.target_file(options)

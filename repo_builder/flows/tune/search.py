@@ -152,9 +152,9 @@ class Search:
         return self._study.ask(self._present, "present")
 
     def _fit(self, trial: Trial) -> bool:
-        """Fit the model to a trial's lightest and heaviest load, where the first was one request at a time."""
+        """Fit the model to a trial's lightest and heaviest load, where the first is the ladder's first."""
         levels = sorted((item for item in trial.levels if item.whole), key=lambda item: item.concurrency)
-        if len(levels) < 2 or levels[0].concurrency != 1:
+        if len(levels) < 2 or levels[0].concurrency != self._terms.ladder[0]:
             return False
         cores = 0 if self._terms.on_gpu else self._terms.cores
         self.model = queueing.fit(levels[0], levels[-1], trial.settings, cores=cores)
@@ -238,7 +238,7 @@ class Search:
         ladder = self._terms.ladder
         wanted = max(4, 2 * trial.settings.instances * max(1, trial.settings.max_batch_size) // self._terms.batch_size)
         heavy = max((line for line in ladder if line <= min(wanted, 64)), default=ladder[-1])
-        for line in dict.fromkeys((1, heavy)):
+        for line in dict.fromkeys((ladder[0], heavy)):
             trial = self._with(trial, self._rig.level(line))
         if not self._fit(trial):
             return replace(trial, state="complete")

@@ -31,6 +31,16 @@ def url_of(storage: str | None, folder: Path) -> str:
     return f"sqlite:///{path.resolve()}"
 
 
+def require() -> None:
+    """See that Optuna is here.
+
+    Raises:
+        MissingDependency: It is not installed.
+    """
+    with loading.needs("tune", what="tune"):
+        import optuna  # noqa: F401 - whether it can be
+
+
 class Study:
     """One search in a database.
 

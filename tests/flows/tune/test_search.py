@@ -1,0 +1,211 @@
+"""The search on a surface that was recorded: every configuration and load of a real grid, no server in between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repo_builder.core import codec
+from repo_builder.core.errors import MeasureError
+from repo_builder.flows.tune import finals
+from repo_builder.flows.tune.search import Search, Terms, next_line, saturated
+from repo_builder.flows.tune.space import Space
+from repo_builder.flows.tune.study import Study, url_of
+from repo_builder.results.tuning import Estimate, Settings, Trial, TrialLevel
+
+SURFACE = json.loads((Path(__file__).parent / "recorded_surface.json").read_text(encoding="utf-8"))
+SPACE = Space(choices={name: tuple(item) for name, item in SURFACE["choices"].items()})
+LADDER = tuple(SURFACE["concurrency"])
+PRESENT = Settings(instances=1, max_batch_size=32, max_queue_delay_us=0, threads=1)
+
+
+def level(row: dict[str, Any]) -> TrialLevel:
+    exact = {key: Estimate(value=row[key], low=row[key], high=row[key]) for key in ("infer_per_s", "p50_us", "p99_us")}
+    rest = {key: value for key, value in row.items() if key not in exact}
+    return TrialLevel(batch_size=1, requests=1000, **exact, **rest)
+
+
+RECORDED = {
+    (codec.build(Settings, row["settings"]), row["level"]["concurrency"]): level(row["level"])
+    for row in SURFACE["rows"]
+}
+
+
+class Replay:
+    """A rig that answers from the recording; some configurations may be broken."""
+
+    def __init__(self, broken: Callable[[Settings], bool] = lambda _: False) -> None:
+        self._broken = broken
+        self._loaded = PRESENT
+        self.measured: list[tuple[Settings, int]] = []
+        self.revived = 0
+
+    def load(self, settings: Settings) -> None:
+        if self._broken(settings):
+            raise MeasureError("the server died")
+        self._loaded = settings
+
+    def level(self, concurrency: int) -> TrialLevel:
+        self.measured.append((self._loaded, concurrency))
+        return RECORDED[self._loaded, concurrency]
+
+    def revive(self) -> None:
+        self.revived += 1
+
+    def left_s(self) -> float:
+        return 1000.0
+
+
+def terms(**changes: Any) -> Terms:
+    usual: dict[str, Any] = {
+        "objective": "throughput", "max_p99_us": SURFACE["max_p99_ms"] * 1000, "batch_size": 1, "ladder": LADDER,
+        "cores": 2,
+    }  # fmt: skip
+    return Terms(**{**usual, **changes})
+
+
+def run(folder: Path, rig: Replay, given: Terms, seed: int = 0) -> tuple[tuple[Trial, ...], Search]:
+    study = Study(url_of(None, folder), "s", SPACE, seed=seed, fresh=False)
+    search = Search(rig, study, SPACE, given, PRESENT, lambda _: None)
+    try:
+        search.run()
+        return study.trials(), search
+    finally:
+        study.close()
+
+
+def best_of(found: tuple[Trial, ...], given: Terms) -> float:
+    return max(value for item in found if (value := given.value(item)) is not None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_third_of_the_loads_finds_what_the_whole_grid_has(tmp_path: Path, seed: int) -> None:
+    given = terms(most_levels=len(RECORDED) // 3 - 6)
+    rig = Replay()
+    found, search = run(tmp_path, rig, given, seed)
+    top = max(item.infer_per_s.value for item in RECORDED.values() if item.within(given.max_p99_us))
+    assert best_of(found, given) >= 0.97 * top
+    assert len(rig.measured) <= len(RECORDED) // 3
+    assert search.ended == "as many loads as asked for were measured"
+    assert search.model is not None
+
+
+def test_no_configuration_is_measured_twice_and_a_small_space_ends_the_search(tmp_path: Path) -> None:
+    rig = Replay()
+    found, search = run(tmp_path, rig, terms())
+    measured = [item.settings for item in found]
+    assert len(measured) == len(set(measured)) == sum(1 for _ in SPACE.all())
+    assert len(rig.measured) == len(set(rig.measured))
+    assert search.ended == "every configuration was tried"
+
+
+def test_patience_and_a_number_of_trials_end_it(tmp_path: Path) -> None:
+    found, search = run(tmp_path / "a", Replay(), terms(most_trials=3))
+    assert len(found) == 3
+    found, search = run(tmp_path / "b", Replay(), terms(patience=2))
+    assert "were no better" in search.ended
+    assert len(found) < sum(1 for _ in SPACE.all())
+
+
+def test_a_search_that_goes_on_measures_nothing_again(tmp_path: Path) -> None:
+    first = Replay()
+    run(tmp_path, first, terms(most_trials=4))
+    second = Replay()
+    found, search = run(tmp_path, second, terms(most_trials=8))
+    assert not {item for item, _ in first.measured} & {item for item, _ in second.measured}
+    assert len(found) == 8
+    assert search.model is not None  # fitted to what the first has measured
+
+
+def test_a_server_that_dies_in_a_trial_fails_that_trial_alone(tmp_path: Path) -> None:
+    rig = Replay(broken=lambda settings: settings.instances == 2 and settings.max_batch_size == 8)
+    found, _ = run(tmp_path, rig, terms())
+    failed = [item for item in found if item.state == "failed"]
+    assert failed
+    assert rig.revived == len(failed)
+    assert all("the server died" in item.reason and item.settings.max_batch_size == 8 for item in failed)
+    assert len(found) == sum(1 for _ in SPACE.all())
+
+
+def test_a_server_on_which_nothing_runs_ends_the_search(tmp_path: Path) -> None:
+    with pytest.raises(MeasureError, match="the server died"):
+        run(tmp_path, Replay(broken=lambda _: True), terms())
+
+
+def test_a_limit_that_nothing_keeps_prunes_and_scores_by_how_far_it_is_missed(tmp_path: Path) -> None:
+    given = terms(max_p99_us=1.0)
+    found, _ = run(tmp_path, Replay(), given)
+    assert all(item.best(given.max_p99_us) is None for item in found)
+    assert all((score := given.score(item)) is not None and score < -1 for item in found)
+    assert finals.entries(found, given, PRESENT) == []
+
+
+def test_cost_counts_the_cores_that_are_reserved(tmp_path: Path) -> None:
+    given = terms(objective="cost")
+    found, _ = run(tmp_path, Replay(), given)
+    best = max(found, key=lambda item: given.value(item) or 0.0)
+    assert given.value(best) == pytest.approx(
+        best.best(given.max_p99_us).infer_per_s.value / (best.settings.instances * best.settings.threads)  # type: ignore[union-attr,operator]
+    )
+    most = max(
+        item.infer_per_s.value / (key[0].instances * (key[0].threads or 2))
+        for key, item in RECORDED.items()
+        if item.within(given.max_p99_us) and not key[0].preferred_batch_sizes
+    )
+    assert best_of(found, given) >= 0.97 * most
+
+
+def at(concurrency: int, rate: float, p99_us: float, **more: Any) -> TrialLevel:
+    row = {
+        "concurrency": concurrency, "infer_per_s": rate, "p50_us": p99_us / 2, "p99_us": p99_us,
+        "mean_us": p99_us / 2, "whole": True,
+    }  # fmt: skip
+    return level({**row, **more})
+
+
+LINES = terms(max_p99_us=10_000.0, ladder=(1, 2, 4, 8, 16, 32))
+
+
+@pytest.mark.parametrize(
+    ("levels", "line"),
+    [
+        ([at(8, 100, 2000)], 16),
+        ([at(8, 100, 8000)], None),  # twice as many would be over the limit
+        ([at(8, 100, 40_000)], 2),
+        ([at(1, 100, 40_000)], None),
+        ([at(4, 100, 2000), at(8, 101, 4000)], None),  # no gain
+        ([at(4, 100, 2000), at(8, 150, 4000)], 16),
+        ([at(4, 100, 4000), at(16, 150, 30_000)], 8),
+        ([at(4, 100, 4000), at(8, 150, 30_000)], None),
+        ([at(8, 100, 2000, whole=False)], None),
+        ([at(8, 100, 2000, mean_batch=8.0, queue_us=900.0, compute_us=500.0)], None),
+    ],
+)
+def test_the_next_load_follows_from_those_before(levels: list[TrialLevel], line: int | None) -> None:
+    assert next_line(levels, Settings(max_batch_size=8), LINES) == line
+
+
+@given(st.lists(st.tuples(st.sampled_from(LINES.ladder), st.floats(1, 1e5), st.floats(1, 1e6)), min_size=1, max_size=6))
+def test_a_load_is_never_measured_twice_and_stays_between_what_holds_and_what_does_not(
+    rows: list[tuple[int, float, float]],
+) -> None:
+    levels = [at(*row) for row in {row[0]: row for row in rows}.values()]
+    found = next_line(levels, Settings(max_batch_size=8), LINES)
+    assert found is None or found not in {item.concurrency for item in levels}
+    held = [item.concurrency for item in levels if item.within(LINES.max_p99_us)]
+    if found is not None and held:
+        assert found > max(held)
+
+
+def test_saturated_is_full_batches_that_wait_longer_than_they_run() -> None:
+    full = at(8, 100, 2000, mean_batch=8.0, queue_us=900.0, compute_us=500.0)
+    assert saturated(full, Settings(max_batch_size=8))
+    assert not saturated(full, Settings(max_batch_size=64))
+    assert not saturated(replace(full, queue_us=None), Settings(max_batch_size=8))
