@@ -25,7 +25,7 @@ _CHOICES = {
 _WRITES = {"config": {"config"}, "recipe": {"recipe"}, "both": {"config", "recipe"}}
 
 
-class _Duration(click.ParamType):
+class _Duration(click.ParamType):  # type: ignore[type-arg] # generic in its stubs alone
     """``90``, ``90s``, ``10m`` or ``1h``, in seconds."""
 
     name = "duration"

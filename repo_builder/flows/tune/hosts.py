@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from repo_builder import serve
 from repo_builder.core import files
 from repo_builder.core.errors import MeasureError, RepositoryError, ServeError, first_line
 from repo_builder.core.servers import Process
@@ -17,7 +16,7 @@ from repo_builder.measure.wire.control import Control, open_control
 from repo_builder.measure.wire.transport import ConnectionLost, Endpoint
 from repo_builder.repository import serving
 from repo_builder.results.tuning import Settings
-from repo_builder.serve import Server
+from repo_builder.serve import Server, start
 
 _OPTIONS = ("--exit-timeout-secs=3",)  # Triton may wait long for a request whose client has gone; a search does not
 
@@ -117,7 +116,7 @@ class OwnServer:
         options = self._options
         http, grpc, metrics = options.ports
         log = options.folder / "triton.log"
-        self._server = serve.start(
+        self._server = start(
             self._folder,
             runtime="embedded",
             http_port=http,

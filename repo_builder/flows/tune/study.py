@@ -101,7 +101,7 @@ class Study:
         """Write down what a trial has so far."""
         number = self._id(trial)
         for key, value in (("trial", codec.plain(trial)), ("began", self._began), ("beat", time.time())):
-            self._guarded(lambda key=key, value=value: self._storage.set_trial_user_attr(number, key, value))
+            self._write(number, key, value)
 
     def tell(self, trial: Trial, value: float | None) -> None:
         """End a trial; ``value`` is what the sampler learns from it, None where it failed."""
@@ -112,8 +112,7 @@ class Study:
 
     def forget(self, trial: Trial) -> None:
         """Take back a trial that the sampler proposed in vain: it was measured already."""
-        number = self._id(trial)
-        self._guarded(lambda: self._storage.set_trial_user_attr(number, "trial", None))
+        self._write(self._id(trial), "trial", None)
 
     def close(self) -> None:
         """Close the connections."""
@@ -143,6 +142,9 @@ class Study:
                 left = replace(codec.build(Trial, value), state="failed", reason="its search was killed; tried again")
                 self._storage.set_trial_user_attr(item._trial_id, "trial", codec.plain(left))
             self._study.enqueue_trial(dict(item.params), user_attrs={"origin": "search"})
+
+    def _write(self, number: int, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
+        self._guarded(lambda: self._storage.set_trial_user_attr(number, key, value))
 
     def _id(self, trial: Trial) -> int:
         number: int = self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.number)

@@ -119,9 +119,8 @@ def test_a_server_that_dies_is_started_again_and_a_limit_that_nothing_keeps_is_s
         before = bench.answers()
         assert host.group is not None
         os.kill(host.group, signal.SIGKILL)
-        with pytest.raises((MeasureError, ServeError)):
-            for _ in range(50):
-                bench.level(1)
+        with pytest.raises(MeasureError):
+            bench.level(1)
         bench.revive()
         bench.load(Settings(instances=2, max_batch_size=8, max_queue_delay_us=0))
         assert bench.level(2).whole
@@ -151,7 +150,7 @@ def test_another_server_gets_back_its_configuration_and_one_that_allows_nothing_
     again = hosts.open_host(options(tmp_path, endpoint=Endpoint.parse(triton.http_url, "http")))
     assert serving.settings_of(again.configs[0]) == before
     again.close()
-    with pytest.raises(RepositoryError, match="is an ensemble.*tune identity, batching"):
+    with pytest.raises(RepositoryError, match=r"is an ensemble.*tune identity, batching"):
         hosts.open_host(options(tmp_path, model="pair", endpoint=Endpoint.parse(triton.grpc_url, "grpc")))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # whoever has no key
     with pytest.raises(ServeError, match="does not let this client load models"):
