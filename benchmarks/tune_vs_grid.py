@@ -28,7 +28,7 @@ from repo_builder.core import codec, environment, files
 from repo_builder.flows.perf import built
 from repo_builder.flows.tune import Collected, TuneOptions, finals, hosts, tune
 from repo_builder.flows.tune.bench import Bench
-from repo_builder.flows.tune.search import Terms
+from repo_builder.flows.tune.loads import Terms
 from repo_builder.flows.tune.space import canonical
 from repo_builder.measure.load.course import Pace
 from repo_builder.results.tuning import Settings, TrialLevel

@@ -70,7 +70,7 @@ def test_a_batcher_that_triton_completed_has_no_preferred_sizes() -> None:
 )
 def test_what_cannot_be_searched_is_named(text: str, said: str) -> None:
     why = serving.why_not(protobuf.parse(text, "x"))
-    assert why.startswith(said) if said else not why
+    assert said in why if said else not why
 
 
 def test_a_server_that_says_nonsense_is_no_configuration() -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from repo_builder.core import progress
 from repo_builder.core.errors import RepoBuilderError
-from repo_builder.flows.tune.search import Rig, Terms
+from repo_builder.flows.tune.loads import Terms
+from repo_builder.flows.tune.search import Rig
 from repo_builder.measure.judge import estimates
 from repo_builder.results.tuning import Comparison, Finalist, Settings, Trial, TrialLevel, worth
 

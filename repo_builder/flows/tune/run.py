@@ -15,8 +15,9 @@ from repo_builder.flows.tune import apply, finals, hosts, study
 from repo_builder.flows.tune import space as spaces
 from repo_builder.flows.tune.bench import Bench, difference
 from repo_builder.flows.tune.hosts import Host
+from repo_builder.flows.tune.loads import Terms
 from repo_builder.flows.tune.options import Collected, TuneOptions
-from repo_builder.flows.tune.search import Search, Terms
+from repo_builder.flows.tune.search import Search
 from repo_builder.flows.tune.space import Space
 from repo_builder.flows.tune.study import Study, url_of
 from repo_builder.repository import serving

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from repo_builder.core.errors import RepoBuilderError
+from repo_builder.flows.tune.loads import Terms, next_line, saturated
 from repo_builder.flows.tune.space import Space
 from repo_builder.flows.tune.study import Study
 from repo_builder.measure.judge import queueing
-from repo_builder.results.tuning import Objective, QueueModel, Settings, Trial, TrialLevel, worth
+from repo_builder.results.tuning import QueueModel, Settings, Trial, TrialLevel, worth
 
 _MOST_LEVELS = 4
-_GAIN = 1.03  # what twice as many in flight must bring to be followed further
 _BEHIND = 0.8  # a saturated configuration that reaches less than this share of the best is left
-_ROOM = 1.4  # p99 grows as the number in flight once requests wait: with less room than this twice as many are too many
-_MOST_FAILURES = 3  # in a row
+_MOST_FAILURES = 3  # in a row before anything was measured; twice as many later
+_FAILED = 0.1  # share of what the model says that a failed configuration counts as having reached
 _REPEATS = 3  # proposals in a row that were measured already
 
 
@@ -36,50 +36,6 @@ class Rig(Protocol):
 
     def left_s(self) -> float:
         """Return the seconds of the budget that are left."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What the search goes by.
-
-    Attributes:
-        objective: What is to be high.
-        max_p99_us: The limit; None for none.
-        batch_size: Samples a request.
-        ladder: Concurrencies, ascending.
-        cores: Cores of the server's machine.
-        on_gpu: Whether the model runs on a GPU.
-        most_trials: Most configurations; None leaves it to the budget.
-        most_levels: Most loads of all of them together; None likewise.
-        patience: End when so many in a row were no better; None never does.
-        reserve_s: What of the budget is kept for the end.
-        level_s: What a level takes about.
-    """
-
-    objective: Objective
-    max_p99_us: float | None
-    batch_size: int
-    ladder: Sequence[int]
-    cores: int
-    on_gpu: bool = False
-    most_trials: int | None = None
-    most_levels: int | None = None
-    patience: int | None = None
-    reserve_s: float = 0.0
-    level_s: float = 2.0
-
-    def value(self, trial: Trial) -> float | None:
-        """Return what a trial is worth; None where no load of it keeps the limit."""
-        best = trial.best(self.max_p99_us)
-        return None if best is None else worth(trial.settings, best.infer_per_s.value, self.objective, self.cores)
-
-    def score(self, trial: Trial) -> float | None:
-        """Return the same for the sampler: below 0 where the limit is missed, and by how much; None without a level."""
-        value = self.value(trial)
-        if value is not None or self.max_p99_us is None:
-            return value
-        least = min((item.p99_us.value for item in trial.levels if item.whole), default=None)
-        return None if least is None else -least / self.max_p99_us
 
 
 class Search:
@@ -101,6 +57,8 @@ class Search:
         self._present, self._seen = present, seen
         self.model: QueueModel | None = None
         self.ended = ""
+        self._last: RepoBuilderError
+        self._known: dict[Settings, float] = {}  # what the model says
 
     def run(self) -> None:
         """Try configurations until the budget, the trials or the patience are used up, or all have been tried.
@@ -118,8 +76,11 @@ class Search:
                 return
             ended = self._tried(trial)
             failures = failures + 1 if ended.state == "failed" else 0
-            if failures >= _MOST_FAILURES:
+            if failures >= _MOST_FAILURES and not self._measured():
                 raise self._last
+            if failures >= 2 * _MOST_FAILURES:
+                self.ended = f"{failures} configurations in a row failed, the last one since {self._last}"
+                return
 
     def _goes_on(self) -> bool:
         terms, trials = self._terms, self._measured()
@@ -176,8 +137,7 @@ class Search:
                 if trial.settings not in tried:
                     return trial
                 same = next(item for item in self._study.trials() if item.settings == trial.settings)
-                self._study.tell(trial, self._terms.score(same))
-                self._study.forget(trial)
+                self._study.tell_again(trial, self._terms.score(same))
         return self._study.ask(ranked[0], "queueing model")
 
     def _ranked(self, tried: set[Settings]) -> list[Settings]:
@@ -190,10 +150,12 @@ class Search:
         if self.model is None:
             return waiting
         known = []
-        for trial in self._measured():
-            best = trial.best(self._terms.max_p99_us)
+        for trial in self._study.trials():
+            if trial.state == "running":
+                continue
+            best = trial.best(self._terms.max_p99_us) if trial.state != "failed" else None
             said = self._said(trial.settings)
-            seen = max(best.infer_per_s.value if best else said * 0.1, 1e-9)
+            seen = max(best.infer_per_s.value if best else said * _FAILED, 1e-9)
             known.append((trial.settings, math.log(seen / said)))
         return sorted(waiting, key=lambda item: -self._promise(item, known))
 
@@ -208,10 +170,12 @@ class Search:
         """Return the throughput that the model expects under the limit."""
         if self.model is None:
             return 1.0
-        terms = self._terms
-        _, said = queueing.best_concurrency(self.model, settings, terms.ladder, terms.batch_size, terms.max_p99_us)
-        over = said.p99_us / terms.max_p99_us if terms.max_p99_us else 0.0
-        return max(said.infer_per_s / max(1.0, over), 1e-9)
+        if settings not in self._known:
+            terms = self._terms
+            _, said = queueing.best_concurrency(self.model, settings, terms.ladder, terms.batch_size, terms.max_p99_us)
+            over = said.p99_us / terms.max_p99_us if terms.max_p99_us else 0.0
+            self._known[settings] = max(said.infer_per_s / max(1.0, over), 1e-9)
+        return self._known[settings]
 
     def _tried(self, trial: Trial) -> Trial:
         started = time.monotonic()
@@ -279,41 +243,3 @@ class Search:
         if saturated(last, trial.settings) and value < best * _BEHIND:
             return f"saturated at {last.infer_per_s.value:,.0f} a second, {value / best:.0%} of the best"
         return ""
-
-
-def saturated(level: TrialLevel, settings: Settings) -> bool:
-    """Whether more in flight would only wait: requests wait longer than they run, and batches are full."""
-    if level.queue_us is None or level.compute_us is None or level.mean_batch is None:
-        return False
-    full = level.mean_batch >= 0.8 * max(1, settings.max_batch_size)
-    return full and level.queue_us > level.compute_us
-
-
-def next_line(levels: Sequence[TrialLevel], settings: Settings, terms: Terms) -> int | None:
-    """Return the concurrency to measure next of a configuration; None where its best load is known well enough.
-
-    Args:
-        levels: What was measured of it, at least one.
-        settings: The configuration.
-        terms: The limit and the ladder.
-    """
-    tried: Mapping[int, TrialLevel] = {item.concurrency: item for item in levels}
-    if any(not item.whole for item in levels):
-        return None
-    good = sorted(line for line, item in tried.items() if item.within(terms.max_p99_us))
-    bad = sorted(set(tried) - set(good))
-    if not good:
-        below = [line for line in terms.ladder if line < bad[0]]
-        if not below or terms.max_p99_us is None:
-            return None
-        aim = bad[0] * terms.max_p99_us / tried[bad[0]].p99_us.value
-        return max((line for line in below if line <= aim), default=below[0])
-    top = good[-1]
-    above = [line for line in terms.ladder if line > top and not (bad and line >= bad[0])]
-    if not above or saturated(tried[top], settings):
-        return None
-    if len(good) > 1 and tried[top].infer_per_s.value < tried[good[-2]].infer_per_s.value * _GAIN:
-        return None
-    if terms.max_p99_us is not None and terms.max_p99_us < tried[top].p99_us.value * _ROOM:
-        return None
-    return above[0]

@@ -18,6 +18,7 @@ from repo_builder.flows.tune.space import Space
 from repo_builder.results.tuning import Settings, Trial
 
 _STALE_S = 600.0  # of another machine: a trial without a level for so long is given up
+_KEY = "repo-builder"  # the attribute of Optuna's trials that holds ours
 _STARTS = 4  # trials after which TPE proposes by what was measured
 
 
@@ -66,6 +67,7 @@ class Study:
             self._storage = self._guarded(lambda: optuna.storages.RDBStorage(url))
         self._study: Any = self._guarded(lambda: self._open(seed, fresh=fresh))
         self._where = f"{platform.node()}:{os.getpid()}"
+        self._ended: dict[int, Trial] = {}
         self._began = Process.of(os.getpid()).began
         self._guarded(self._take_over)
 
@@ -73,9 +75,15 @@ class Study:
         """Return every trial there is, also those of other machines."""
         found = []
         for item in self._guarded(lambda: self._study.get_trials(deepcopy=False)):
-            value = item.user_attrs.get("trial")
-            if value is not None:
-                found.append(codec.build(Trial, value))
+            value = item.user_attrs.get(_KEY, {}).get("trial")
+            if item.number not in self._ended and value is not None:
+                trial = codec.build(Trial, value)
+                if not item.state.is_finished():
+                    found.append(trial)
+                    continue
+                self._ended[item.number] = trial  # nothing is written of one that has ended
+            if item.number in self._ended:
+                found.append(self._ended[item.number])
         return tuple(found)
 
     def ask(self, settings: Settings | None = None, origin: str = "search") -> Trial:
@@ -99,20 +107,21 @@ class Study:
 
     def keep(self, trial: Trial) -> None:
         """Write down what a trial has so far."""
-        number = self._id(trial)
-        for key, value in (("trial", codec.plain(trial)), ("began", self._began), ("beat", time.time())):
-            self._write(number, key, value)
+        self._write(self._id(trial), {"trial": codec.plain(trial), "began": self._began, "beat": time.time()})
 
     def tell(self, trial: Trial, value: float | None) -> None:
         """End a trial; ``value`` is what the sampler learns from it, None where it failed."""
         states = self._optuna.trial.TrialState
-        self.keep(trial)
+        self.keep(trial)  # nothing is written of one that has ended
         state = states.COMPLETE if value is not None else states.FAIL
         self._guarded(lambda: self._study.tell(trial.number, value, state=state))
 
-    def forget(self, trial: Trial) -> None:
-        """Take back a trial that the sampler proposed in vain: it was measured already."""
-        self._write(self._id(trial), "trial", None)
+    def tell_again(self, trial: Trial, value: float | None) -> None:
+        """End a trial that was measured already, so that it is none; the sampler learns what it knew."""
+        self._write(self._id(trial), {})
+        states = self._optuna.trial.TrialState
+        state = states.COMPLETE if value is not None else states.FAIL
+        self._guarded(lambda: self._study.tell(trial.number, value, state=state))
 
     def close(self) -> None:
         """Close the connections."""
@@ -134,17 +143,19 @@ class Study:
         """End the trials that a killed search left running, and have them tried again."""
         states = self._optuna.trial.TrialState
         for item in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            if not _is_left(item.user_attrs):
+            known = item.user_attrs.get(_KEY, {})
+            if not _is_left(known):
                 continue
+            if known:
+                left = replace(
+                    codec.build(Trial, known["trial"]), state="failed", reason="its search was killed; tried again"
+                )
+                self._storage.set_trial_user_attr(item._trial_id, _KEY, {"trial": codec.plain(left)})
             self._study.tell(item.number, state=states.FAIL)
-            value = item.user_attrs.get("trial")
-            if value is not None:
-                left = replace(codec.build(Trial, value), state="failed", reason="its search was killed; tried again")
-                self._storage.set_trial_user_attr(item._trial_id, "trial", codec.plain(left))
             self._study.enqueue_trial(dict(item.params), user_attrs={"origin": "search"})
 
-    def _write(self, number: int, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
-        self._guarded(lambda: self._storage.set_trial_user_attr(number, key, value))
+    def _write(self, number: int, value: Mapping[str, Any]) -> None:
+        self._guarded(lambda: self._storage.set_trial_user_attr(number, _KEY, value))
 
     def _id(self, trial: Trial) -> int:
         number: int = self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.number)

@@ -79,11 +79,10 @@ def test_a_trial_that_another_living_search_runs_is_left_to_it(study: Callable[.
     assert found.where.endswith(f":{os.getpid()}")
 
 
-def test_a_proposal_that_is_taken_back_is_no_trial(study: Callable[..., Study]) -> None:
+def test_a_proposal_that_was_measured_already_is_no_trial(study: Callable[..., Study]) -> None:
     found = study()
     trial = found.ask()
-    found.tell(trial, 1.0)
-    found.forget(trial)
+    found.tell_again(trial, 1.0)
     assert found.trials() == ()
 
 
@@ -91,7 +90,7 @@ def test_a_proposal_that_is_taken_back_is_no_trial(study: Callable[..., Study]) 
     ("url", "error", "said"),
     [
         ("nonsense://here/there", MeasureError, "the trials' database cannot be used"),
-        ("postgresql://me:secret@127.0.0.1:1/x", MissingDependency, "psycopg2"),
+        ("postgresql://me:secret@127.0.0.1:1/x", MissingDependency, "DB access module"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_named_without_its_password(
