@@ -129,7 +129,13 @@ def _tune(asked: TuneOptions, loads: int) -> dict[str, Any]:
     shutil.rmtree(asked.folder, ignore_errors=True)
     tune(
         dataclasses.replace(
-            asked, rounds=rounds, most_levels=loads // 3 - end - 3, patience=None, budget_s=400.0, fresh=True
+            asked,
+            most_in_flight=max(CONCURRENCY),
+            rounds=rounds,
+            most_levels=loads // 3 - end - 3,
+            patience=None,
+            budget_s=400.0,
+            fresh=True,
         ),
         collected,
     )

@@ -111,8 +111,9 @@ def test_the_documented_search_goes_on_after_a_kill_and_places_its_result(
 @pytest.mark.server
 def test_a_server_that_dies_is_started_again_and_a_limit_that_nothing_keeps_is_said(tmp_path: Path) -> None:
     write_model(tmp_path / "repository", "batching")
+    write_model(tmp_path / "other", "batching")
     given = options(tmp_path, max_p99_ms=0.001, most_trials=2)
-    host = hosts.open_host(given)
+    host = hosts.open_host(options(tmp_path, builds=(tmp_path / "other" / "batching",)))
     bench = Bench(host, given, Build(), time.monotonic() + 60)
     try:
         bench.load(Settings(instances=1, max_batch_size=4, max_queue_delay_us=0))
@@ -125,6 +126,8 @@ def test_a_server_that_dies_is_started_again_and_a_limit_that_nothing_keeps_is_s
         bench.load(Settings(instances=2, max_batch_size=8, max_queue_delay_us=0))
         assert bench.level(2).whole
         assert difference(before, bench.answers()) == (True, 0.0)
+        bench.load(Settings(instances=1, max_batch_size=8, max_queue_delay_us=0, build=1))  # another build's model
+        assert bench.level(1).whole
     finally:
         bench.close()
     assert notes_of(given.folder) == []
