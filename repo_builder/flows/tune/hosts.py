@@ -53,12 +53,7 @@ def open_host(options: TuneOptions) -> Host:
         ServeError: It does not start, or allows no loading of models.
         MeasureError: It cannot be reached.
     """
-    host: Host = OwnServer(options) if options.endpoint is None else OtherServer(options, options.endpoint)
-    for config in host.configs:
-        if reason := serving.why_not(config):
-            host.close()
-            raise RepositoryError(reason, where=config.name)
-    return host
+    return OwnServer(options) if options.endpoint is None else OtherServer(options, options.endpoint)
 
 
 class OwnServer:
@@ -68,6 +63,7 @@ class OwnServer:
         self._options = options
         builds = (options.repository / options.model, *options.builds)
         self.configs = tuple(_read(item) for item in builds)
+        _refuse(self.configs)
         _refuse_others(self.configs, builds)
         self._names = tuple(f"{options.model}.{place + 1}" if place else options.model for place in range(len(builds)))
         self._folder = _staged(options.folder, builds, self._names, self.configs)
@@ -153,16 +149,24 @@ class OtherServer:
             raise ServeError("several builds are compared on a server of their own", where="--build", hint="no --url")
         self.endpoint, self.metrics_url, self._model = endpoint, options.metrics_url, options.model
         self._control = open_control(endpoint, options.load_timeout_s)
-        self._before = self._control.config(options.model)
-        self.configs = (serving.of_json(self._before, options.model),)
         try:
-            self._control.load(options.model, serving.to_json(self.configs[0]))
+            self.configs = (serving.of_json(self._control.config(options.model), options.model),)
+            _refuse(self.configs)
+            self._try()
+        except BaseException:
+            self._control.close()
+            raise
+
+    def _try(self) -> None:
+        """Load the configuration that is there, to see whether that is allowed."""
+        try:
+            self._control.load(self._model, serving.to_json(self.configs[0]))
         except ConnectionLost:
             raise
         except MeasureError as error:
             raise ServeError(
                 f"the server does not let this client load models: {error.message.removeprefix('the server says: ')}",
-                where=str(endpoint),
+                where=str(self.endpoint),
                 hint="leave --url out, so that one is started, or start that one with repo-builder serve (for another "
                 "user with --open-control), or tritonserver --model-control-mode=explicit",
             ) from error
@@ -195,6 +199,13 @@ def _read(folder: Path) -> Any:  # noqa: ANN401 - a ModelConfig message
         hint = "run repo-builder build first, or name the repository with --repository"
         raise RepositoryError(reason, where=str(folder if not folder.is_dir() else path), hint=hint) from None
     return serving.of_text(text, str(path))
+
+
+def _refuse(configs: Sequence[Any]) -> None:
+    """Refuse models whose settings cannot be searched."""
+    for config in configs:
+        if reason := serving.why_not(config):
+            raise RepositoryError(reason, where=config.name)
 
 
 def _refuse_others(configs: Sequence[Any], folders: Sequence[Path]) -> None:
