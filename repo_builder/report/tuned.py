@@ -7,7 +7,6 @@ import statistics
 from repo_builder.report import numbers
 from repo_builder.results.tuning import Comparison, Estimate, Finalist, TuneRun
 
-_UNITS = {"throughput": "inferences/s", "cost": "inferences/s for each core or instance reserved"}
 _LIMITS = {
     "queue": "the queue: requests wait for the model",
     "compute": "the model's own execution",
@@ -47,10 +46,12 @@ def _chosen(run: TuneRun) -> list[tuple[str, str]]:
         return []
     limit = f" under {run.max_p99_ms:g} ms" if run.max_p99_ms is not None else ""
     rate, p99 = statistics.median(entry.infer_per_s), statistics.median(entry.p99_us)
+    each = rate / run.best.units(run.cores)
+    cost = f" ({numbers.rate(each)} for each core or instance reserved)" if run.objective == "cost" else ""
     found = [
         (
             "good",
-            f"best{limit}: {run.best}, {numbers.rate(rate)} inferences/s with a p99 of {numbers.time_us(p99)} at "
+            f"best{limit}: {run.best}, {numbers.rate(rate)} inferences/s{cost} with a p99 of {numbers.time_us(p99)} at "
             f"concurrency {entry.concurrency} (medians of {len(entry.infer_per_s)} rounds)",
         )
     ]
@@ -81,11 +82,6 @@ def _compared(item: Comparison) -> tuple[str, str]:
     taken = "" if item.kept or "preferred" not in item.what else "; none are written"
     text = f"{item.what}: × {item.ratio.value:.3f} [{low:.3f} – {high:.3f}] in {item.rounds} rounds{sure}{taken}"
     return ("good" if item.kept and low > 1 else "warning" if item.kept else "good"), text
-
-
-def unit(run: TuneRun) -> str:
-    """Return what the objective counts."""
-    return _UNITS[run.objective]
 
 
 def rate(value: Estimate) -> str:

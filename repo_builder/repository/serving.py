@@ -63,6 +63,7 @@ def settings_of(config: Message, build: int = 0) -> Settings:
         # Triton's own completion of a batcher without any
         preferred_batch_sizes=() if preferred == (most,) else preferred,
         threads=threads,
+        batching=most < 2 or config.HasField("dynamic_batching"),
         build=build,
     )
 
@@ -82,7 +83,7 @@ def changed(config: Message, settings: Settings, *, name: str | None = None) -> 
     group = made.instance_group[0] if made.instance_group else made.instance_group.add()
     group.count = settings.instances
     made.max_batch_size = settings.max_batch_size
-    if settings.max_batch_size > 1:
+    if settings.max_batch_size > 1 and settings.batching:
         del made.dynamic_batching.preferred_batch_size[:]
         made.dynamic_batching.preferred_batch_size.extend(settings.preferred_batch_sizes)
         made.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us

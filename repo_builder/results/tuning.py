@@ -25,6 +25,7 @@ class Settings:
         preferred_batch_sizes: Batch sizes that the dynamic batcher tries to reach; empty leaves them out.
         threads: Threads inside an operator of ONNX Runtime, 0 for its own choice; None where the backend has no such
             setting.
+        batching: Whether Triton puts requests together; a search always has it do so, and what stands there may not.
         build: Which build of the model, counted from 0; more than one only where several were given.
     """
 
@@ -33,13 +34,15 @@ class Settings:
     max_queue_delay_us: int = 0
     preferred_batch_sizes: tuple[int, ...] = ()
     threads: int | None = None
+    batching: bool = True
     build: int = 0
 
     def __str__(self) -> str:
         """Return it as in ``2 instances × batch ≤ 32 × delay 200 µs × 1 thread``."""
         parts = [f"{self.instances} instance{'s' if self.instances != 1 else ''}"]
         parts += [f"batch ≤ {self.max_batch_size}"] if self.max_batch_size else []
-        parts += [f"delay {self.max_queue_delay_us} µs"] if self.max_batch_size > 1 else []
+        delay = f"delay {self.max_queue_delay_us} µs" if self.batching else "no dynamic batching"
+        parts += [delay] if self.max_batch_size > 1 else []
         parts += [f"preferred {', '.join(map(str, self.preferred_batch_sizes))}"] if self.preferred_batch_sizes else []
         parts += [f"{self.threads} thread{'s' if self.threads != 1 else ''}"] if self.threads is not None else []
         parts += [f"build {self.build + 1}"] if self.build else []

@@ -105,6 +105,7 @@ def test_the_terminal_shows_every_trial_and_the_sentences() -> None:
             "good",
             "none are written",
         ),
+        ({"objective": "cost"}, "good", "1,500 inferences/s (750 for each core or instance reserved)"),
         ({"applied": ("a.toml",)}, "good", "written: a.toml"),
     ],
 )

@@ -54,6 +54,15 @@ def test_the_text_keeps_the_comments_at_the_top_and_says_the_same() -> None:
     assert again == text
 
 
+def test_a_model_without_a_batcher_stays_without_one() -> None:
+    config = protobuf.parse('name: "m" max_batch_size: 8 instance_group [ { count: 1 } ]', "x")
+    present = serving.settings_of(config)
+    assert not present.batching
+    assert "no dynamic batching" in str(present)
+    assert serving.changed(config, present) == config
+    assert serving.changed(config, Settings(max_batch_size=8)).HasField("dynamic_batching")
+
+
 def test_a_batcher_that_triton_completed_has_no_preferred_sizes() -> None:
     config = protobuf.parse('name: "m" max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 8 ] }', "x")
     assert serving.settings_of(config).preferred_batch_sizes == ()
