@@ -112,7 +112,7 @@ def test_the_documented_search_goes_on_after_a_kill_and_places_its_result(
 def test_a_server_that_dies_is_started_again_and_a_limit_that_nothing_keeps_is_said(tmp_path: Path) -> None:
     write_model(tmp_path / "repository", "batching")
     write_model(tmp_path / "other", "batching")
-    given = options(tmp_path, max_p99_ms=0.001, most_trials=2)
+    given = options(tmp_path, max_p99_ms=0.001, most_trials=1, most_in_flight=2)
     host = hosts.open_host(options(tmp_path, builds=(tmp_path / "other" / "batching",)))
     bench = Bench(host, given, Build(), time.monotonic() + 60)
     try:
