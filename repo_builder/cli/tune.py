@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repo_builder.cli.perf_options import Number
+
 if TYPE_CHECKING:
     from repo_builder.flows.tune import TuneOptions
     from repo_builder.results.tuning import TuneRun
 
 _PATH = click.Path(path_type=Path)
-_ABOVE_0 = click.FloatRange(0, min_open=True)
+_ABOVE_0 = Number(0, min_open=True)
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 # option → setting
 _CHOICES = {

@@ -60,6 +60,7 @@ def test_a_recipe_file_names_the_model_and_flags_may_come_first(asked: Any, tmp_
         (["vgg", "--budget", "soon"], 2, "write 90s, 10m or 1h"),
         (["vgg", "--budget", "0s"], 2, "is no time"),
         (["vgg", "--budget", "3s"], 11, "too small"),
+        (["vgg", "--max-p99-ms", "nan"], 2, "no number to measure with"),
         (["vgg", "--apply", "all"], 2, "--apply config, recipe or both"),
         (["vgg", "--instances", "0"], 11, "neither numbers above 0"),
         (["vgg"], 9, "repo-builder build"),
