@@ -30,6 +30,7 @@ from repo_builder.flows.tune import Collected, TuneOptions, finals, hosts, tune
 from repo_builder.flows.tune.bench import Bench
 from repo_builder.flows.tune.loads import Terms
 from repo_builder.flows.tune.space import canonical
+from repo_builder.measure.judge import estimates
 from repo_builder.measure.load.course import Pace
 from repo_builder.results.tuning import Settings, TrialLevel
 
@@ -42,8 +43,8 @@ CHOICES = {
 CONCURRENCY = (4, 16, 64)
 LIMITS_MS = {"vgg": 30.0, "jsc": 15.0, "resnet": 60.0}
 PACE = Pace(warmup_s=0.2, window_s=0.3, window_requests=20, until_stable=False, most_s=10.0)
-ROUNDS = 12
-PAIRED = dataclasses.replace(PACE, window_s=0.6)
+ROUNDS = 30
+PAIRED = dataclasses.replace(PACE, warmup_s=0.1, window_s=0.2)  # short turns: what else the machine does hits both
 
 
 def main() -> None:
@@ -186,15 +187,20 @@ def _paired(asked: TuneOptions, one: dict[str, Any]) -> dict[str, Any]:
         objective="throughput", max_p99_us=limit_us, batch_size=1, ladder=CONCURRENCY, cores=os.cpu_count() or 1
     )
     rates = [item.infer_per_s for item in found]
+    ratios = sorted(other / first for first, other in zip(*rates, strict=True))
+    # the sign test's 95 % interval of a median: order statistics, as for a percentile
+    middle = estimates.quantile(ratios, 50.0)
     told = finals.compare("tune over grid", found[0], found[1], terms)
     return {
         "grid": f"{theirs} at concurrency {pair[0].level.concurrency}",
         "tune": f"{best} at concurrency {pair[1].level.concurrency}",
-        "median_ratio": round(statistics.median(b / a for a, b in zip(*rates, strict=True)), 4),
-        "ratio": {key: round(value, 4) for key, value in dataclasses.asdict(told.ratio).items()},
+        "median_ratio": round(statistics.median(ratios), 4),
+        "median_interval": [round(middle.low, 4), round(middle.high, 4)],
+        "mean_ratio": {key: round(value, 4) for key, value in dataclasses.asdict(told.ratio).items()},
         "rounds": told.rounds,
         "infer_per_s": {"grid": found[0].infer_per_s, "tune": found[1].infer_per_s},
         "p99_us": {"grid": found[0].p99_us, "tune": found[1].p99_us},
+        "load_average": os.getloadavg()[0],  # of the last minute: its own load is about 4 on two cores
         "same": False,
     }
 
