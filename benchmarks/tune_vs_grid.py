@@ -43,7 +43,7 @@ CHOICES = {
 CONCURRENCY = (4, 16, 64)
 LIMITS_MS = {"vgg": 30.0, "jsc": 15.0, "resnet": 60.0}
 PACE = Pace(warmup_s=0.2, window_s=0.3, window_requests=20, until_stable=False, most_s=10.0)
-ROUNDS = 30
+ROUNDS = 24
 PAIRED = dataclasses.replace(PACE, warmup_s=0.1, window_s=0.2)  # short turns: what else the machine does hits both
 
 

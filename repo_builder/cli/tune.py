@@ -24,6 +24,11 @@ _CHOICES = {
     "queue_delay_us": "max_queue_delay_us",
     "threads": "threads",
 }
+# options that are handed on under their own names
+_AS_THEY_ARE = (
+    "repository", "builds", "objective", "max_p99_ms", "most_trials", "preferred", "rounds", "metrics_url", "cores",
+    "mps", "backend_directory", "storage", "fresh", "work", "dataset", "data_dir", "timeout_s", "workers", "seed",
+)  # fmt: skip
 _WRITES = {"config": {"config"}, "recipe": {"recipe"}, "both": {"config", "recipe"}}
 
 
@@ -161,7 +166,6 @@ def _options(
     *,
     url: str | None,
     protocol: str,
-    budget: float,
     apply_to: str | None,
     recipe: str | None,
     **asked: Any,  # noqa: ANN401 - the rest of click's values
@@ -175,7 +179,6 @@ def _options(
     """
     import dataclasses
 
-    from repo_builder.core.recipe import Recipe, reading
     from repo_builder.flows.tune import TuneOptions
     from repo_builder.flows.tune.options import PACE
     from repo_builder.measure.load import grid
@@ -186,62 +189,43 @@ def _options(
         raise click.UsageError(f"'{apply_to}' is not something to write: --apply config, recipe or both")
     if url and "config" in _WRITES.get(apply_to or "", ()) and not asked["repository"].is_dir():
         raise click.UsageError("--apply config writes into a repository here: name it with --repository")
-    named = recipe or (model if model.endswith(".toml") or "/" in model else None)
-    name = Recipe.load(named).name if named else model
-    if named is None and name in reading.built_in():
-        named = name
-    choices = {
-        setting: _whole(asked[option], f"--{option.replace('_', '-')}", zero=option in ("queue_delay_us", "threads"))
-        for option, setting in _CHOICES.items()
-        if asked[option] is not None
-    }
+    shapes = grid.shapes(asked["shape"]) if asked["shape"] else {}
     return TuneOptions(
-        model=name,
-        repository=asked["repository"],
-        builds=asked["builds"],
-        recipe=named,
-        recipe_file=Path(named) if named and named not in reading.built_in() else None,
-        objective=asked["objective"],
-        max_p99_ms=asked["max_p99_ms"],
-        budget_s=budget,
-        most_trials=asked["most_trials"],
+        **_of_the_recipe(model, recipe),
+        **{key: asked[key] for key in _AS_THEY_ARE},
+        budget_s=asked["budget"],
         patience=asked["patience"] or None,
-        choices=choices,
-        preferred=asked["preferred"],
-        level=Level(
-            batch_size=asked["batch_size"],
-            shapes=grid.shapes(asked["shape"]) if asked["shape"] else {},
-            shared_memory=asked["shared_memory"],
-        ),
+        choices={setting: _whole(asked, option) for option, setting in _CHOICES.items() if asked[option] is not None},
+        level=Level(batch_size=asked["batch_size"], shapes=shapes, shared_memory=asked["shared_memory"]),
         most_in_flight=asked["max_concurrency"],
         pace=dataclasses.replace(PACE, window_s=asked["window_ms"] / 1000),
-        rounds=asked["rounds"],
         endpoint=Endpoint.parse(url, protocol, tls=None, headers=()) if url else None,  # type: ignore[arg-type]
-        metrics_url=asked["metrics_url"],
-        cores=asked["cores"],
         ports=(asked["http_port"], asked["grpc_port"], asked["metrics_port"]),
-        mps=asked["mps"],
-        backend_directory=asked["backend_directory"],
         load_timeout_s=asked["load_timeout"],
-        storage=asked["storage"],
-        fresh=asked["fresh"],
-        work=asked["work"],
-        dataset=asked["dataset"],
-        data_dir=asked["data_dir"],
-        timeout_s=asked["timeout_s"],
-        workers=asked["workers"],
-        seed=asked["seed"],
         apply=frozenset(_WRITES.get(apply_to or "", ())),
     )
 
 
-def _whole(text: str, option: str, *, zero: bool) -> tuple[int, ...]:
+def _of_the_recipe(model: str, recipe: str | None) -> dict[str, Any]:
+    """Return the model's name, its recipe, and that recipe's file where it is the user's own."""
+    from repo_builder.core.recipe import Recipe, reading
+
+    named = recipe or (model if model.endswith(".toml") or "/" in model else None)
+    name = Recipe.load(named).name if named else model
+    if named is None and name in reading.built_in():
+        named = name
+    own = Path(named) if named and named not in reading.built_in() else None
+    return {"model": name, "recipe": named, "recipe_file": own}
+
+
+def _whole(asked: dict[str, Any], option: str) -> tuple[int, ...]:
     """Read ``1,2,4`` or ``1:16:x2``; 0 only where it means something."""
     from repo_builder.measure.load import grid
 
-    parts = [item.strip() for item in text.split(",")]
+    parts = [item.strip() for item in asked[option].split(",")]
+    zero = option in ("queue_delay_us", "threads")
     rest = ",".join(item for item in parts if not (zero and item == "0"))
-    found = grid.whole_numbers(rest, option) if rest else ()
+    found = grid.whole_numbers(rest, f"--{option.replace('_', '-')}") if rest else ()
     return tuple(sorted({*found, *([0] if zero and "0" in parts else [])}))
 
 
