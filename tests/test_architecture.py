@@ -149,6 +149,7 @@ sys.meta_path.insert(0, Gate())
             "flows.init",
             "flows.layers",
             "flows.perf",
+            "flows.tune",
             "flows.validating",
             "api",
             "recipes",
@@ -164,7 +165,21 @@ def test_importing_a_stage_loads_nothing_heavy(name: str) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["", "build", "compile", "config", "init", "inspect", "layers", "perf", "recipes", "serve", "train", "validate"],
+    [
+        "",
+        "build",
+        "compile",
+        "config",
+        "init",
+        "inspect",
+        "layers",
+        "perf",
+        "recipes",
+        "serve",
+        "train",
+        "tune",
+        "validate",
+    ],
 )
 def test_help_loads_nothing_heavy_and_teaches(verb: str) -> None:
     done = blocked("from repo_builder.cli import main; main()", *([verb] if verb else []), "--help")

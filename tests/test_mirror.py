@@ -50,6 +50,9 @@ ELSEWHERE: dict[str, str] = {
     ),
     "flows/test_layers.py": "cli/layers",
     "flows/perf/test_perf.py": ("flows/perf/accuracy flows/perf/options flows/perf/run measure/judge/explain"),
+    "flows/tune/test_tune.py": (
+        "flows/tune/__init__ flows/tune/bench flows/tune/hosts flows/tune/options flows/tune/run"
+    ),
     "measure/judge/test_ladder.py": "measure/judge/limits",
     "measure/test_measure_kinds.py": "measure/load/abilities measure/wire/grpc_stream",
     "measure/test_measure_parts.py": (
@@ -96,6 +99,7 @@ ELSEWHERE: dict[str, str] = {
         "report/numbers report/terminal report/verdict results/__init__ results/levels results/run results/schema"
         " results/scores"
     ),
+    "report/test_tune_page.py": "report/tune_terminal report/tuned results/tuning",
     "repository/test_config.py": "repository/protobuf repository/spec",
     "repository/test_plans.py": "repository/checks/plans",
     "repository/test_validate.py": (

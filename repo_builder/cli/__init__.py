@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "recipes": ("recipes", "List the built-in recipes, or print one to start from."),
     "serve": ("serve", "Serve a model repository with Triton, in a container or embedded."),
     "train": ("train", "Train a recipe's model and write a checkpoint."),
+    "tune": ("tune", "Search the serving configuration: instances, batches, delay, threads, on the real server."),
     "validate": ("validate", "Check a model repository as Triton would, without starting it."),
 }
 

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from repo_builder.results import Level
 
 
-class _Number(click.FloatRange):
+class Number(click.FloatRange):
     """A finite number in a range; click's own lets ``nan`` and ``inf`` through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - as click has it
+        """Return the number.
+
+        Raises:
+            click.BadParameter: It is none, not finite, or out of the range.
+        """
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is no number to measure with.", param, ctx)
@@ -27,8 +32,8 @@ class _Number(click.FloatRange):
 
 
 _PATH = click.Path(path_type=Path)
-_ABOVE_0 = _Number(0, min_open=True)
-_FROM_0 = _Number(0)
+_ABOVE_0 = Number(0, min_open=True)
+_FROM_0 = Number(0)
 _OPTIONS = (
     click.option(
         "--url",

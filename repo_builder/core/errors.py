@@ -14,7 +14,8 @@
     ├── MeasureError          11   server gone in mid-run, wrong input name, wrong shape of a response
     ├── OutputError           12   a file or folder that cannot be written
     ├── MissingDependency     13   a library or program that is not installed
-    └── DepartureError        14   a built form departs from the one before it, and nothing was placed
+    ├── DepartureError        14   a built form departs from the one before it, and nothing was placed
+    └── ObjectiveMissed       15   no serving configuration that was tried keeps the limit asked for
                               70   a bug: what nothing here foresaw (``cli/bugs.py``)
                              130   interrupted by Ctrl-C
 
@@ -126,6 +127,12 @@ class DepartureError(RepoBuilderError):
     """A form of the model that departs from the one before it by more than is accepted."""
 
     exit_code = 14
+
+
+class ObjectiveMissed(RepoBuilderError):  # noqa: N818 - reads as what it is
+    """A limit that no serving configuration kept."""
+
+    exit_code = 15
 
 
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:

@@ -79,6 +79,12 @@ def stdout_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=160)
 
 
+def done(title: str, seconds: float, text: str) -> None:
+    """Say what a step came to that was not run as one, as in many of a kind."""
+    line = escape(f"{title:<22} {text}")
+    stderr_console().print(f"[green]done[/green]   {seconds:7.2f} s  {line}")
+
+
 def skipped(title: str, why: str = "up to date") -> None:
     """Say that a step was not needed."""
     text = escape(f"{title:<22}{why}")

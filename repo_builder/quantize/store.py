@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repo_builder.core import archive, codec
+from repo_builder.core import archive, codec, foreign
 from repo_builder.core.errors import DataError, QuantizeError, RecipeError
 from repo_builder.core.records import RepairRecord
 from repo_builder.core.tensors import Array
@@ -98,7 +98,7 @@ def read_observed(path: Path, key: str) -> Observed | None:
         if str(saved["key"]) != key:
             return None
         names = saved["seen_tensors"].tolist()
-        record = codec.parsed(json.loads, str(saved["chosen_record"]))
+        record = foreign.parsed(json.loads, str(saved["chosen_record"]))
         kept = zip(saved["kept_tensors"].tolist(), saved["kept_calibrators"].tolist(), strict=True)
         return Observed(
             low=dict(zip(names, saved["seen_low"].tolist(), strict=True)),

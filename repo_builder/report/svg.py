@@ -28,6 +28,8 @@ class Line:
         colour: Number of its colour.
         dash: Number of its dash.
         labels: A word beside each point; empty for none.
+        joined: Whether a line goes through the points.
+        marked: Whether the points are marked, where the chart marks any.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Line:
     colour: int
     dash: int = 0
     labels: Sequence[str] = ()
+    joined: bool = True
+    marked: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +79,9 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in spots)
         dash = _DASHES[line.dash % len(_DASHES)]
         style = f' stroke-dasharray="{dash}"' if dash else ""
-        parts.append(f'<polyline class="line c{line.colour % COLOURS}" points="{path}"{style}/>')
-        if markers:
+        if line.joined:
+            parts.append(f'<polyline class="line c{line.colour % COLOURS}" points="{path}"{style}/>')
+        if markers and line.marked:
             parts += [_marker(px, py, line) for px, py in spots]
         for (px, py), label in zip(spots, line.labels, strict=False):
             parts.append(
@@ -192,6 +197,8 @@ def _legend(line: Line) -> str:
     dash = _DASHES[line.dash % len(_DASHES)]
     style = f' stroke-dasharray="{dash}"' if dash else ""
     stroke = f'<line class="line c{line.colour % COLOURS}" x1="0" x2="28" y1="7" y2="7"{style}/>'
+    if not line.joined:
+        stroke = _marker(14, 7, line)
     key = f'<svg class="key wide" viewBox="0 0 28 14" aria-hidden="true">{stroke}</svg>'
     return f"<li>{key}{escape(line.name)}</li>"
 

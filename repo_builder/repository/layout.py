@@ -81,6 +81,32 @@ def place(
     return repository / engine.recipe.name
 
 
+def reconfigure(model_folder: Path, text: str) -> None:
+    """Give a model that lies in a repository another config.pbtxt; its folder is exchanged in one step.
+
+    Args:
+        model_folder: The model's folder in its repository.
+        text: The new config.pbtxt.
+
+    Raises:
+        RepositoryError: Triton would not load what came of it; the old one stays.
+        OutputError: The repository cannot be written, or another writer does not come to an end.
+    """
+    target = model_folder.absolute()
+    with (
+        _exclusive(target.parent) as staging,
+        files.output_errors(target),
+        files.replacing_folder(target, staging=staging) as fresh,
+    ):
+        for item in sorted(target.iterdir()):
+            if item.is_dir():
+                shutil.copytree(item, fresh / item.name, symlinks=True, copy_function=_link)
+            elif item.name != config.CONFIG:
+                shutil.copy2(item, fresh / item.name, follow_symlinks=False)
+        files.write_text(fresh / config.CONFIG, text)
+        validate.refuse_staged(fresh, target.name)
+
+
 def sweep(repository: Path) -> None:
     """Remove what a killed writer staged, unless a living one has the repository; the next writer would do the same."""
     with suppress(OSError):

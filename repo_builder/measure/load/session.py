@@ -96,6 +96,10 @@ class Session:
         self._sampler.close()
         self._control.close()
 
+    def describe_anew(self) -> None:
+        """Ask the server for the model again, which was loaded with another configuration since."""
+        self.model = describe(self._control, self.model.name, self._version)
+
     def infer(self, samples: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs for samples, ``(n, *shape)`` by name, in their order."""
         return outputs.infer_all(self.endpoint, self.model, samples, timeout_s=self._timeout_s)

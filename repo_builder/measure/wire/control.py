@@ -41,6 +41,12 @@ class Control(Protocol):
     def statistics(self, model: str, version: str = "") -> list[Json]:
         """Return a model's statistics, one entry a version."""
 
+    def load(self, model: str, config: Json) -> None:
+        """Load a model, or load it anew, with a configuration in place of its file's."""
+
+    def unload(self, model: str) -> None:
+        """Unload a model."""
+
     def register_system(self, name: str, key: str, byte_size: int) -> None:
         """Register a POSIX shared memory object."""
 
@@ -94,6 +100,14 @@ class HttpControl:
         """Return a model's statistics."""
         found: list[Json] = self._object("GET", _path(model, version) + "/stats").get("model_stats", [])
         return found
+
+    def load(self, model: str, config: Json) -> None:
+        """Load a model with a configuration."""
+        self._call("POST", f"/v2/repository/models/{quote(model)}/load", {"parameters": {"config": json.dumps(config)}})
+
+    def unload(self, model: str) -> None:
+        """Unload a model."""
+        self._call("POST", f"/v2/repository/models/{quote(model)}/unload", {})
 
     def register_system(self, name: str, key: str, byte_size: int) -> None:
         """Register a POSIX shared memory object."""
@@ -188,6 +202,15 @@ class GrpcControl:
         """Return a model's statistics."""
         found: list[Json] = self._call("ModelStatistics", name=model, version=version).get("model_stats", [])
         return found
+
+    def load(self, model: str, config: Json) -> None:
+        """Load a model with a configuration."""
+        given = {"config": {"string_param": json.dumps(config)}}
+        self._call("RepositoryModelLoad", model_name=model, parameters=given)
+
+    def unload(self, model: str) -> None:
+        """Unload a model."""
+        self._call("RepositoryModelUnload", model_name=model)
 
     def register_system(self, name: str, key: str, byte_size: int) -> None:
         """Register a POSIX shared memory object."""

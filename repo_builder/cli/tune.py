@@ -1,0 +1,256 @@
+"""``repo-builder tune``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repo_builder.cli.perf_options import Number
+
+if TYPE_CHECKING:
+    from repo_builder.flows.tune import TuneOptions
+    from repo_builder.results.tuning import TuneRun
+
+_PATH = click.Path(path_type=Path)
+_ABOVE_0 = Number(0, min_open=True)
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+# option → setting
+_CHOICES = {
+    "instances": "instances",
+    "max_batch_size": "max_batch_size",
+    "queue_delay_us": "max_queue_delay_us",
+    "threads": "threads",
+}
+# options that are handed on under their own names
+_AS_THEY_ARE = (
+    "repository", "builds", "objective", "max_p99_ms", "most_trials", "preferred", "rounds", "metrics_url", "cores",
+    "mps", "backend_directory", "storage", "fresh", "work", "dataset", "data_dir", "timeout_s", "workers", "seed",
+)  # fmt: skip
+_WRITES = {"config": {"config"}, "recipe": {"recipe"}, "both": {"config", "recipe"}}
+
+
+class _Duration(click.ParamType):  # type: ignore[type-arg] # generic in its stubs alone
+    """``90``, ``90s``, ``10m`` or ``1h``, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - as click has it
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(value).strip())
+        if found is None or not float(found[1]):
+            self.fail(f"'{value}' is no time: write 90s, 10m or 1h", param, ctx)
+        return float(found[1]) * _UNITS[found[2]]
+
+
+_OPTIONS = (
+    click.option("--max-p99-ms", type=_ABOVE_0, help="The limit of p99. [default: none, throughput alone]"),
+    click.option(
+        "--objective", type=click.Choice(["throughput", "cost"]), default="throughput", show_default=True,
+        help="cost: throughput over the cores (instances on a GPU) that the configuration reserves.",
+    ),
+    click.option("--budget", type=_Duration(), default="10m", show_default=True, help="Time: 90s, 10m, 1h."),
+    click.option("--trials", "most_trials", type=click.IntRange(1), help="Most configurations, earlier ones included."),
+    click.option(
+        "--patience", type=click.IntRange(0), default=12, show_default=True,
+        help="End when so many in a row were no better; 0 never does.",
+    ),
+    # what is searched
+    click.option("--instances", help="Choices: 1,2,4 or 1:4:x2. [default: up to twice the cores; 1 to 8 a GPU]"),
+    click.option("--max-batch-size", help="Likewise. [default: powers of two up to the present one]"),
+    click.option("--queue-delay-us", help="Likewise. [default: 0,100,500,2000]"),
+    click.option("--threads", help="Likewise, threads of ONNX Runtime. [default: powers of two up to the cores]"),
+    click.option("--preferred/--no-preferred", default=True, help="Try preferred batch sizes on the best. [yes]"),
+    click.option("--build", "builds", multiple=True, type=_PATH, metavar="DIR", help="Another build's model folder."),
+    # load
+    click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Samples a request."),
+    click.option("--max-concurrency", type=click.IntRange(1, 4096), default=256, show_default=True, help="Of a load."),
+    click.option("--shape", metavar="NAME:D,D", help="Shape of a dynamic input."),
+    click.option(
+        "--shared-memory", type=click.Choice(["none", "system", "cuda"]), default="none", show_default=True,
+        help="Where tensors travel.",
+    ),
+    click.option("--workers", type=click.IntRange(1), help="Processes that make the load, as for perf."),
+    click.option("--window-ms", type=click.IntRange(50), default=500, show_default=True, help="Of three a level."),
+    click.option("--rounds", type=click.IntRange(2, 50), default=4, show_default=True, help="Of the best in turns."),
+    click.option("--timeout-s", type=_ABOVE_0, default=10.0, show_default=True, help="Deadline of every request."),
+    click.option("--dataset", help="Data instead of the recipe's: .npz, .csv, a folder, module:function, or random."),
+    click.option("--data-dir", type=_PATH, help="Folder of the data set."),
+    # the server
+    click.option("--repository", type=_PATH, default=Path("model_repository"), show_default=True),
+    click.option("--url", help="A server that allows this client to load models, instead of one started for it."),
+    click.option("--protocol", type=click.Choice(["grpc", "http"]), default="grpc", show_default=True),
+    click.option("--metrics-url", help="host:port of its metrics. [default: port 8002]"),
+    click.option("--cores", type=click.IntRange(1), help="Cores of its machine. [default: this one's]"),
+    click.option("--http-port", type=click.IntRange(0, 65535), default=0, help="Of the one started. [default: free]"),
+    click.option("--grpc-port", type=click.IntRange(0, 65535), default=0, help="Likewise."),
+    click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Likewise."),
+    click.option("--mps", is_flag=True, help="Its instances share the GPU through CUDA MPS, as for serve."),
+    click.option("--backend-directory", type=_PATH, help="Native backends for it, as for serve."),
+    click.option("--load-timeout", type=_ABOVE_0, default=120.0, show_default=True, help="Seconds a load may take."),
+    # trials
+    click.option("--storage", help="Database of the trials: a file, or Optuna's URL. [default: in build/NAME/tune]"),
+    click.option("--fresh", is_flag=True, help="Leave the trials of earlier runs out, and delete them."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of search and made-up inputs."),
+    click.option("--recipe", help="Where data comes from, and what --apply writes into. [default: the build's]"),
+    click.option("--work", type=_PATH, default=Path("build"), show_default=True, help="Folder of artifacts."),
+    # what comes out
+    click.option(
+        "--apply", "apply_to", is_flag=False, flag_value="both", metavar="[config|recipe|both]",
+        help="Write the result into the placed config.pbtxt, the recipe, or both; the old ones are kept.",
+    ),
+    click.option(
+        "--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]",
+        help="JSON on stdout instead of tables, or beside them in a FILE.",
+    ),
+    click.option("--report", type=_PATH, metavar="FILE.html", help="The page. [default: build/NAME/tune/report.html]"),
+)  # fmt: skip
+
+
+def _with_options(function: Any) -> Any:  # noqa: ANN401 - click's decorators
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command("tune")
+@click.argument("model", required=False)
+@_with_options
+def command(model: str | None, json_to: str | None, report: Path | None, **asked: Any) -> None:  # noqa: ANN401
+    """Search the serving configuration of MODEL: a name in the repository, or a recipe file.
+
+    Configurations are loaded into a Triton that is started for it and measured with perf's levels. The trials lie in a
+    database: what is killed goes on where it was, and machines of one kind may share one (--storage). A search changes
+    how a model is served, never what it answers; that is checked in the end.
+
+    \b
+    repo-builder tune vgg --max-p99-ms 20
+    repo-builder tune vgg --max-p99-ms 20 --budget 3m --apply config
+    repo-builder tune my_model.toml --objective cost --instances 1,2 --apply
+    repo-builder tune vgg --url gpu-7:8001 --max-p99-ms 5
+    """
+    if model is None and json_to not in (None, "-") and not str(json_to).endswith(".json"):
+        model, json_to = json_to, "-"  # "tune --json MODEL" means the flag
+    if model is None and asked["apply_to"] not in (None, *_WRITES):
+        model, asked["apply_to"] = asked["apply_to"], "both"  # and so does "tune --apply MODEL"
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.")
+
+    from repo_builder.core import files
+    from repo_builder.core.errors import OutputError
+    from repo_builder.flows.tune import Collected, tune
+
+    options = _options(model, **asked)
+    page = report or options.folder / "report.html"
+    for path in (page, *([] if json_to in (None, "-") else [Path(str(json_to))])):
+        if path.is_dir():
+            raise OutputError("is a folder", where=str(path), hint="name a file")
+        files.require_writable(path.parent)
+    collected = Collected()
+    try:
+        tune(options, collected)
+    except BaseException:
+        try:
+            _show(collected.run, json_to, page)
+        except OutputError as second:
+            click.echo(f"also: {second}", err=True)
+        raise
+    _show(collected.run, json_to, page)
+
+
+def _options(
+    model: str,
+    *,
+    url: str | None,
+    protocol: str,
+    apply_to: str | None,
+    recipe: str | None,
+    **asked: Any,  # noqa: ANN401 - the rest of click's values
+) -> TuneOptions:
+    """Return what was asked for.
+
+    Raises:
+        click.UsageError: Options contradict each other.
+        MeasureError: A number or the URL cannot be understood.
+        RecipeError: The recipe cannot be.
+    """
+    import dataclasses
+
+    from repo_builder.flows.tune import TuneOptions
+    from repo_builder.flows.tune.options import PACE
+    from repo_builder.measure.load import grid
+    from repo_builder.measure.wire.transport import Endpoint
+    from repo_builder.results import Level
+
+    if apply_to is not None and apply_to not in _WRITES:
+        raise click.UsageError(f"'{apply_to}' is not something to write: --apply config, recipe or both")
+    if url and "config" in _WRITES.get(apply_to or "", ()) and not asked["repository"].is_dir():
+        raise click.UsageError("--apply config writes into a repository here: name it with --repository")
+    shapes = grid.shapes(asked["shape"]) if asked["shape"] else {}
+    return TuneOptions(
+        **_of_the_recipe(model, recipe),
+        **{key: asked[key] for key in _AS_THEY_ARE},
+        budget_s=asked["budget"],
+        patience=asked["patience"] or None,
+        choices={setting: _whole(asked, option) for option, setting in _CHOICES.items() if asked[option] is not None},
+        level=Level(batch_size=asked["batch_size"], shapes=shapes, shared_memory=asked["shared_memory"]),
+        most_in_flight=asked["max_concurrency"],
+        pace=dataclasses.replace(PACE, window_s=asked["window_ms"] / 1000),
+        endpoint=Endpoint.parse(url, protocol, tls=None, headers=()) if url else None,  # type: ignore[arg-type]
+        ports=(asked["http_port"], asked["grpc_port"], asked["metrics_port"]),
+        load_timeout_s=asked["load_timeout"],
+        apply=frozenset(_WRITES.get(apply_to or "", ())),
+    )
+
+
+def _of_the_recipe(model: str, recipe: str | None) -> dict[str, Any]:
+    """Return the model's name, its recipe, and that recipe's file where it is the user's own."""
+    from repo_builder.core.recipe import Recipe, reading
+
+    named = recipe or (model if model.endswith(".toml") or "/" in model else None)
+    name = Recipe.load(named).name if named else model
+    if named is None and name in reading.built_in():
+        named = name
+    own = Path(named) if named and named not in reading.built_in() else None
+    return {"model": name, "recipe": named, "recipe_file": own}
+
+
+def _whole(asked: dict[str, Any], option: str) -> tuple[int, ...]:
+    """Read ``1,2,4`` or ``1:16:x2``; 0 only where it means something."""
+    from repo_builder.measure.load import grid
+
+    parts = [item.strip() for item in asked[option].split(",")]
+    zero = option in ("queue_delay_us", "threads")
+    rest = ",".join(item for item in parts if not (zero and item == "0"))
+    found = grid.whole_numbers(rest, f"--{option.replace('_', '-')}") if rest else ()
+    return tuple(sorted({*found, *([0] if zero and "0" in parts else [])}))
+
+
+def _show(run: TuneRun | None, json_to: str | None, page: Path) -> None:
+    """Print the run, and write the page and the JSON; what cannot be written does not stop the next."""
+    from repo_builder.core import files, progress
+    from repo_builder.core.errors import OutputError
+    from repo_builder.report import tune_page, tune_terminal
+    from repo_builder.results import tuning
+
+    if run is None or not run.trials:
+        return
+    failed: OutputError | None = None
+    if json_to == "-":
+        click.echo(tuning.dumps(run), nl=False)
+    else:
+        tune_terminal.show(run, progress.stdout_console())
+    outputs = {page: ("page", tune_page.render)}
+    outputs |= {} if json_to in (None, "-") else {Path(str(json_to)): ("JSON", tuning.dumps)}
+    for path, (what, render) in outputs.items():
+        try:
+            files.write_text(path, render(run))
+        except OutputError as error:  # noqa: PERF203 - two files
+            failed = failed or error
+        else:
+            click.echo(f"{what}: {path}", err=True)
+    if failed:
+        raise failed
