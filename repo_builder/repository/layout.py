@@ -94,7 +94,7 @@ def reconfigure(model_folder: Path, text: str) -> None:
     """
     target = model_folder.absolute()
     with (
-        _exclusive(target.parent) as staging,
+        exclusive(target.parent) as staging,
         files.output_errors(target),
         files.replacing_folder(target, staging=staging) as fresh,
     ):
