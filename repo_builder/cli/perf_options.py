@@ -182,9 +182,10 @@ def _header(text: str) -> tuple[str, str]:
     Raises:
         click.UsageError: It is of another form, or holds what no header may.
     """
+    from repo_builder.measure.wire.transport import is_header
+
     name, colon, value = text.partition(":")
-    fine = name.strip() and text.isascii() and text.isprintable() and not set(name.strip()) & set(' ()<>@,;"/[]?={}')
-    if not colon or not fine:
+    if not colon or not text.isprintable() or not is_header(name.strip(), value.strip()):
         raise click.UsageError(f"'{text}' is no header: write --header 'Authorization: Bearer ...'")
     return name.strip(), value.strip()
 
