@@ -111,7 +111,7 @@ def perf(
     requests: int | None = None,
     recipe: str | None = None,
     work: str | Path = WORK,
-    dataset: str | None = None,
+    data: str | None = None,
     input_data: str | Path | None = None,
     string_length: int = STRING_LENGTH,
     data_dir: str | Path | None = None,
@@ -162,7 +162,7 @@ def perf(
         requests: Measure so many instead.
         recipe: Where data and defaults come from; None takes the build's recipe, or a built-in of that name.
         work: Folder of the build's artifacts.
-        dataset: Data instead of the recipe's; ``random`` makes inputs up.
+        data: Data instead of the recipe's; ``random`` makes inputs up.
         input_data: Inputs of the load: .npz by input name, or perf_analyzer's JSON.
         string_length: Length of made-up strings, bytes.
         data_dir: Folder of the data set's files.
@@ -189,7 +189,7 @@ def perf(
         metrics_url=metrics_url,
         recipe=recipe,
         work=Path(work),
-        dataset=dataset,
+        dataset=data,
         data_dir=path(data_dir),
         input_data=path(input_data),
         string_length=_whole(string_length, "string_length"),

@@ -30,7 +30,7 @@ def keep(data: Any, path: Path, *, inputs: Sequence[str]) -> None:  # noqa: ANN4
     found = arrays(data, inputs=inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing_file(path) as stream:
-        np.savez(stream, **found)  # type: ignore[arg-type] - names are the caller's
+        np.savez(stream, **found)
 
 
 def arrays(data: Any, *, inputs: Sequence[str]) -> dict[str, Array]:  # noqa: ANN401 - as above
@@ -91,11 +91,11 @@ def _named(batch: Any, inputs: Sequence[str]) -> dict[str, Array]:  # noqa: ANN4
 
 def _array(name: str, value: Any) -> Array:  # noqa: ANN401 - as above
     try:
-        found = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+        found: Array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
         if found.dtype.kind == "O" and all(isinstance(item, str) for item in found.flat):
             found = found.astype(str)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"'{name}' is no array ({error})", where=_ORIGIN, hint="as numpy has it") from error
     if found.dtype.kind == "O":
         raise DataError(f"'{name}' holds Python objects", where=_ORIGIN, hint="give one array of numbers")
-    return np.atleast_1d(found)
+    return found if found.ndim else found[None]

@@ -59,7 +59,7 @@ def test_it_is_read_off_a_classifier_and_its_samples_and_builds(
     made = init.draft("own", "net.onnx", data="net.npz")
     assert made.complete
     assert not made.undecided
-    path = init.write(made, Path())
+    path = init.write(made, Path("own.toml"))
     found = Recipe.load(path)
     assert [str(item) for item in found.model.inputs] == ["image fp32[3, 6, 6]"]
     assert [str(item) for item in found.model.outputs] == ["logits fp32[4]"]
@@ -71,8 +71,8 @@ def test_it_is_read_off_a_classifier_and_its_samples_and_builds(
     assert placed.exported.accuracy[0].top1 is not None
     assert (Path("repository") / "own" / "config.pbtxt").is_file()
     with pytest.raises(RecipeError, match="is there already"):
-        init.write(made, Path())
-    assert init.write(made, Path(), force=True) == path
+        init.write(made, Path("own.toml"))
+    assert init.write(made, Path("own.toml"), force=True) == path
 
 
 def test_without_samples_it_says_what_they_have_to_be(tmp_path: Path) -> None:
