@@ -26,7 +26,7 @@ _FROM_0 = _Number(0)
 _OPTIONS = (
     click.option(
         "--url",
-        help="host:port, or http(s)://host:port/prefix, grpc(s)://... No proxy of the environment is used. "
+        help="host:port, or http(s)://host:port/prefix, grpc(s)://... No proxy of the environment is used.  "
         "[default: localhost:8001 for gRPC, :8000 for HTTP]",
     ),
     click.option(
