@@ -39,8 +39,8 @@ GROUPS: dict[str, str] = {
     "Comparison": "--explain --baseline --accuracy-tolerance --latency-tolerance --strict",
     "Output": "--output --work --version --keep-versions --force --half --json --csv --report --raw",
 }
-_REST = "Other options"
-_OF_A_VERB = {"perf --version": "Server", "perf --work": "Model and data", "repo-builder --version": _REST}
+REST = "Other options"
+_OF_A_VERB = {"perf --version": "Server", "perf --work": "Model and data", "repo-builder --version": REST}
 _PLACES = {name: title for title, names in GROUPS.items() for name in names.split() if name.startswith("--")}
 # What options were called before; they go on working and are not shown.
 FORMER = frozenset({"--dataset", "--model-version", "--timeout-s"})
@@ -77,10 +77,10 @@ class Formatter(click.HelpFormatter):
             return
         sorted_rows: dict[str, list[tuple[str, str]]] = {}
         for names, said in rows:
-            shown = _shown(names)
-            sorted_rows.setdefault(self._group(shown), []).append((shown, said))
+            name = shown(names)
+            sorted_rows.setdefault(group(self._verb, name), []).append((name, said))
         self.dedent()
-        titles = [title for title in (*GROUPS, _REST) if title in sorted_rows]
+        titles = [title for title in (*GROUPS, REST) if title in sorted_rows]
         for place, title in enumerate(titles):
             if place:
                 self.write_paragraph()
@@ -89,11 +89,6 @@ class Formatter(click.HelpFormatter):
             super().write_dl(sorted_rows[title], col_max=narrow, col_spacing=col_spacing)
             self.dedent()
         self.indent()
-
-    def _group(self, names: str) -> str:
-        found = re.search(r"--[\w-]+", names)
-        name = found[0] if found else ""
-        return _OF_A_VERB.get(f"{self._verb} {name}") or _PLACES.get(name, _REST)
 
     def write_text(self, text: str) -> None:
         """Write paragraphs; one that begins with a backspace character holds examples, a line each."""
@@ -112,7 +107,14 @@ class Formatter(click.HelpFormatter):
             self.write(f"{'':>{self.current_indent}}{line}\n")
 
 
-def _shown(names: str) -> str:
+def group(verb: str, names: str) -> str:
+    """Return the title of the group that an option of a verb belongs to."""
+    found = re.search(r"--[\w-]+", names)
+    name = found[0] if found else ""
+    return _OF_A_VERB.get(f"{verb} {name}") or _PLACES.get(name, REST)
+
+
+def shown(names: str) -> str:
     """Return an option's names and value without former names and programmers' words."""
     for former in FORMER:
         names = names.replace(f", {former} ", " ").replace(f"{former}, ", "")
