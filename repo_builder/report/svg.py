@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 520, 300  # drawn at 0.85 of that on a page of 500 px, at 1.2 on a wide one
 LEFT, RIGHT, TOP, BOTTOM = 74, 16, 20, 48
+_MOST_TICKS = 10
 _NOTE, _ROW = 28, 12  # room of a word beside a point
 _LETTER = 6.8  # width of a letter, at most
 COLOURS = 8
@@ -62,7 +63,8 @@ class Axis:
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-            return [item for item in found if self.low * 0.999 <= item <= self.high * 1.001]
+            shown = [item for item in found if self.low * 0.999 <= item <= self.high * 1.001]
+            return shown if len(shown) <= _MOST_TICKS else [item for item in shown if f"{item:e}".startswith("1")]
         step = _round_step((self.high - self.low) / 5)
         first = math.ceil(self.low / step)
         return [place * step for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
