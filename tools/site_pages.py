@@ -150,6 +150,14 @@ def pages() -> dict[str, str]:
     return {**made, "reference/cli.md": reference_cli(), "reference/python.md": reference_python()}
 
 
+def on_config(config: Any) -> Any:  # noqa: ANN401 - mkdocs's
+    """Put pages of docs/ that the navigation does not name behind those that say how things work."""
+    named = set(re.findall(r"[\w/.-]+\.md", str(config.nav)))
+    section = next(item["How it works"] for item in config.nav if isinstance(item, dict) and "How it works" in item)
+    section.extend(item.name for item in sorted((ROOT / "docs").glob("*.md")) if item.name not in named)
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:  # noqa: ANN401 - mkdocs's
     """Add the pages that are made."""
     from mkdocs.structure.files import File

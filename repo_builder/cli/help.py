@@ -17,22 +17,26 @@ GROUPS: dict[str, str] = {
         "--recipe --checkpoint --data --data-dir --input-data --string-length --set --argument --resume --device "
         "--seed --no-accuracy"
     ),
-    "Precision and target": "--target --search --allow-precision-mismatch --accept-departure --trust-code",
+    "Search": (
+        "--search --max-drop --objective --budget --trials --patience --rounds --timings --storage --fresh --apply"
+    ),
+    "What is searched": "--instances --max-batch-size --queue-delay-us --threads --preferred --build",
+    "Precision and target": "--target --allow-precision-mismatch --accept-departure --trust-code",
     "Server": (
         "--url --protocol --runtime --host --http-port --grpc-port --metrics-port --model --image --backend-directory "
-        "--mps --open-control --metrics-url --timeout --header --print-command"
+        "--mps --open-control --metrics-url --timeout --load-timeout --header --cores --repository --print-command"
     ),
     "Left running": "--detach --status --stop --restart --all",
     "Encryption": "--tls --ca-file --cert-file --key-file --insecure",
     "Load": (
         "--concurrency --batch-size --request-rate --poisson --trace --max-p99-ms --max-in-flight --shape "
-        "--shared-memory --workers --sequence-length --priority --request-timeout-us"
+        "--max-concurrency --shared-memory --workers --sequence-length --priority --request-timeout-us"
     ),
     "How long each load is measured": (
         "--duration --requests --window-ms --window-requests --max-windows --stability-percent --stability-percentile"
     ),
     "Tensors and batches": (
-        "--name --backend --dims --max-batch-size --no-dynamic-batching --preferred-batch-size --max-queue-delay-us "
+        "--name --backend --dims --no-dynamic-batching --preferred-batch-size --max-queue-delay-us "
         "--response-cache --warmup --warmup-dims"
     ),
     "Instances and backend": "--instance-count --instance-kind --parameter",
@@ -40,7 +44,15 @@ GROUPS: dict[str, str] = {
     "Output": "--output --work --version --keep-versions --force --half --json --csv --report --raw",
 }
 REST = "Other options"
-_OF_A_VERB = {"perf --version": "Server", "perf --work": "Model and data", "repo-builder --version": REST}
+_OF_A_VERB = {
+    "build --seed": "Search",
+    "config --max-batch-size": "Tensors and batches",
+    "tune --seed": "Search",
+    "tune --max-p99-ms": "Search",
+    "perf --version": "Server",
+    "perf --work": "Model and data",
+    "repo-builder --version": REST,
+}
 _PLACES = {name: title for title, names in GROUPS.items() for name in names.split() if name.startswith("--")}
 # What options were called before; they go on working and are not shown.
 FORMER = frozenset({"--dataset", "--model-version", "--timeout-s"})
@@ -78,7 +90,8 @@ class Formatter(click.HelpFormatter):
         sorted_rows: dict[str, list[tuple[str, str]]] = {}
         for names, said in rows:
             name = shown(names)
-            sorted_rows.setdefault(group(self._verb, name), []).append((name, said))
+            spaced = re.sub(r"\s+\[default", "  [default", said)
+            sorted_rows.setdefault(group(self._verb, name), []).append((name, spaced))
         self.dedent()
         titles = [title for title in (*GROUPS, REST) if title in sorted_rows]
         for place, title in enumerate(titles):

@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 
-class _Number(click.FloatRange):
+class Number(click.FloatRange):
     """A finite number in a range; click's own lets ``nan`` and ``inf`` through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - as click has it
+        """Return the number, or fail as click does."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is no number to measure with.", param, ctx)
@@ -21,8 +22,8 @@ class _Number(click.FloatRange):
 
 
 _PATH = click.Path(path_type=Path)
-_ABOVE_0 = _Number(0, min_open=True)
-_FROM_0 = _Number(0)
+_ABOVE_0 = Number(0, min_open=True)
+_FROM_0 = Number(0)
 _OPTIONS = (
     click.option(
         "--url",
