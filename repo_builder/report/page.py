@@ -18,6 +18,12 @@ from repo_builder.results import AccuracyResult, PerfRun
 
 _TEMPLATE = "report.html.j2"
 _MOST_CLASSES = 100  # of a table that a page shows and a browser can still lay out
+_UNITS = {
+    "_mib": (1 << 20, numbers.bytes_),
+    "_bytes": (1, numbers.bytes_),
+    "_us": (1, numbers.time_us),
+    "_s": (1_000_000, numbers.time_us),
+}
 _TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 
 
@@ -82,5 +88,13 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
                     flatten(part, f"{name}[{place}].") if isinstance(part, Mapping) else {f"{name}[{place}]": str(part)}
                 )
         elif item not in (None, ""):
-            found[name] = str(item)
+            found.update([_human(name, item)])
     return found
+
+
+def _human(name: str, value: Any) -> tuple[str, str]:  # noqa: ANN401 - a JSON value
+    """Return a fact as people say it: a number whose unit its name tells becomes one with its unit."""
+    for unit, (factor, form) in _UNITS.items():
+        if name.endswith(unit) and isinstance(value, int | float):
+            return name.removesuffix(unit), form(value * factor)
+    return name, str(value)

@@ -249,3 +249,8 @@ def test_labels_of_rows_stay_inside_the_chart(label: str) -> None:
     start = float(x) - (width if 'text-anchor="end"' in drawn.partition(f">{label}<")[0] else 0)
     assert start >= 0
     assert start + width <= svg.WIDTH
+
+
+def test_facts_with_units_are_said_as_people_say_them() -> None:
+    facts = page.flatten({"gpus": [{"name": "H100", "memory_mib": 81559}], "boot_s": 2.5, "cores": 8})
+    assert facts == {"gpus[0].name": "H100", "gpus[0].memory": "85.5 GB", "boot": "2.50 s", "cores": "8"}
