@@ -46,7 +46,7 @@ def tutorial(page: str) -> str:
         return f"[{found[2]}](#{re.sub(r'[^a-z0-9_-]', '', found[3].lower())})"
 
     text = _LINK.sub(led, (folder / "README.md").read_text(encoding="utf-8"))
-    where = f"These files are in `{TUTORIALS[page]}` of the source tree; the test suite runs the commands."
+    where = f"These files are in `{TUTORIALS[page]}` of the source tree; the test suite runs what is marked there."
     parts = [_plain(text), f"## The files\n\n{where}"]
     for file in sorted(folder.iterdir()):
         if file.suffix in _LANGUAGES:
@@ -85,7 +85,7 @@ def _options(verb: str, command: click.Command) -> Iterator[str]:
         record = item.get_help_record(click.Context(command)) if isinstance(item, click.Option) else None
         if record and "--debug" not in item.opts:
             names = grouping.shown(record[0])
-            cells = (f"`{names}`".replace("|", "\\|"), record[1].replace("|", "\\|"))
+            cells = (f"`{names}`", record[1].replace("|", "\\|"))
             rows.setdefault(grouping.group(verb, names), []).append(f"| {cells[0]} | {cells[1]} |")
     for title in (*grouping.GROUPS, grouping.REST):
         if title in rows:
