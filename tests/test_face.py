@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 import repo_builder as rb
@@ -187,3 +188,19 @@ def test_what_was_measured_before_an_error_is_given_back_where_that_is_asked(tri
     result = rb.perf("identity", **asked, on_error="return")
     assert result.error is not None
     assert result.run.model == "identity"
+
+
+@pytest.mark.server
+def test_perf_takes_what_its_command_takes(triton: serve.Server, tmp_path: Path) -> None:
+    times, inputs = tmp_path / "times.txt", tmp_path / "inputs.npz"
+    times.write_text("\n".join(str(place / 100) for place in range(12)), encoding="utf-8")
+    np.savez(inputs, x=np.arange(40, dtype=np.float32).reshape(10, 4))
+    asked: dict[str, Any] = {"server": triton, "headers": {"x-from": "python"}, "input_data": inputs, "raw": True}
+    traced = rb.perf("identity", trace=times, max_in_flight=4, **asked)
+    assert (traced.levels[0].level.mode, traced.levels[0].level.concurrency) == ("trace", 4)
+    assert traced.run.data == str(inputs)
+    assert len(traced.levels[0].raw_latencies_us) == traced.levels[0].requests > 0
+    closed = rb.perf("identity", window_ms=50, window_requests=5, max_windows=3, version=1, workers=1, **asked)
+    assert len(closed.levels[0].windows) == 3
+    assert closed.to_dict()["levels"][0]["level"]["concurrency"] == 1
+    assert "<svg" in closed.report(tmp_path / "page.html").read_text(encoding="utf-8")
