@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from repo_builder.api.places import REPOSITORY, WORK, path
+from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import Recipe
 from repo_builder.datasets import given
 from repo_builder.flows.build import BuildOptions, BuildResult, compile_artifact, load_exported
@@ -80,6 +81,11 @@ def _fed(recipe: Recipe, data: Any, work: Path) -> Recipe:  # noqa: ANN401 - as 
     """Return a recipe whose samples are those given."""
     if isinstance(data, str | Path):
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=str(data)))
+    if recipe.pipeline.before:
+        hint = "name the samples in [data] source, or give a recipe without [pipeline]"
+        raise DataError(
+            "samples that a program gives are ready for the model, not for a pipeline", where="data", hint=hint
+        )
     place = work / recipe.name / "data.npz"
     given.keep(data, place, inputs=[item.name for item in recipe.model.inputs])
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=str(place), arguments={}))

@@ -131,8 +131,8 @@ _OPTIONS = (
     ),
     click.option(
         "--input-data", type=_PATH, metavar="FILE",
-        help="What requests hold: a .npz by input name, perf_analyzer's JSON, or of a pipeline a folder or a .txt; accuracy "
-        "still takes --data.",
+        help="What requests hold: a .npz by input name, perf_analyzer's JSON, or of a pipeline a folder or a .txt; "
+        "accuracy still takes --data.",
     ),
     click.option(
         "--string-length", type=click.IntRange(0, 1 << 20), default=16, show_default=True, metavar="N",
