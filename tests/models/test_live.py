@@ -9,6 +9,8 @@ from torch import nn
 
 from repo_builder import models
 from repo_builder.core.errors import ModelError
+from repo_builder.core.samples import Batches
+from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.models import live
 from repo_builder.models.running import run
 
@@ -32,7 +34,8 @@ class Other(Net):
 
 def digest(module: nn.Module) -> str:
     own = models.borrow(module)
-    return live.fingerprint(own, run(own, SAMPLES, ["x"], ["y"]))
+    specs = [TensorSpec(name=name, dtype=DType.FP32, shape=(size,)) for name, size in (("x", 4), ("y", 2))]
+    return live.fingerprint(own, run(own, SAMPLES, Batches.of(specs[:1], specs[1:], {})))
 
 
 def test_the_callers_module_stays_as_it_is() -> None:

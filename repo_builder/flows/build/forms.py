@@ -112,8 +112,9 @@ def live_source(recipe: Recipe, module: Any, samples: Outputs) -> Source:  # noq
     from repo_builder.models import live
     from repo_builder.models.running import run
 
-    order, _ = calling.argument_order(own, [item.name for item in recipe.model.inputs])
-    outputs = run(own, samples, order, [item.name for item in recipe.model.outputs])
+    inputs = {item.name: item for item in recipe.model.inputs}
+    order, _ = calling.argument_order(own, tuple(inputs))
+    outputs = run(own, samples, Batches.of([inputs[name] for name in order], recipe.model.outputs, {}))
     return Source(
         path=None,
         is_onnx=False,
