@@ -2,6 +2,7 @@
 # make test   the whole test suite, as CI runs it; JOBS=4 runs four tests at a time
 # make lint   ruff and mypy
 # make campaign BUDGET=600   damaged inputs, killed builds, attacks and faults for so many seconds (docs/reliability.md)
+# make docs   the guide as a site, in build/site
 # make zoo    pretrained networks from packages: built, validated, served, measured and judged by their tasks
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,7 +12,7 @@ MINOR  := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2]
 PINS   := deploy/constraints/python$(MINOR).txt
 STAMP  := $(VENV)/.installed-$(MINOR)
 
-.PHONY: demo test lint campaign zoo install clean
+.PHONY: demo test lint docs campaign zoo install clean
 
 demo: install
 	$(RB) build vgg
@@ -27,6 +28,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/mkdocs build --strict
 
 BUDGET ?= 600
 PARTS  ?=

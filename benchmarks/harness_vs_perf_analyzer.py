@@ -149,7 +149,7 @@ def run_ours(case: Case, url: str, control: Control, window_ms: int, folder: Pat
         sys.executable, "-c", "from repo_builder.cli import main; main()", "perf", case.model, "--url", url,
         "--protocol", case.protocol, "--batch-size", str(case.batch), "--concurrency", str(case.concurrency),
         "--window-ms", str(window_ms), "--window-requests", "1", "--max-windows", "3", "--stability-percent", "999",
-        "--dataset", "random", "--no-accuracy", "--json", str(out),
+        "--data", "random", "--no-accuracy", "--json", str(out),
     ]  # fmt: skip
     cpu = run_tool(command, control, case.model, folder / "ours.log")
     level = json.loads(out.read_text(encoding="utf-8"))["levels"][0]

@@ -15,12 +15,13 @@ from pathlib import Path
 import click
 import pytest
 
+import repo_builder as rb
 from repo_builder import cli
 from repo_builder.cli import bugs
 from repo_builder.core import errors, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/0*/README.md")])
 BLOCK = re.compile(r"^```bash( run)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -31,7 +32,11 @@ def commands(page: Path, *, run: bool) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def short(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=short)
 def test_every_repo_builder_line_is_one_that_the_command_line_takes(page: Path) -> None:
     for line in commands(page, run=False) + commands(page, run=True):
         words = shlex.split(line, comments=True)
@@ -46,11 +51,31 @@ def test_every_repo_builder_line_is_one_that_the_command_line_takes(page: Path) 
         command.make_context(name, arguments, resilient_parsing=False).close()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=short)
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_site_builds_strictly_and_its_references_are_of_the_code(tmp_path: Path) -> None:
+    """Every link and anchor leads somewhere, every page is in the navigation, nothing is fetched from elsewhere."""
+    pytest.importorskip("material", reason="mkdocs-material is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in tmp_path.rglob("*.html"):
+        fetched = re.findall(r'<(?:link[^>]* href|script[^>]* src|img[^>]* src)="?(https?:[^" >]+)', page.read_text())
+        assert not fetched, page
+    verbs = (tmp_path / "reference/cli.html").read_text(encoding="utf-8")
+    for verb in cli.VERBS:
+        command = cli.group.get_command(click.Context(cli.group), verb)
+        assert f'<h2 id="{verb}"' in verbs
+        assert all(item.opts[0] in verbs for item in command.params if isinstance(item, click.Option))
+    names = (tmp_path / "reference/python.html").read_text(encoding="utf-8")
+    assert all(f'<h2 id="{name.lower()}"' in names for name in rb.__all__)
+    assert "my_net.py" in (tmp_path / "tutorials/resnet.html").read_text(encoding="utf-8")
 
 
 def test_every_make_target_of_the_readme_is_there() -> None:

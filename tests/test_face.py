@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 import repo_builder as rb
@@ -109,9 +110,17 @@ for function in (rb.serve, rb.compile):
 _OTHERWISE = {
     "build": {"as_json", "settings", "repository", "recipe"},
     "compile": {"as_json", "repository", "artifact"},
+    "perf": {"json_to", "csv_to", "report_to", "url", "model"},
     "validate": {"as_json", "names", "strict"},
     "serve": {"repository", "as_json", "detach", "status", "stop", "restart", "everything", "print_command", "timeout"},
 }
+
+# The command line's name → Python's, which says the unit; and defaults that Python writes otherwise.
+_NAMES = {
+    "duration": "duration_s", "explained": "explain", "no_accuracy": "accuracy", "shape_sets": "shapes",
+    "timeout": "timeout_s",
+}  # fmt: skip
+_DEFAULTS = {"accuracy": True, "headers": None, "shapes": None, "stability_percentile": 50}
 
 
 @pytest.mark.parametrize("verb", sorted(_OTHERWISE))
@@ -122,9 +131,10 @@ def test_every_option_of_the_command_line_is_an_argument_with_its_default(verb: 
     with command.make_context(verb, needed) as context:
         defaults = {name: str(value) if isinstance(value, Path) else value for name, value in context.params.items()}
     taken = inspect.signature(getattr(api, verb)).parameters
-    for name in defaults.keys() - _OTHERWISE[verb]:
+    for given in defaults.keys() - _OTHERWISE[verb]:
+        name = _NAMES.get(given, given)
         assert name in taken, f"{verb} takes no {name}"
-        assert taken[name].default == defaults[name], name
+        assert taken[name].default == _DEFAULTS.get(name, defaults[given]), name
 
 
 def test_tables_and_settings_lie_over_a_recipe() -> None:
@@ -155,6 +165,14 @@ def test_a_recipes_file_may_be_a_path(tmp_path: Path) -> None:
         ({"poisson": True}, "request_rate"),
         ({"duration_s": 1.0, "requests": 3}, "different ends"),
         ({"duration_s": -1.0}, "above 0"),
+        ({"trace": "times.txt", "concurrency": 1}, "different loads"),
+        ({"max_windows": 2}, "last 3"),
+        ({"stability_percentile": 42}, "none of 50"),
+        ({"headers": {"a b": "c"}}, "no header"),
+        ({"key_file": "key.pem"}, "cert_file"),
+        ({"ca_file": "nowhere.pem"}, "nowhere.pem"),
+        ({"accuracy_tolerance": -1.0}, "from 0"),
+        ({"workers": 0}, "from 1"),
     ],
 )
 def test_loads_that_make_no_sense_are_refused_before_anything_is_asked(arguments: dict[str, Any], said: str) -> None:
@@ -170,3 +188,19 @@ def test_what_was_measured_before_an_error_is_given_back_where_that_is_asked(tri
     result = rb.perf("identity", **asked, on_error="return")
     assert result.error is not None
     assert result.run.model == "identity"
+
+
+@pytest.mark.server
+def test_perf_takes_what_its_command_takes(triton: serve.Server, tmp_path: Path) -> None:
+    times, inputs = tmp_path / "times.txt", tmp_path / "inputs.npz"
+    times.write_text("\n".join(str(place / 100) for place in range(12)), encoding="utf-8")
+    np.savez(inputs, x=np.arange(40, dtype=np.float32).reshape(10, 4))
+    asked: dict[str, Any] = {"server": triton, "headers": {"x-from": "python"}, "input_data": inputs, "raw": True}
+    traced = rb.perf("identity", trace=times, max_in_flight=4, **asked)
+    assert (traced.levels[0].level.mode, traced.levels[0].level.concurrency) == ("trace", 4)
+    assert traced.run.data == str(inputs)
+    assert len(traced.levels[0].raw_latencies_us) == traced.levels[0].requests > 0
+    closed = rb.perf("identity", window_ms=50, window_requests=5, max_windows=3, version=1, workers=1, **asked)
+    assert len(closed.levels[0].windows) == 3
+    assert closed.to_dict()["levels"][0]["level"]["concurrency"] == 1
+    assert "<svg" in closed.report(tmp_path / "page.html").read_text(encoding="utf-8")

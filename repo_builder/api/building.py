@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from repo_builder.api.places import REPOSITORY, WORK, path
+from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import Recipe
+from repo_builder.datasets import given
 from repo_builder.flows.build import BuildOptions, BuildResult, compile_artifact, load_exported
 from repo_builder.flows.build import build as run
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Version = int | Literal["replace", "next"]
 Target = Literal["auto", "onnxruntime", "tensorrt"]
@@ -18,6 +24,8 @@ Target = Literal["auto", "onnxruntime", "tensorrt"]
 def build(
     recipe: Recipe | str | Path,
     *,
+    model: nn.Module | None = None,
+    data: Any = None,  # noqa: ANN401 - arrays of numpy or torch, or whatever gives batches of them
     output: str | Path = REPOSITORY,
     work: str | Path = WORK,
     target: Target | None = None,
@@ -33,6 +41,10 @@ def build(
 
     Args:
         recipe: A recipe, or what ``Recipe.load`` takes.
+        model: A network with its weights, instead of the recipe's ``[model] source``; it is copied and left as it is.
+        data: Samples instead of the recipe's ``[data] source``, ready for the model: ``(x, y)``, arrays by input name
+            with ``y`` for labels, or a loader of such batches in an order that stays. They are kept in
+            ``work/NAME/data.npz``, where ``perf`` finds those held out. Text or a path is one as in the recipe.
         output: The model repository to write to.
         work: Folder of the intermediate artifacts.
         target: What to compile for; None takes the recipe's.
@@ -47,8 +59,10 @@ def build(
     Raises:
         RepoBuilderError: The branch tells which stage failed; what was there before is untouched.
     """
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     options = BuildOptions(
-        recipe=recipe if isinstance(recipe, Recipe) else Recipe.load(recipe),
+        recipe=chosen if data is None else _fed(chosen, data, Path(work)),
+        module=model,
         work=Path(work),
         repository=Path(output),
         target=target,
@@ -61,6 +75,20 @@ def build(
         accept_departure=accept_departure,
     )
     return run(options)
+
+
+def _fed(recipe: Recipe, data: Any, work: Path) -> Recipe:  # noqa: ANN401 - as ``build`` takes it
+    """Return a recipe whose samples are those given."""
+    if isinstance(data, str | Path):
+        return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=str(data)))
+    if recipe.pipeline.before:
+        hint = "name the samples in [data] source, or give a recipe without [pipeline]"
+        raise DataError(
+            "samples that a program gives are ready for the model, not for a pipeline", where="data", hint=hint
+        )
+    place = work / recipe.name / "data.npz"
+    given.keep(data, place, inputs=[item.name for item in recipe.model.inputs])
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=str(place), arguments={}))
 
 
 def compile(

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from repo_builder import __version__
-from repo_builder.cli import bugs, streams
+from repo_builder.cli import bugs, help, streams
 from repo_builder.core.errors import OutputError, RepoBuilderError, did_you_mean
 
 # verb → (module under repo_builder.cli, one line for --help)
@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         if not any(item.name == "debug" for item in command.params):
             command.params.append(debug_option())
-        return command
+        return help.dress(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -82,7 +82,7 @@ def debug_option() -> click.Option:
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Start with:  repo-builder build vgg  ·  repo-builder serve  ·  repo-builder perf vgg",
+    epilog="\b\nrepo-builder build vgg\nrepo-builder serve --detach\nrepo-builder perf vgg",
     params=[debug_option()],
 )
 @click.version_option(__version__, prog_name="repo-builder")
@@ -92,8 +92,13 @@ def group() -> None:
     A recipe says which model, which data and which precision every layer gets. `build` makes a model repository of
     it, `serve` starts Triton on that, `perf` proves accuracy and measures latency through the running server.
 
+    Start with the three lines at the end. Your own model: repo-builder init, then build.
+
     Shell completion: eval "$(_REPO_BUILDER_COMPLETE=bash_source repo-builder)" (also zsh_source, fish_source).
     """
+
+
+help.dress(group)
 
 
 def main() -> None:

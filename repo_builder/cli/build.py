@@ -24,14 +24,16 @@ _SHARED = (
     ),
     click.option(
         "--target", type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
-        help="What to compile for; auto takes TensorRT where a GPU and the library are. [default: the recipe's]",
+        help="What to compile for; auto takes TensorRT where a GPU and the library are.  [default: the recipe's]",
     ),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set, instead of a download."),
+    click.option(
+        "--data-dir", type=click.Path(path_type=Path), help="Folder of the data set's files, instead of a download."
+    ),
     click.option(
         "--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="Change one recipe value; repeatable."
     ),
     click.option("--version", default="replace", show_default=True, help="replace, next, or a version's number."),
-    click.option("--keep-versions", type=click.IntRange(1), help="Versions to keep. [default: the recipe's]"),
+    click.option("--keep-versions", type=click.IntRange(1), help="Versions to keep.  [default: the recipe's]"),
     click.option("--allow-precision-mismatch", is_flag=True, help="Accept layers in another precision than asked."),
     click.option(
         "--accept-departure", is_flag=True,
@@ -125,16 +127,17 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
         return
+    from repo_builder.core import tables
     from repo_builder.core.details import OnnxRuntimeDetails
     from repo_builder.core.progress import stdout_console
     from repo_builder.report import speed
 
     console = stdout_console()
     if result.engine.layers:
-        console.print(_layer_table(result.engine.layers))
+        tables.show(_layer_table(result.engine.layers), console)
     for item in result.exported.details.repairs:
         console.print(str(item), markup=False, soft_wrap=True)
-    console.print(_accuracy_table(result.accuracy))
+    tables.show(_accuracy_table(result.accuracy), console, keys=2)
     tuned = result.exported.details.finetuned
     if tuned is not None:
         console.print(_in_words(tuned, result.engine.accuracy), markup=False, soft_wrap=True)

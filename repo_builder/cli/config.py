@@ -10,20 +10,24 @@ import click
 
 @click.command("config")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--name", help="The model's name; the file's where not given.")
+@click.option("--name", help="The model's name in Triton.  [default: the file's]")
 @click.option("--backend", default="onnxruntime", show_default=True, help="Triton's backend.")
 @click.option("--max-batch-size", type=int, help="Largest batch; 0 turns batching off.  [default: from the model]")
 @click.option("--dims", multiple=True, metavar="TENSOR:SIZES", help="Dimensions of a tensor, as in image:3,224,224.")
 @click.option("--no-dynamic-batching", is_flag=True, help="Do not put requests together into batches.")
-@click.option("--preferred-batch-size", "preferred", type=int, multiple=True, help="A size to reach; may be repeated.")
-@click.option("--max-queue-delay-us", type=int, help="How long a request may wait for others, us.  [default: 100]")
+@click.option("--preferred-batch-size", "preferred", type=int, multiple=True, help="A size to reach; repeatable.")
+@click.option(
+    "--max-queue-delay-us", type=int, help="How long a request may wait for others, microseconds.  [default: 100]"
+)
 @click.option("--instance-count", type=int, default=1, show_default=True, help="Model instances (per GPU).")
-@click.option("--instance-kind", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
-@click.option("--warmup", type=int, multiple=True, metavar="SIZE", help="A batch size to warm up; may be repeated.")
+@click.option(
+    "--instance-kind", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="Where they run."
+)
+@click.option("--warmup", type=int, multiple=True, metavar="SIZE", help="A batch size to warm up; repeatable.")
 @click.option("--warmup-dims", multiple=True, metavar="TENSOR:SIZES", help="Dimensions in warm-up, where they vary.")
 @click.option("--response-cache", is_flag=True, help="Allow Triton to answer from its response cache.")
 @click.option("--parameter", multiple=True, metavar="KEY=VALUE", help="A parameter of the backend.")
-@click.option("--output", type=click.Path(path_type=Path), help="File to write; standard output where not given.")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: standard output]")
 def command(
     model: Path,
     name: str | None,

@@ -15,8 +15,14 @@ import click
 @click.option(
     "--argument", "arguments", multiple=True, metavar="KEY=VALUE", help="An argument of the function; repeatable."
 )
-@click.option("--force", is_flag=True, help="Replace a NAME.toml that is there.")
-def command(name_or_model: str, model: str | None, data: str | None, arguments: tuple[str, ...], force: bool) -> None:
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def command(
+    name_or_model: str,
+    model: str | None,
+    data: str | None,
+    arguments: tuple[str, ...],
+    force: bool,
+) -> None:
     """Write NAME.toml, a commented recipe for MODEL: an .onnx file, or module:function that returns a torch module.
 
     Inputs, outputs, their types and dimensions, the axis that counts samples, the task and rules for the layers are
@@ -34,7 +40,7 @@ def command(name_or_model: str, model: str | None, data: str | None, arguments: 
     source = model or name_or_model
     name = name_or_model if model else init.default_name(source)
     made = init.draft(name, source, data=data, arguments=dict(_argument(item) for item in arguments))
-    path = init.write(made, Path(), force=force)
+    path = init.write(made, Path(f"{made.name}.toml"), force=force)
     console = progress.stderr_console()
     for line in made.found:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(path: Path, as_json: bool) -> None:
     """Show what every layer of a compiled model is: the precision asked and got, the kernel, and what was fused.
 
@@ -117,6 +117,7 @@ def _print(title: str, headings: tuple[str, ...], rows: Iterable[tuple[str, ...]
     from rich.table import Table
     from rich.text import Text
 
+    from repo_builder.core import tables
     from repo_builder.core.progress import stdout_console
 
     click.echo(title)
@@ -125,4 +126,4 @@ def _print(title: str, headings: tuple[str, ...], rows: Iterable[tuple[str, ...]
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    stdout_console().print(table)
+    tables.show(table, stdout_console())

@@ -11,8 +11,10 @@ import click
 
 @click.command("layers")
 @click.argument("model", metavar="MODEL.onnx|RECIPE")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set, instead of a download.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of the data set's files, instead of a download."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(model: str, data_dir: Path | None, as_json: bool) -> None:
     """List the layers of a model: what `name` and `type` of a rule in [[quantize.layers]] may select.
 
@@ -33,6 +35,7 @@ def command(model: str, data_dir: Path | None, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from repo_builder.core import tables
     from repo_builder.core.progress import stdout_console
 
     table = Table(box=None, pad_edge=False)
@@ -40,4 +43,4 @@ def command(model: str, data_dir: Path | None, as_json: bool) -> None:
         table.add_column(heading, overflow="fold")
     for item in found:
         table.add_row(*map(Text, (item.name, item.type, ", ".join(item.aliases), item.selected_by)))
-    stdout_console().print(table)
+    tables.show(table, stdout_console())

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo_builder.cli.perf_options import options, with_options
+from repo_builder.cli.perf_asked import options
+from repo_builder.cli.perf_options import with_options
 
 if TYPE_CHECKING:
     from repo_builder.results import PerfRun
@@ -30,8 +31,8 @@ def command(model: str | None, json_to: str | None, csv_to: Path | None, report_
     repo-builder perf vgg --max-p99-ms 20                    highest throughput with p99 under 20 ms
     repo-builder perf vgg --request-rate 100:500:100 --poisson --duration 10
     repo-builder perf vgg --explain --report vgg.html        where the time goes, as a page
-    repo-builder perf vgg --json monday.json                 ... and on Tuesday:
-    repo-builder perf vgg --baseline monday.json             exit 1 where it got worse
+    repo-builder perf vgg --json monday.json                 keep a run to compare with
+    repo-builder perf vgg --baseline monday.json             exit code 1 where it got worse
     repo-builder perf bert --url gpu-7:8001 --shape "ids:128;mask:128" --shared-memory system
     """
     if model is None and json_to not in (None, "-") and not str(json_to).endswith(".json"):

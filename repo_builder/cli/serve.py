@@ -37,11 +37,19 @@ _HANDED_ON = (
     "x86-64. auto: whichever works here.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to; 0.0.0.0 for all.")
-@click.option("--http-port", default=8000, show_default=True, help="0 picks a free one, as for the others.")
-@click.option("--grpc-port", default=8001, show_default=True)
-@click.option("--metrics-port", default=8002, show_default=True)
-@click.option("--model", "models", multiple=True, metavar="M", help="Load this model only; may be given several times.")
-@click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="How long to wait until ready.")
+@click.option(
+    "--http-port", default=8000, show_default=True, help="Port of HTTP; 0 picks a free one, as for the others."
+)
+@click.option("--grpc-port", default=8001, show_default=True, help="Port of gRPC.")
+@click.option("--metrics-port", default=8002, show_default=True, help="Port of the metrics for Prometheus.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Load this model only; repeatable.")
+@click.option(
+    "--timeout",
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait until its models are ready.",
+)
 @click.option("--detach", is_flag=True, help="Leave it running when it is ready.")
 @click.option("--status", is_flag=True, help="Show the servers that were left running.")
 @click.option("--stop", is_flag=True, help="Stop the one of REPOSITORY that was left running.")
@@ -68,7 +76,7 @@ _HANDED_ON = (
     "logging. Otherwise that needs a key that only this user can read.",
 )
 @click.option("--print-command", is_flag=True, help="Print the container's command and run nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(repository: Path | None, options: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401
     """Serve a model repository with Triton.
 

@@ -14,16 +14,20 @@ import click
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Checkpoint to write [checkpoints/NAME.safetensors].",
+    help="Checkpoint to write.  [default: checkpoints/NAME.safetensors]",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set instead of a download.")
-@click.option("--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="Change one value of the recipe.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of the data set's files, instead of a download."
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="Change one recipe value; repeatable.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where training runs."
+)
 @click.option(
     "--half", is_flag=True, help="Store the weights in fp16: half the size, accuracies are those of the file."
 )
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     recipe: str,
     output: Path | None,

@@ -14,7 +14,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 @click.command("validate")
 @click.argument("repository", type=click.Path(path_type=Path), default=Path("model_repository"))
-@click.option("--model", "names", multiple=True, metavar="NAME", help="Report on this model only; may be repeated.")
+@click.option("--model", "names", multiple=True, metavar="NAME", help="Report on this model only; repeatable.")
 @click.option(
     "--runtime",
     default="any",
@@ -23,7 +23,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
     help="Where it is to be served: what only one of them refuses is judged by that.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 on warnings too.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(repository: Path, names: tuple[str, ...], runtime: str, strict: bool, as_json: bool) -> None:
     """Check a model REPOSITORY as Triton would, without starting it.
 

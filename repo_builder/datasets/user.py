@@ -20,12 +20,12 @@ from repo_builder.core.errors import DataError, RecipeError, RepoBuilderError, d
 from repo_builder.core.recipe import DataSpec
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.datasets import encoded, table
+from repo_builder.datasets import given as held
 from repo_builder.datasets.labels import class_numbers
 from repo_builder.datasets.preprocessing import normalise
 from repo_builder.datasets.source import Source
 
 _INPUT_KEYS = ("x", "X")  # in place of the input's name, where the model has one
-_LABEL_KEYS = ("y", "labels")
 _LAYOUTS = ("chw", "hwc")
 
 
@@ -113,7 +113,8 @@ def read_npz(
                 holds = f"it holds: {', '.join(stored.names) or 'nothing'}"
                 raise DataError(f"holds no array '{spec.name}'", where=str(path), hint=holds)
             found[spec.name] = np.atleast_1d(stored.read(key))
-        label = _first(_LABEL_KEYS, stored.names)
+        used = {spec.name for spec in inputs}  # an input may be called y
+        label = _first([key for key in held.LABELS if key not in used], stored.names)
         given = None if label is None else stored.read(label)
         stored_names = stored.read("classes") if not classes and "classes" in stored.names else np.array([], str)
     if stored_names.ndim != 1:

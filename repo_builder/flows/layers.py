@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +50,37 @@ def layers(source: str, *, data_dir: Path | None = None) -> tuple[ModelLayer, ..
     """
     ready = prepare.prepare(_graph(source, data_dir))
     return tuple(
-        ModelLayer(name=name, type=kind, aliases=tuple(aliases), selected_by=_selected_by(kind))
+        ModelLayer(name=_of_module(name, kind), type=kind, aliases=tuple(aliases), selected_by=_selected_by(kind))
         for name, kind, *aliases in find_layers(ready)
     )
+
+
+def _of_module(name: str, kind: str) -> str:
+    """Return the module's name behind torch's name of a node, as ``body.2`` of ``/body/body.2/Relu``."""
+    scopes = name.split("/")
+    torch_gave_it = len(scopes) > 2 and not scopes[0] and scopes[-1].partition("_")[0] == kind
+    return scopes[-2] if torch_gave_it and kind not in WEIGHTED | WEIGHTLESS else name
 
 
 def _selected_by(kind: str) -> str:
     if kind in WEIGHTED:
         return "any rule"
     return "type or full name" if kind in WEIGHTLESS else "nothing"
+
+
+def kinds(recipe: Recipe) -> Counter[str]:
+    """Return how many layers of each type, as rules may name them, a recipe's model has; no data is needed.
+
+    Raises:
+        RecipeError: The model's function is not there, or takes other arguments.
+        ModelError: The model cannot be read or made.
+    """
+    if recipe.model.source.endswith(".onnx"):
+        found = [item[1] for item in find_layers(prepare.prepare(onnx_files.load(Path(recipe.model.source))))]
+    else:
+        module = models.create(recipe.model, seed=recipe.seed)
+        found = [type(item).__name__ for item in module.modules() if not list(item.children())]
+    return Counter(kind for kind in found if kind in WEIGHTED | WEIGHTLESS)
 
 
 def _graph(source: str, data_dir: Path | None) -> onnx.ModelProto:

@@ -50,6 +50,17 @@ def create(spec: ModelSpec, *, seed: int) -> nn.Module:
     return building.build(build, spec.arguments, source=spec.source, seed=seed)
 
 
+def borrow(module: object) -> nn.Module:
+    """Return a copy of a module that a program holds, in eval mode on the CPU; see ``live.borrowed``.
+
+    Raises:
+        ModelError: It is none, or cannot be copied.
+    """
+    with loading.needs("build", what="taking a torch module"):
+        from repo_builder.models import live
+    return live.borrowed(module)
+
+
 def load_checkpoint(module: nn.Module, path: Path, *, where: str) -> None:
     """Fill a module with a checkpoint's tensors; see ``checkpoints.load``.
 

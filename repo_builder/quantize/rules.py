@@ -90,7 +90,7 @@ def plan(layers: Sequence[Layer], spec: QuantizeSpec) -> tuple[LayerPlan, ...]:
         One plan for each layer with a weight, and for each other layer that a rule asked for, in the same order.
 
     Raises:
-        RecipeError: A rule selects no layer, or only layers that cannot take its precision.
+        RecipeError: A rule that is not optional selects no layer, or only layers that cannot take its precision.
     """
     for index, rule in enumerate(spec.layers):
         _check(index, rule, layers)
@@ -123,8 +123,8 @@ def _selects(rule: LayerRule, layer: Layer) -> bool:
 
 
 def _check(index: int, rule: LayerRule, layers: Sequence[Layer]) -> None:
-    """Refuse a rule that does nothing, and say why."""
-    if any(_selects(rule, layer) for layer in layers):
+    """Refuse a rule that does nothing and is not optional, and say why."""
+    if rule.optional or any(_selects(rule, layer) for layer in layers):
         return
     where = f"quantize.layers[{index}]"
     matched = next((layer for layer in layers if _matches(rule, layer)), None)

@@ -26,19 +26,19 @@ def curve(levels: Sequence[LevelResult]) -> Markup | None:
         return None
     lines = []
     for colour, (name, group) in enumerate(groups.items()):
-        group.sort(key=lambda item: (item.level.request_rate or 0, item.level.concurrency))
+        group.sort(key=lambda item: by_load(item.level))
         for dash, which in enumerate(("p50", "p99")):
-            spots = [(item.infer_per_s, getattr(item.latency, f"{which}_us") / 1000) for item in group]
+            spots = [(item.infer_per_s, getattr(item.latency, f"{which}_us")) for item in group]
             labels = [_load(item.level) for item in group] if dash else []
             lines.append(Line(name=f"{which}, {name}", points=spots, colour=colour, dash=dash, labels=labels))
-    most = max(item.latency.p99_us for item in points if item.latency) / 1000
+    most = max(item.latency.p99_us for item in points if item.latency)
     x = Axis(
-        title="inferences/s",
+        title="inferences a second",
         low=0,
         high=max(item.infer_per_s for item in points) * 1.08,
         form=lambda value: f"{value:,.0f}",
     )
-    y = Axis(title="latency, ms", low=0, high=most * 1.15)
+    y = Axis(title="latency of a request", low=0, high=most * 1.15, form=numbers.tick_us)
     described = "; ".join(
         f"{item.level}: {numbers.rate(item.infer_per_s)} inferences/s, p99 {numbers.time_us(item.latency.p99_us)}"
         for item in points
@@ -55,13 +55,13 @@ def cdf(levels: Sequence[LevelResult]) -> Markup | None:
         ordered = sorted(item.latency_sample_us)
         count = len(ordered)
         picks = sorted({round(step * (count - 1) / _CDF_POINTS) for step in range(_CDF_POINTS + 1)})
-        spots = [(ordered[pick] / 1000, (pick + 1) / count * 100) for pick in picks]
+        spots = [(ordered[pick], (pick + 1) / count * 100) for pick in picks]
         low, high = min(low, spots[0][0]), max(high, spots[-1][0])
         lines.append(Line(name=str(item.level), points=spots, colour=place, dash=place // 8))
     if not lines:
         return None
-    x = Axis(title="latency, ms (logarithmic)", low=max(low, 1e-3) * 0.9, high=high * 1.1, log=True)
-    y = Axis(title="requests answered, %", low=0, high=100)
+    x = Axis(title="latency (logarithmic)", low=max(low, 1.0) * 0.9, high=high * 1.1, log=True, form=numbers.tick_us)
+    y = Axis(title="requests answered within it", low=0, high=100, form=lambda value: f"{value:g} %")
     described = "; ".join(
         f"{item.level}: half within {numbers.time_us(item.latency.p50_us)}, "
         f"99 % within {numbers.time_us(item.latency.p99_us)}"
@@ -115,6 +115,13 @@ def rungs(ladder: Ladder) -> Markup | None:
     )
     described = "; ".join(f"{label}: {numbers.percent(value)}" for label, _, value, _, _ in rows)
     return interval_chart("Top-1 of every form with its 95 % interval", described, rows, axis)
+
+
+def by_load(level: Level) -> tuple[object, ...]:
+    """Return what puts levels in order: the kind of load, the batch, then how heavy it is."""
+    modes = ("concurrency", "rate", "poisson", "trace")
+    heavy = level.concurrency if level.request_rate is None else level.request_rate
+    return modes.index(level.mode), level.batch_size, str(level.shapes), level.shared_memory, heavy
 
 
 def _family(level: Level) -> str:

@@ -14,6 +14,14 @@ def time_us(value: float | None) -> str:
     return f"{_three(value / 1_000_000)} s"
 
 
+def tick_us(value: float) -> str:
+    """Return microseconds of an axis, round as they are: ``0``, ``500 µs``, ``2.5 ms``, ``1 s``."""
+    for size, unit in ((1_000_000, "s"), (1000, "ms"), (1, "µs")):
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g} µs" if value else "0"
+
+
 def rate(value: float) -> str:
     """Return a rate with thousands separated, at least three digits shown."""
     return f"{value:,.0f}" if value >= 100 else _three(value)

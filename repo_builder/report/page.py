@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +18,13 @@ from repo_builder.results import AccuracyResult, PerfRun
 
 _TEMPLATE = "report.html.j2"
 _MOST_CLASSES = 100  # of a table that a page shows and a browser can still lay out
+_UNITS = {
+    "_mib": (1 << 20, numbers.bytes_),
+    "_bytes": (1, numbers.bytes_),
+    "_us": (1, numbers.time_us),
+    "_s": (1_000_000, numbers.time_us),
+}
+_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 
 
 def render(run: PerfRun) -> str:
@@ -27,14 +37,15 @@ def render(run: PerfRun) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(n=numbers)
-    return environment.get_template(_TEMPLATE).render(
-        run=run,
+    levels = tuple(sorted(run.levels, key=lambda item: charts.by_load(item.level)))
+    page = environment.get_template(_TEMPLATE).render(
+        run=dataclasses.replace(run, levels=levels, knee=None),  # which one is best, the verdict says
         version=__version__,
         verdict=verdict(run),
         charts={
-            "curve": charts.curve(run.levels),
-            "cdf": charts.cdf(run.levels),
-            "times": charts.times(run.levels),
+            "curve": charts.curve(levels),
+            "cdf": charts.cdf(levels),
+            "times": charts.times(levels),
             "rungs": charts.rungs(run.ladder) if run.ladder else None,
         },
         time_names=charts.TIME_PARTS,
@@ -42,6 +53,21 @@ def render(run: PerfRun) -> str:
         shades=shades(run.accuracy) if run.accuracy and len(run.accuracy.confusion) <= _MOST_CLASSES else (),
         facts=flatten(run.environment),
     )
+    return _TABLE.sub(lambda found: _named_cells(found[0]), page)
+
+
+def _named_cells(table: str) -> str:
+    """Return a table each of whose cells bears its column's heading, shown on narrow pages."""
+    head, body, rest = table.partition("<tbody>")
+    names = [
+        re.sub(r"<[^>]+>", " ", text).strip() for text in re.findall(r"<th(?: [^>]*)?>(.*?)</th>", head, re.DOTALL)
+    ]
+
+    def row(found: re.Match[str]) -> str:
+        cells = itertools.count(0 if "<th" not in found[0] else 1)
+        return re.sub(r"<td", lambda _: f'<td data-label="{names[min(next(cells), len(names) - 1)]}"', found[0])
+
+    return head + body + re.sub(r"<tr.*?</tr>", row, rest, flags=re.DOTALL)
 
 
 def shades(result: AccuracyResult) -> tuple[tuple[float, ...], ...]:
@@ -62,5 +88,13 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
                     flatten(part, f"{name}[{place}].") if isinstance(part, Mapping) else {f"{name}[{place}]": str(part)}
                 )
         elif item not in (None, ""):
-            found[name] = str(item)
+            found.update([_human(name, item)])
     return found
+
+
+def _human(name: str, value: Any) -> tuple[str, str]:  # noqa: ANN401 - a JSON value
+    """Return a fact as people say it: a number whose unit its name tells becomes one with its unit."""
+    for unit, (factor, form) in _UNITS.items():
+        if name.endswith(unit) and isinstance(value, int | float):
+            return name.removesuffix(unit), form(value * factor)
+    return name, str(value)

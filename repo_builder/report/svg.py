@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 680, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 48
+WIDTH, HEIGHT = 520, 300  # drawn at 0.85 of that on a page of 500 px, at 1.2 on a wide one
+LEFT, RIGHT, TOP, BOTTOM = 74, 16, 20, 48
+_MOST_TICKS = 10
+_NOTE, _ROW = 28, 12  # room of a word beside a point
+_LETTER = 6.8  # width of a letter, at most
 COLOURS = 8
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
@@ -64,7 +67,8 @@ class Axis:
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-            return [item for item in found if self.low * 0.999 <= item <= self.high * 1.001]
+            shown = [item for item in found if self.low * 0.999 <= item <= self.high * 1.001]
+            return shown if len(shown) <= _MOST_TICKS else [item for item in shown if f"{item:e}".startswith("1")]
         step = _round_step((self.high - self.low) / 5)
         first = math.ceil(self.low / step)
         return [place * step for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
@@ -73,7 +77,7 @@ class Axis:
 def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: Axis, *, markers: bool) -> Markup:
     """Return a line chart with its legend below."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    parts = [_grid(x, y)]
+    parts, noted = [_grid(x, y)], list[tuple[float, float]]()
     for line in lines:
         spots = [(x.place(px, LEFT, right), y.place(py, bottom, TOP)) for px, py in line.points]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in spots)
@@ -84,6 +88,9 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
         if markers and line.marked:
             parts += [_marker(px, py, line) for px, py in spots]
         for (px, py), label in zip(spots, line.labels, strict=False):
+            while any(abs(px - nx) < _NOTE and abs(py - ny) < _ROW for nx, ny in noted):
+                py -= _ROW
+            noted.append((px, py))
             parts.append(
                 f'<text class="note" x="{px:.1f}" y="{py - 9:.1f}" text-anchor="middle">{escape(label)}</text>'
             )
@@ -107,14 +114,15 @@ def bar_chart(
         names: Names of the parts.
         form: How a total is written.
     """
-    left, each = _label_width([label for label, _ in rows]), 34
+    left, above = _room([label for label, _ in rows])
+    each = 34 + above
     height = each * len(rows) + 16
     most = max((sum(parts) for _, parts in rows), default=1.0) or 1.0
     scale = (WIDTH - left - 90) / most
     drawn = []
     for place, (label, parts) in enumerate(rows):
-        top, at = 8 + place * each, float(left)
-        drawn.append(f'<text x="{left - 8}" y="{top + 16}" text-anchor="end">{escape(label)}</text>')
+        top, at = 8 + place * each + above, float(left)
+        drawn.append(_label(label, left, top + 16, above))
         for number, size in enumerate(parts):
             width = size * scale
             if width > 0.2:
@@ -136,7 +144,8 @@ def interval_chart(
     title: str, description: str, rows: Sequence[tuple[str, float, float, float, bool]], axis: Axis
 ) -> Markup:
     """Return one value with its interval a row: (label, low, value, high, whether it is marked)."""
-    left, each = _label_width([row[0] for row in rows]), 30
+    left, above = _room([row[0] for row in rows])
+    each = 30 + above
     bottom = each * len(rows) + 10
     parts = []
     for tick in axis.ticks():
@@ -144,10 +153,10 @@ def interval_chart(
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{bottom}"/>')
         parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{axis.form(tick)}</text>')
     for place, (label, low, value, high, marked) in enumerate(rows):
-        middle = 10 + place * each + each / 2 - 5
+        middle = 20 + place * each + above
         start, at, end = (axis.place(item, left, WIDTH - RIGHT - 20) for item in (low, value, high))
         colour = 1 if marked else 0
-        parts.append(f'<text x="{left - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        parts.append(_label(label, left, middle + 4, above))
         parts.append(
             f'<line class="line c{colour}" x1="{start:.1f}" x2="{end:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
         )
@@ -155,9 +164,19 @@ def interval_chart(
     return _wrap(title, description, "".join(parts), bottom + 24)
 
 
-def _label_width(labels: Sequence[str]) -> int:
-    """Return the room that labels need left of the bars."""
-    return min(WIDTH // 2, 24 + round(6.8 * max(map(len, labels), default=0)))
+def _room(labels: Sequence[str]) -> tuple[int, int]:
+    """Return the room for labels left of their rows, or above them where they are long."""
+    needed = 24 + round(_LETTER * max(map(len, labels), default=0))
+    return (needed, 0) if needed < WIDTH * 0.36 else (12, 18)
+
+
+def _label(text: str, left: float, y: float, above: float) -> str:
+    """Return a row's label beside it or above it; one that is wider than the chart is drawn narrower."""
+    if not above:
+        return f'<text x="{left - 8}" y="{y:.1f}" text-anchor="end">{escape(text)}</text>'
+    most = WIDTH - left - RIGHT
+    fit = f' textLength="{most}" lengthAdjust="spacingAndGlyphs"' if len(text) * _LETTER > most else ""
+    return f'<text x="{left}" y="{y - above - 2:.1f}"{fit}>{escape(text)}</text>'
 
 
 def _wrap(title: str, description: str, body: str, height: int) -> Markup:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from repo_builder.core import tables
 from repo_builder.report import numbers
 from repo_builder.report.verdict import verdict
 from repo_builder.results import AccuracyResult, Comparison, Hardware, Ladder, LevelResult, PerfRun
@@ -25,21 +26,21 @@ def show(run: PerfRun, console: Console) -> None:
     for name, value in run.metrics.items():
         _line(console, f"  {name}  {value:.6g}")
     if run.ladder:
-        console.print(_ladder(run.ladder))
+        tables.show(_ladder(run.ladder), console)
     if run.levels:
-        console.print(_levels(run.levels))
+        tables.show(_levels(run.levels), console)
         if any(item.server for item in run.levels):
-            console.print(_times(run.levels))
+            tables.show(_times(run.levels), console)
         if any(item.streaming for item in run.levels):
-            console.print(_streaming(run.levels))
+            tables.show(_streaming(run.levels), console)
     for item in run.levels:
         if item.explanation:
             _line(console, f"{item.level}: largest is {item.explanation.largest}: {item.explanation.suggestion}")
     gpus = [(item, item.hardware) for item in run.levels if item.hardware and item.hardware.gpus]
     if gpus:
-        console.print(_gpus(gpus))
+        tables.show(_gpus(gpus), console)
     if run.comparison:
-        console.print(_comparison(run.comparison))
+        tables.show(_comparison(run.comparison), console)
     console.print()
     for sentence in verdict(run):
         mark, colour = _MARKS[sentence.tone]
@@ -59,7 +60,7 @@ def _accuracy(result: AccuracyResult, console: Console) -> None:
         table = _table("", ["", *result.classes])
         for name, row in zip(result.classes, result.confusion, strict=True):
             _row(table, name, *(str(cell) if cell else "·" for cell in row))
-        console.print(table)
+        tables.show(table, console)
 
 
 def _ladder(ladder: Ladder) -> Table:

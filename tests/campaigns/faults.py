@@ -55,7 +55,7 @@ class Perf:
         self._json = faults.folder / "trial.json"
         self._json.unlink(missing_ok=True)
         address = url or (server.http if protocol == "http" else server.grpc)
-        usual = ["--timeout-s", "4", "--concurrency", "4", "--batch-size", "1", "--json", str(self._json)]
+        usual = ["--timeout", "4", "--concurrency", "4", "--batch-size", "1", "--json", str(self._json)]
         where = ["--work", str(faults.subject.work), "--url", address, "--metrics-url", server.metrics]
         self.process = subprocess.Popen(
             [*COMMAND, "perf", "subject", "--protocol", protocol, *where, *usual, *more],

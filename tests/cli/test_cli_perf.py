@@ -36,7 +36,7 @@ class TritonPythonModel:
         return [pb.InferenceResponse([pb.Tensor("y", np.ascontiguousarray(x[:, :3]))]) for x in inputs]
 """
 WRONG = [
-    ("timeout-s", "0"),
+    ("timeout", "0"),
     ("duration", "nan"),
     ("duration", "-1"),
     ("max-p99-ms", "inf"),
@@ -81,7 +81,7 @@ def test_tables_and_every_file(
 ) -> None:
     out = tmp_path / "out"
     outputs = ["--json", f"{out}/run.json", "--csv", f"{out}/run.csv", "--report", f"{out}/run.html"]
-    assert perf(server, "--dataset", str(data), "--explain", *outputs) == 0
+    assert perf(server, "--data", str(data), "--explain", *outputs) == 0
     shown = capsys.readouterr()
     assert "top-1 90.00 %" in shown.out
     assert "concurrency 2 × batch 1" in shown.out
@@ -112,15 +112,15 @@ def test_a_run_is_compared_with_a_baseline(
     server: serve.Server, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     baseline = tmp_path / "monday.json"
-    assert perf(server, "--dataset", str(data), "--json", str(baseline)) == 0
+    assert perf(server, "--data", str(data), "--json", str(baseline)) == 0
     relaxed = ["--baseline", str(baseline), "--latency-tolerance", "100000"]
-    assert perf(server, "--dataset", str(data), *relaxed) == 0
+    assert perf(server, "--data", str(data), *relaxed) == 0
     assert "Nothing is worse" in capsys.readouterr().out
     better = json.loads(baseline.read_text())
     better["accuracy"]["top1"] = 1.0
     better["accuracy"]["correct"] = "1" * 60
     baseline.write_text(json.dumps(better))
-    assert perf(server, "--dataset", str(data), *relaxed) == 1
+    assert perf(server, "--data", str(data), *relaxed) == 1
     shown = capsys.readouterr()
     assert "worse than the baseline: top-1" in shown.err
     assert "6 lost, 0 won on the same 60 samples" in shown.out
@@ -235,12 +235,12 @@ def test_ctrl_c_prints_what_there_is(server: serve.Server, tmp_path: Path) -> No
     [
         (["--concurrency", "x"], 11, "--concurrency: 'x' is neither numbers"),
         (["--batch-size", "99"], 11, "batch 99 is more than the model's max_batch_size 8"),
-        (["--dataset", "nothing.npz"], 4, "nothing.npz"),
+        (["--data", "nothing.npz"], 4, "nothing.npz"),
         (["--recipe", "nothing"], 3, "no built-in recipe and no file 'nothing'"),
         (["--baseline", "nothing.json"], 11, "nothing.json: cannot be read"),
         (["--json", "/proc/run.json"], 12, "/proc"),
         (["--shape", "x:4,4"], 11, r"does not fit the input x fp32[4]"),
-        (["--model-version", "7"], 11, "not ready"),
+        (["--version", "7"], 11, "not ready"),
         (["--metrics-url", "x:y"], 11, "--metrics-url: 'x:y' is not host:port"),
     ],
 )

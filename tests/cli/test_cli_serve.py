@@ -181,7 +181,7 @@ def test_a_missing_tensorrt_is_a_missing_dependency(
 def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "\n  repo-builder serve --print-command " in shown
+    assert "\n  repo-builder serve --print-command" in shown
     assert "TRITON OPTIONS" in shown
 
 

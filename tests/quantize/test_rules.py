@@ -33,6 +33,15 @@ def test_without_rules_every_layer_with_a_weight_is_fp32_and_nothing_else_is_lis
     assert precisions() == {"features.0": "fp32", "features.3": "fp32", "classifier.0": "fp32", "last": "fp32"}
 
 
+def test_an_optional_rule_may_select_nothing() -> None:
+    nothing = {"type": "Conv3d", "precision": "int8"}
+    with pytest.raises(RecipeError, match="matches no layer"):
+        precisions(LayerRule(**nothing))
+    assert precisions(LayerRule(**nothing, optional=True)) == precisions()
+    some = LayerRule(type="Conv*", precision="int8", optional=True)
+    assert precisions(some)["features.0"] == "int8"
+
+
 def test_by_type_by_name_and_mixed_the_last_that_matches_wins() -> None:
     found = plan(
         LAYERS,

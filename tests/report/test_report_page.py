@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repo_builder.report import page
+from repo_builder.report import page, svg
 from repo_builder.results import Level, PerfRun
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -213,3 +213,44 @@ def test_a_browser_draws_it(perf_run: PerfRun, tmp_path: Path, scheme: str) -> N
     assert (np.median(brightness) > 200) == (scheme == "light")
     contrast = np.abs(brightness - np.median(brightness))
     assert 0.005 < (contrast > 60).mean() < 0.5  # there is something to read, and it is not a blot
+
+
+def test_lines_stand_in_order_of_load(perf_run: PerfRun) -> None:
+    """Whatever the order of measuring, as that of a search."""
+    turned = dataclasses.replace(perf_run, levels=perf_run.levels[::-1], knee=None)
+    found = page.render(turned)
+    rows = re.findall(r'<tr[^>]*><th scope="row">([^<]*×[^<]*)', found[found.index('id="latency"') :])[:6]
+    assert [item for item in rows] == [
+        "concurrency 1 × batch 1",
+        "concurrency 4 × batch 1",
+        "concurrency 16 × batch 1",
+        "concurrency 1 × batch 8",
+        "concurrency 4 × batch 8",
+        "150 requests/s (Poisson) × batch 1",
+    ]
+
+
+def test_every_cell_says_on_a_narrow_page_what_it_is(perf_run: PerfRun) -> None:
+    found = page.render(perf_run)
+    for table in re.findall(r"<table>.*?</table>", found, re.DOTALL):
+        heads = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table.partition("<tbody>")[0])
+        cells = re.findall(r'<td data-label="([^"]*)"', table)
+        assert table.count("<td") == len(cells)
+        assert set(cells) <= set(heads)
+
+
+@pytest.mark.parametrize(
+    "label", ["x", "y" * 30, "concurrency 64 × batch 8 × ids[128] × mask[128] × more[3, 224, 224]"]
+)
+def test_labels_of_rows_stay_inside_the_chart(label: str) -> None:
+    drawn = str(svg.bar_chart("t", "d", [(label, (1.0, 2.0))], ("a", "b"), "{:g}".format))
+    x = re.findall(r'<text x="([\d.]+)"', drawn.partition(f">{label}<")[0])[-1]
+    width = len(label) * svg._LETTER if "textLength" not in drawn else svg.WIDTH - float(x) - svg.RIGHT
+    start = float(x) - (width if 'text-anchor="end"' in drawn.partition(f">{label}<")[0] else 0)
+    assert start >= 0
+    assert start + width <= svg.WIDTH
+
+
+def test_facts_with_units_are_said_as_people_say_them() -> None:
+    facts = page.flatten({"gpus": [{"name": "H100", "memory_mib": 81559}], "boot_s": 2.5, "cores": 8})
+    assert facts == {"gpus[0].name": "H100", "gpus[0].memory": "85.5 GB", "boot": "2.50 s", "cores": "8"}

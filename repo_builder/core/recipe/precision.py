@@ -73,6 +73,7 @@ class LayerRule:
         precision: ``int8``, ``fp16`` or ``fp32``.
         input: Range of the layer's input; int8 only.
         weight: Range of the layer's weight; int8 only.
+        optional: Whether the rule may select nothing, which is an error else.
         num_bits: 8; anything else is refused with the reason.
     """
 
@@ -81,6 +82,7 @@ class LayerRule:
     precision: Precision
     input: InputQuantizer = field(default_factory=InputQuantizer)
     weight: WeightQuantizer = field(default_factory=WeightQuantizer)
+    optional: bool = False
     num_bits: Annotated[int, EIGHT_BITS] = 8
 
     @property

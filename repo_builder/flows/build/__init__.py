@@ -37,6 +37,8 @@ def build(options: BuildOptions) -> BuildResult:
         files.require_writable(folder)
     finetuning.check(recipe)
     for key, named in keys.code_names(recipe).items():
+        if key == "model.source" and options.module is not None:  # nobody calls it
+            continue
         if named.rpartition(":")[2].isidentifier() and not Path(named).exists():  # a file's name may have a colon, too
             loading.require_user(named, where=key)
     piped = piping.begin(options)

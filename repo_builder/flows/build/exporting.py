@@ -9,7 +9,7 @@ from repo_builder.core import artifacts, environment, files, kept, progress, wat
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import OnnxDetails
 from repo_builder.core.environment import Saturation
-from repo_builder.core.errors import DataError
+from repo_builder.core.errors import DataError, ModelError
 from repo_builder.core.recipe import Recipe
 from repo_builder.core.records import AccuracyRecord
 from repo_builder.datasets import Dataset
@@ -30,6 +30,8 @@ _CODE = (
     "measure/judge",
 )
 
+_PROBED = 8  # samples that a live module is run on to tell whether it is the one of the last build
+
 
 def run(options: BuildOptions, dataset: Dataset, placement: tuple[str, Saturation]) -> tuple[OnnxArtifact, bool]:
     """Export, or find what is up to date; return the artifact and whether it was.
@@ -43,9 +45,10 @@ def run(options: BuildOptions, dataset: Dataset, placement: tuple[str, Saturatio
         RepoBuilderError: The branch tells what failed; what was there before is untouched.
     """
     recipe, folder = options.recipe, options.work / options.recipe.name / "onnx"
-    source = forms.source(recipe, options.checkpoint)
+    source = _source(options, dataset)
     parts = recipe.to_dict()
-    parts["model"].pop("checkpoint", None)
+    for name in ("checkpoint", *(("source", "arguments") if source.module is not None else ())):
+        parts["model"].pop(name, None)  # the weights' hash tells of these
     parts["quantize"].pop("keep", None)  # compiling decides it
     spec = recipe.finetune
     trained_for = None if spec is None else finetuning.placement(spec, placement)
@@ -127,6 +130,16 @@ def _judges(recipe: Recipe) -> bool:
     rules = recipe.quantize.layers
     best = any("best" in (rule.input.calibrator, rule.weight.calibrator) for rule in rules)
     return best or recipe.quantize.repair.asked
+
+
+def _source(options: BuildOptions, dataset: Dataset) -> forms.Source:
+    """Return the network that a program gave, or the recipe's."""
+    if options.module is None:
+        return forms.source(options.recipe, options.checkpoint)
+    if options.checkpoint is not None:
+        raise ModelError("a module brings its weights", where="checkpoint", hint="leave it out, or load it first")
+    some = dataset.split("calibration").inputs
+    return forms.live_source(options.recipe, options.module, {name: item[:_PROBED] for name, item in some.items()})
 
 
 def _check_data(dataset: Dataset, source: forms.Source, recipe: Recipe) -> None:

@@ -41,12 +41,14 @@ class Source:
         is_onnx: Whether ``path`` is the whole model.
         fingerprint: sha256 of the file, with the files beside it that hold weights; of what made them without a file.
         description: The file as the user knows it.
+        module: The network itself, in eval mode, where a program gave it; its weights are in it.
     """
 
     path: Path | None
     is_onnx: bool
     fingerprint: str
     description: str
+    module: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,33 @@ def source(recipe: Recipe, checkpoint: Path | None) -> Source:
     path = models.checkpoint_path(spec, checkpoint)
     description = str(checkpoint or spec.checkpoint or path)
     return Source(path=path, is_onnx=False, fingerprint=keys.weights(path), description=description)
+
+
+def live_source(recipe: Recipe, module: Any, samples: Outputs) -> Source:  # noqa: ANN401 - what a caller gave
+    """Return a network that a program gave, with its weights.
+
+    Args:
+        recipe: The recipe, which names inputs and outputs.
+        module: The network; it is left as it is.
+        samples: Some samples by input name, batch first, which tell whether it still is the same network.
+
+    Raises:
+        ModelError: It is none, or does not run on the samples.
+    """
+    own = models.borrow(module)
+    from repo_builder.models import live
+    from repo_builder.models.running import run
+
+    inputs = {item.name: item for item in recipe.model.inputs}
+    order, _ = calling.argument_order(own, tuple(inputs))
+    outputs = run(own, samples, Batches.of([inputs[name] for name in order], recipe.model.outputs, {}))
+    return Source(
+        path=None,
+        is_onnx=False,
+        fingerprint=live.fingerprint(own, outputs),
+        description=f"a live {type(module).__name__}",
+        module=own,
+    )
 
 
 def export(
@@ -207,10 +236,11 @@ def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: 
         from repo_builder.models.running import run
     with progress.step("load model") as step:
         with watching.reading() as read:
-            module = models.create(recipe.model, seed=recipe.seed)
+            module = origin.module or models.create(recipe.model, seed=recipe.seed)
         if origin.path is not None:
             models.load_checkpoint(module, origin.path, where=origin.description)
-        step.note(f"{recipe.model.source}  {origin.description}  sha256:{origin.fingerprint[:12]}")
+        named = "" if origin.module else f"{recipe.model.source}  "
+        step.note(f"{named}{origin.description}  sha256:{origin.fingerprint[:12]}")
     inputs = {item.name: item for item in recipe.model.inputs}
     order, differs = calling.argument_order(module, tuple(inputs))
     if differs:

@@ -34,6 +34,7 @@ class BuildOptions:
         allow_precision_mismatch: Whether a layer may end in another precision than asked.
         accept_departure: Whether a form that departs from the one before it is placed all the same.
         trust_code: Whether ``compile`` may run the functions that the artifact's manifest names.
+        module: A ``torch.nn.Module`` instead of the recipe's source; None takes that.
     """
 
     recipe: Recipe
@@ -48,6 +49,7 @@ class BuildOptions:
     allow_precision_mismatch: bool = False
     accept_departure: bool = False
     trust_code: bool = False
+    module: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)

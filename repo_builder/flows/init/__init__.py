@@ -77,14 +77,13 @@ def draft(name: str, model: str, *, data: str | None = None, arguments: Mapping[
     return Draft(name=name, text=text, found=(*facts.found, *told.found), undecided=undecided, complete=complete)
 
 
-def write(made: Draft, folder: Path, *, force: bool = False) -> Path:
-    """Write a recipe as ``NAME.toml``.
+def write(made: Draft, path: Path, *, force: bool = False) -> Path:
+    """Write a recipe.
 
     Raises:
         RecipeError: The file is there already, and ``force`` is not given.
         OutputError: It cannot be written.
     """
-    path = folder / f"{made.name}.toml"
     if path.exists() and not force:
         raise RecipeError("is there already", where=str(path), hint="give another NAME, or --force to replace it")
     files.write_text(path, made.text)

@@ -81,6 +81,9 @@ def _quantize(facts: Facts) -> Iterator[str]:
         yield ""
         yield f"# Sums of residual blocks ({counts['Add']} Add) in int8, which TensorRT fuses with the convolutions:"
         yield from ("# [[quantize.layers]]", '# type = "Add"', '# precision = "int8"')
+    if chosen:
+        yield ""
+        yield "# optional = true in a rule: it may match nothing, as in a recipe that several models share."
     last = next((item[0] for item in reversed(facts.layers) if item[1] in chosen), None)
     if last:
         yield ""

@@ -1,21 +1,25 @@
-"""What a torch module says of itself without being run: arguments of its forward, layers, sizes of the outer ones."""
+"""What a torch module says of itself: arguments of its forward, layers, sizes of the outer ones.
+
+Where a .npz gives samples of every input it is run on two of them, which tells what it gives.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from repo_builder import models
-from repo_builder.core import archive
-from repo_builder.core.errors import RecipeError
+from repo_builder.core import archive, calling
+from repo_builder.core.errors import RecipeError, first_line
 from repo_builder.core.recipe import ModelSpec
-from repo_builder.core.tensors import DType, TensorSpec
+from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.flows.init.facts import Facts, Tensor
 from repo_builder.quantize.rules import WEIGHTED, WEIGHTLESS, Layer
 
+_Known = dict[str, tuple[DType, tuple[int, ...], Array]]  # array of a .npz → its type, its shape, two samples
 _ONLY_INPUT = ("x", "X")  # what a .npz may call the array of an only input
 
 
@@ -35,10 +39,14 @@ def read(source: str, arguments: Mapping[str, Any], data: str | None) -> Facts:
         hint = "give each as --argument KEY=VALUE" if error.where == "model.arguments" else error.hint
         raise RecipeError(error.message, where=error.where, hint=hint) from None
     leaves = [(name, item) for name, item in module.named_modules() if not list(item.children())]
-    inputs = _inputs(module, leaves, data)
-    outputs = (_output(leaves),)
+    known = _arrays(data)
+    inputs = _inputs(module, leaves, known)
+    ran, trouble = _tried(module, inputs, known)
+    outputs = ran or (_output(leaves),)
     undecided = [_doubt("input", item) for item in inputs] + [_doubt("output", item) for item in outputs]
-    undecided.append("outputs: how many forward gives was not tried; list each, in forward's order, under its name")
+    if not ran:
+        why = f"forward does not run on the data ({trouble})" if trouble else "how many forward gives was not tried"
+        undecided.append(f"outputs: {why}; list each, in forward's order, under its name")
     undecided.append("checkpoint: your weights, unless the function gives a module that has them")
     return Facts(
         source=source,
@@ -48,7 +56,10 @@ def read(source: str, arguments: Mapping[str, Any], data: str | None) -> Facts:
         layers=_layers(leaves),
         batches=True,
         batch_reason="samples of a torch module are on its first axis; build tries whether they may run together",
-        found=(f"inputs: forward takes {', '.join(item.name for item in inputs)}",),
+        found=(
+            f"inputs: forward takes {', '.join(item.name for item in inputs)}",
+            *((f"outputs: forward gives {', '.join(str(item.spec()) for item in ran)}",) if ran else ()),
+        ),
         undecided=tuple(item for item in undecided if item),
     )
 
@@ -64,18 +75,45 @@ def _doubt(what: str, item: Tensor) -> str:
     return f"{what} '{item.name}': {list(item.shape)} is a guess, {item.note}" if item.note else ""
 
 
-def _inputs(module: Any, leaves: list[tuple[str, Any]], data: str | None) -> tuple[Tensor, ...]:  # noqa: ANN401 - torch's
+def _tried(module: Any, inputs: tuple[Tensor, ...], known: _Known) -> tuple[tuple[Tensor, ...], str]:  # noqa: ANN401
+    """Return what a module gives on two samples, or nothing and why."""
+    feeds = [_key(item.name, inputs, known) for item in inputs]
+    if any(key is None for key in feeds):
+        return (), ""
+    import torch
+
+    arrays = (
+        known[key][2].astype(item.dtype.numpy) for key, item in zip(feeds, inputs, strict=True) if key is not None
+    )
+    try:
+        with torch.inference_mode():
+            result = module.eval()(*(torch.from_numpy(array) for array in arrays))
+        values = [item.numpy() for item in calling.outputs_of(result)]
+    except Exception as error:  # whatever a user's forward raises
+        return (), first_line(error)
+    names = list(result) if isinstance(result, Mapping) and len(result) == len(values) else []
+    if not names:
+        names = ["output"] if len(values) == 1 else [f"output_{place}" for place in range(len(values))]
+    found = zip(names, values, strict=True)
+    return tuple(Tensor(name=name, dtype=DType.of_numpy(item.dtype), shape=item.shape[1:]) for name, item in found), ""
+
+
+def _key(name: str, inputs: Sequence[Any], known: _Known) -> str | None:
+    """Return the array that holds an input's samples."""
+    keys = (name, *_ONLY_INPUT) if len(inputs) == 1 else (name,)
+    return next((item for item in keys if item in known), None)
+
+
+def _inputs(module: Any, leaves: list[tuple[str, Any]], known: _Known) -> tuple[Tensor, ...]:  # noqa: ANN401 - torch's
     """Return an input for each argument that forward must be given."""
     names = ["input"]
     with suppress(TypeError, ValueError):
         given = inspect.signature(module.forward).parameters.values()
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
         names = [item.name for item in given if item.kind in kinds and item.default is item.empty] or names
-    known = _arrays(data)
     found = []
     for name in names:
-        keys = (name, *_ONLY_INPUT) if len(names) == 1 else (name,)
-        key = next((item for item in keys if item in known), None)
+        key = _key(name, names, known)
         if key is not None:
             found.append(Tensor(name=name, dtype=_taken(known[key][0], leaves), shape=known[key][1]))
         else:
@@ -83,15 +121,15 @@ def _inputs(module: Any, leaves: list[tuple[str, Any]], data: str | None) -> tup
     return tuple(found)
 
 
-def _arrays(data: str | None) -> dict[str, tuple[DType, tuple[int, ...]]]:
-    """Return type and shape, without the samples' axis, of a .npz file's arrays."""
+def _arrays(data: str | None) -> _Known:
+    """Return type, shape without the samples' axis, and two samples of a .npz file's arrays."""
     if data is None or Path(data).suffix.lower() != ".npz" or not Path(data).is_file():
         return {}
     found = {}
     with archive.opened(Path(data)) as stored:
         for name in stored.names:
             array = stored.read(name)
-            found[name] = (DType.of_numpy(array.dtype), tuple(array.shape[1:]))
+            found[name] = (DType.of_numpy(array.dtype), tuple(array.shape[1:]), array[:2] if array.ndim else array)
     return found
 
 

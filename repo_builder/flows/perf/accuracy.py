@@ -32,7 +32,7 @@ def held_out(
     if recipe is not None and recipe.measure.metric and options.with_accuracy:  # before any work
         loading.require_user(recipe.measure.metric, where="measure.metric")
     if given == RANDOM or (given is None and recipe is None):
-        why = "inputs are made up" if given else "no recipe is known for this model (--recipe, --dataset)"
+        why = "inputs are made up" if given else "no recipe is known for this model (--recipe, --data)"
         collected.update(accuracy_skipped=why, data="random inputs")
         return None
     if given is not None:  # all of what the user names is held out

@@ -231,5 +231,5 @@ class Loop:
         if now - oldest > self._timeout_ns:
             raise MeasureError(
                 f"no response within {self._timeout_ns / 1e9:g} s",
-                hint="the server or what is before it hangs, or is slower than --timeout-s allows",
+                hint="the server or what is before it hangs, or is slower than --timeout allows",
             )

@@ -98,7 +98,7 @@ class _Exchange:
                 raise MeasureError(
                     f"no response within {self._timeout_s:g} s",
                     where=self._model.name,
-                    hint="the server hangs, or is slower than --timeout-s allows",
+                    hint="the server hangs, or is slower than --timeout allows",
                 )
         return [self._answers[place] for place in range(len(self._batches))]
 

@@ -299,7 +299,7 @@ def unreachable(endpoint: Endpoint, error: OSError, timeout_s: float) -> Measure
         return ConnectionLost(
             f"no answer within {timeout_s:g} s",
             where=str(endpoint),
-            hint="the server or what is before it hangs, or --timeout-s is too short",
+            hint="the server or what is before it hangs, or --timeout is too short",
         )
     reason = error.strerror or (
         "connection refused" if isinstance(error, ConnectionRefusedError) else "connection lost"

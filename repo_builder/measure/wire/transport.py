@@ -42,6 +42,12 @@ class ConnectionLost(MeasureError):  # noqa: N818 - reads as what it is
     """The server closed or refused a connection."""
 
 
+def is_header(name: str, value: str) -> bool:
+    """Whether these may be a header's name and value."""
+    text = name + value
+    return bool(name) and text.isascii() and text.isprintable() and not set(name) & set(' ()<>@,;"/[]?={}:')
+
+
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """Where the server listens and how it is spoken to.

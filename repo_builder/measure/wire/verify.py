@@ -54,7 +54,7 @@ def verify(response: Response, expected: Expected, request: int) -> None:
             f"the model was replaced while it was measured: version {response.version} answers instead of "
             f"{expected.version}",
             where=response.model,
-            hint="measure again, or name a version with --model-version",
+            hint="measure again, or name a version with --version",
         )
     if response.request_id not in ("", str(request)):
         raise MeasureError(
@@ -85,7 +85,7 @@ def verify(response: Response, expected: Expected, request: int) -> None:
             raise MeasureError(
                 f"the output {spec.name} of request {request} holds NaN or infinite values",
                 where=response.model,
-                hint="look at fp16 layers whose values overflow, or pass real inputs with --dataset",
+                hint="look at fp16 layers whose values overflow, or pass real inputs with --data",
             )
 
 

@@ -59,7 +59,7 @@ def test_it_is_read_off_a_classifier_and_its_samples_and_builds(
     made = init.draft("own", "net.onnx", data="net.npz")
     assert made.complete
     assert not made.undecided
-    path = init.write(made, Path())
+    path = init.write(made, Path("own.toml"))
     found = Recipe.load(path)
     assert [str(item) for item in found.model.inputs] == ["image fp32[3, 6, 6]"]
     assert [str(item) for item in found.model.outputs] == ["logits fp32[4]"]
@@ -71,8 +71,8 @@ def test_it_is_read_off_a_classifier_and_its_samples_and_builds(
     assert placed.exported.accuracy[0].top1 is not None
     assert (Path("repository") / "own" / "config.pbtxt").is_file()
     with pytest.raises(RecipeError, match="is there already"):
-        init.write(made, Path())
-    assert init.write(made, Path(), force=True) == path
+        init.write(made, Path("own.toml"))
+    assert init.write(made, Path("own.toml"), force=True) == path
 
 
 def test_without_samples_it_says_what_they_have_to_be(tmp_path: Path) -> None:
@@ -196,6 +196,52 @@ def test_shapes_of_a_torch_module_come_from_samples_or_are_left_out(
     np.savez("images.npz", input=weights(40, 3, 9, 9))
     made = init.draft("own", f"{tmp_path}/conv.py:make", data="images.npz")
     assert "shape = [3, 9, 9]" in made.text
+
+    assert made.complete, "the network was run on two samples"
+    assert "shape = [4, 7, 7]" in made.text
+
+
+HEADS = """from torch import nn
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+    def forward(self, left, right):
+        h = self.body(left + right)
+        return {returned}
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "names"),
+    [
+        ("self.one(h), self.two(h)", ["output_0", "output_1"]),
+        ("{'kind': self.one(h), 'box': self.two(h)}", ["kind", "box"]),
+    ],
+)
+def test_several_outputs_of_a_torch_module_are_found_by_running_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: str, names: list[str]
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    module = f"heads_{names[0]}.py"
+    Path(module).write_text(HEADS.replace("{returned}", returned))
+    np.savez("pairs.npz", right=weights(40, 6), left=weights(40, 6).astype(np.float64), y=np.arange(40) % 3)
+    made = init.draft("own", f"{tmp_path}/{module}:Heads", data="pairs.npz")
+    found = recipe(made)
+    assert [item.name for item in found.model.inputs] == ["left", "right"]
+    assert [(item.name, item.shape) for item in found.model.outputs] == list(zip(names, [(3,), (2,)], strict=True))
+    assert found.measure.output == names[0]
+
+
+def test_a_forward_that_does_not_run_on_the_samples_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    Path("odd.py").write_text(HEADS.replace("{returned}", "self.one(h), self.two(left)"))
+    np.savez("pairs.npz", right=weights(40, 6), left=weights(40, 6))
+    made = init.draft("own", f"{tmp_path}/odd.py:Heads", data="pairs.npz")
+    assert any("does not run on the data" in line for line in made.undecided)
 
 
 def test_arguments_that_a_function_needs_are_asked_for_and_a_layer_alone_has_no_name(
