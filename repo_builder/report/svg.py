@@ -73,7 +73,7 @@ class Axis:
 def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: Axis, *, markers: bool) -> Markup:
     """Return a line chart with its legend below."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    parts = [_grid(x, y)]
+    parts = [frame(x, y)]
     for line in lines:
         spots = [(x.place(px, LEFT, right), y.place(py, bottom, TOP)) for px, py in line.points]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in spots)
@@ -88,7 +88,7 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
                 f'<text class="note" x="{px:.1f}" y="{py - 9:.1f}" text-anchor="middle">{escape(label)}</text>'
             )
     legend = "".join(_legend(line) for line in lines)
-    return _wrap(title, description, "".join(parts), HEIGHT) + Markup(f'<ul class="legend">{legend}</ul>')  # noqa: S704
+    return wrap(title, description, "".join(parts), HEIGHT) + Markup(f'<ul class="legend">{legend}</ul>')  # noqa: S704
 
 
 def bar_chart(
@@ -129,7 +129,7 @@ def bar_chart(
         f'height="14"/></svg>{escape(name)}</li>'
         for number, name in enumerate(names)
     )
-    return _wrap(title, description, "".join(drawn), height) + Markup(f'<ul class="legend">{legend}</ul>')  # noqa: S704
+    return wrap(title, description, "".join(drawn), height) + Markup(f'<ul class="legend">{legend}</ul>')  # noqa: S704
 
 
 def interval_chart(
@@ -152,7 +152,7 @@ def interval_chart(
             f'<line class="line c{colour}" x1="{start:.1f}" x2="{end:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
         )
         parts.append(f'<circle class="dot f{colour}" cx="{at:.1f}" cy="{middle:.1f}" r="5"/>')
-    return _wrap(title, description, "".join(parts), bottom + 24)
+    return wrap(title, description, "".join(parts), bottom + 24)
 
 
 def _label_width(labels: Sequence[str]) -> int:
@@ -160,14 +160,16 @@ def _label_width(labels: Sequence[str]) -> int:
     return min(WIDTH // 2, 24 + round(6.8 * max(map(len, labels), default=0)))
 
 
-def _wrap(title: str, description: str, body: str, height: int) -> Markup:
+def wrap(title: str, description: str, body: str, height: int) -> Markup:
+    """Return a chart of parts that are drawn, with its title and description for who cannot see it."""
     return Markup(  # noqa: S704 - every text in it is escaped
         f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {height}"><title>{escape(title)}</title>'
         f"<desc>{escape(description)}</desc>{body}</svg>"
     )
 
 
-def _grid(x: Axis, y: Axis) -> str:
+def frame(x: Axis, y: Axis) -> str:
+    """Return the grid, the ticks and the titles of two axes."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for tick in x.ticks():
