@@ -37,8 +37,8 @@ def test_sense_tells_its_cost_first_and_prints_layers_a_page_and_json(
     ("arguments", "code", "message"),
     [
         (["sense", "vvg"], 3, "did you mean 'vgg'"),
-        (["sense", "vgg", "--budget", "soon"], 2, "'soon' is no duration"),
-        (["sense", "vgg", "--budget", "0s"], 2, "is no duration"),
+        (["sense", "vgg", "--budget", "soon"], 2, "'soon' is no time"),
+        (["sense", "vgg", "--budget", "0s"], 2, "is no time"),
         (["build", "vgg", "--max-drop", "0.3"], 2, "add --search"),
         (["build", "vgg", "--search", "--max-drop", "-1"], 2, "-1"),
         (["build", "vgg", "--search", "--timings", "none.json"], 2, "none.json"),

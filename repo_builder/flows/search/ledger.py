@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from repo_builder.core import codec, files
+from repo_builder.core import files, foreign
 from repo_builder.core.errors import MeasureError
 
 _SCHEMA = 1
@@ -62,7 +62,7 @@ class Ledger:
 
 def _read(path: Path) -> Values:
     try:
-        found: Values = codec.parsed(json.loads, path.read_text(encoding="utf-8"))
+        found: Values = foreign.parsed(json.loads, path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MeasureError(f"cannot be read ({error})", where=str(path), hint="name a measured.json") from None
     rows = found.get("measured") if isinstance(found, dict) else None
