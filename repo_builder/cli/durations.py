@@ -22,5 +22,5 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generi
         found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s?(s|m|min|h|)", value.strip().lower())
         seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
         if not 0 < seconds <= 604800:
-            self.fail(f"'{value}' is no time of up to a week: write 90s, 10m or 1.5h", param, ctx)
+            self.fail(f"'{value}' is no time of up to a week: write 90s, 10m or 1h", param, ctx)
         return seconds
