@@ -116,6 +116,18 @@ def test_every_exit_code_is_documented() -> None:
     }
 
 
+def test_the_commands_about_precision_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which spares three starts of torch."""
+    monkeypatch.chdir(tmp_path)
+    for line in commands(ROOT / "docs/precision.md", run=True):
+        name, *arguments = shlex.split(line)
+        assert name == "repo-builder"
+        assert cli.run(arguments) == 0, line
+    assert "Gain against loss" in (tmp_path / "sense.html").read_text(encoding="utf-8")
+    for name in ("searched.toml", "search/search.html", "search/search.json", "search/measured.json"):
+        assert (tmp_path / "build/jsc-tiny" / name).is_file(), name
+
+
 @pytest.mark.server
 @pytest.mark.slow
 def test_the_readme_commands_do_what_they_say(tmp_path: Path) -> None:

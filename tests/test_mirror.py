@@ -29,12 +29,13 @@ ELSEWHERE: dict[str, str] = {
         "core/device serve/backends/tensorrt/memory serve/backends/tensorrt/model serve/backends/tensorrt/slots"
     ),
     "compile/tensorrt/test_build.py": "compile/tensorrt/log",
-    "gpu/test_gpu_compile.py": "compile/tensorrt/target",
+    "gpu/test_gpu_compile.py": "compile/tensorrt/speed compile/tensorrt/target",
+    "compile/onnxruntime/test_speed.py": "compile/timed",
     "core/test_artifacts.py": "core/details core/records",
     "core/test_batchable.py": "core/sessions core/signatures",
     "core/test_recipe.py": (
-        "core/recipe/__init__ core/recipe/finetune core/recipe/precision core/recipe/repair core/recipe/serving"
-        " core/recipe/sources core/recipe/targets"
+        "core/recipe/__init__ core/recipe/finetune core/recipe/precision core/recipe/repair core/recipe/search"
+        " core/recipe/serving core/recipe/sources core/recipe/targets"
     ),
     "datasets/test_built_in_data.py": "datasets/__init__",
     "datasets/test_encoded.py": "core/encoded",
@@ -49,6 +50,10 @@ ELSEWHERE: dict[str, str] = {
         "flows/init/__init__ flows/init/facts flows/init/onnx_facts flows/init/render flows/init/torch_facts"
     ),
     "flows/test_layers.py": "cli/layers",
+    "flows/search/test_search.py": (
+        "flows/search/__init__ flows/search/bench flows/search/choices flows/search/front flows/search/hunt"
+        " flows/search/moves flows/search/seen flows/search/sensing flows/search/trials results/sensing"
+    ),
     "flows/perf/test_perf.py": ("flows/perf/accuracy flows/perf/options flows/perf/run measure/judge/explain"),
     "flows/tune/test_tune.py": (
         "flows/tune/__init__ flows/tune/bench flows/tune/hosts flows/tune/options flows/tune/run"
@@ -95,6 +100,7 @@ ELSEWHERE: dict[str, str] = {
     "quantize/repair/test_repair.py": "quantize/repair/__init__ quantize/repair/protocol",
     "recipes/test_recipes.py": "core/recipe/reading recipes/__init__",
     "report/test_report_page.py": "report/charts report/csv report/page report/svg",
+    "report/test_precision_page.py": "report/spots",
     "report/test_report_terminal.py": (
         "report/numbers report/terminal report/verdict results/__init__ results/levels results/run results/schema"
         " results/scores"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from repo_builder.api.places import REPOSITORY, WORK, path
 from repo_builder.core.errors import DataError
 from repo_builder.core.recipe import Recipe
+from repo_builder.core.recipe.search import limits
 from repo_builder.datasets import given
 from repo_builder.flows.build import BuildOptions, BuildResult, compile_artifact, load_exported
 from repo_builder.flows.build import build as run
@@ -36,6 +37,11 @@ def build(
     allow_precision_mismatch: bool = False,
     accept_departure: bool = False,
     force: bool = False,
+    search: bool = False,
+    max_drop: float | None = None,
+    budget: float | None = None,
+    seed: int | None = None,
+    timings: str | Path | None = None,
 ) -> BuildResult:
     """Build a model repository from a recipe, as ``repo-builder build`` does: what is up to date is skipped.
 
@@ -55,13 +61,18 @@ def build(
         allow_precision_mismatch: Whether a layer may end in another precision than asked.
         accept_departure: Whether a form that departs from the one before it is placed all the same.
         force: Whether stages that are up to date run again.
+        search: Whether precisions are chosen by measuring, as ``[search]`` in the recipe says too.
+        max_drop: Most points of accuracy that a search may lose on the validation split.
+        budget: Seconds that a search may measure.
+        seed: Seed of a search.
+        timings: An earlier search's ``measured.json``, whose measurements are taken instead of new ones.
 
     Raises:
         RepoBuilderError: The branch tells which stage failed; what was there before is untouched.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    found = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     options = BuildOptions(
-        recipe=chosen if data is None else _fed(chosen, data, Path(work)),
+        recipe=found if data is None else _fed(found, data, Path(work)),
         module=model,
         work=Path(work),
         repository=Path(output),
@@ -73,6 +84,8 @@ def build(
         keep_versions=keep_versions,
         allow_precision_mismatch=allow_precision_mismatch,
         accept_departure=accept_departure,
+        search=limits(found.search, search, max_drop=max_drop, budget_s=budget, seed=seed),
+        timings=path(timings),
     )
     return run(options)
 

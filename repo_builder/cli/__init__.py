@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "layers": ("layers", "List a model's layers, as rules may name them."),
     "perf": ("perf", "Measure a served model: accuracy first, then latency and throughput."),
     "recipes": ("recipes", "List the built-in recipes, or print one to start from."),
+    "sense": ("sense", "Measure what each layer gains and costs in a lower precision."),
     "serve": ("serve", "Serve a model repository with Triton, in a container or embedded."),
     "train": ("train", "Train a recipe's model and write a checkpoint."),
     "tune": ("tune", "Search the serving configuration: instances, batches, delay, threads, on the real server."),

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from repo_builder.cli.durations import Seconds
+
 if TYPE_CHECKING:
+    from repo_builder.core.recipe import Recipe, SearchSpec
     from repo_builder.core.records import AccuracyRecord, FinetuneRecord, LayerRecord
     from repo_builder.flows.build import BuildResult
 
@@ -59,6 +62,29 @@ def shared_options(function: F) -> F:
     help="Folder of intermediate artifacts.",
 )  # fmt: skip
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the recipe's.")
+@click.option(
+    "--search",
+    is_flag=True,
+    help="Choose each layer's precision and calibrator by time and accuracy measured here.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    metavar="POINTS",
+    help="Most points of accuracy that a search may lose on the validation split. [default: [search] max_drop, 0.3]",
+)
+@click.option(
+    "--budget",
+    type=Seconds(),
+    help="How long a search may measure, as in 90s or 10m. [default: [search] budget_s, 10m]",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of a search. [default: the recipe's]")
+@click.option(
+    "--timings",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Take a search's measurements from an earlier one's WORK/NAME/search/measured.json.",
+)
 def command(
     recipe: str,
     repository: Path,
@@ -73,24 +99,37 @@ def command(
     accept_departure: bool,
     force: bool,
     as_json: bool,
+    search: bool,
+    max_drop: float | None,
+    budget: float | None,
+    seed: int | None,
+    timings: Path | None,
 ) -> None:
     """Build a model repository from RECIPE, a built-in's name or a TOML file.
 
     The model is loaded, every layer gets the precision that the last matching rule gives it, ranges are calibrated on
     training samples, the ONNX is exported and checked, compiled for the target and placed in the model repository
     with its config.pbtxt. Accuracy of every form is measured on the same held-out samples. Steps of [pipeline] are put
-    around the network, in one graph with it or as an ensemble (docs/pipelines.md).
+    around the network, in one graph with it or as an ensemble (docs/pipelines.md). It ends with a verdict: which
+    precision to serve here, what was measured beside it, and what would change that.
+
+    With --search, precisions are chosen first: moves are timed in turns with the best so far and kept where they pay by
+    2 % and keep the limit on the validation split; the test split is scored once, at the end. What was measured is
+    kept, so that a search that is killed goes on, and --timings with the same seed repeats one. The result is written
+    as plain rules, in WORK/NAME/searched.toml.
 
     \b
     repo-builder build vgg
     repo-builder build vgg --set quantize.layers.0.input.calibrator=entropy
+    repo-builder build vgg --search --max-drop 0.3 --budget 10m
     repo-builder build my_model.toml --checkpoint best.safetensors --version next --keep-versions 2
     """
     from repo_builder import recipes
     from repo_builder.flows.build import BuildOptions, build
 
+    found = recipes.load(recipe, settings)
     options = BuildOptions(
-        recipe=recipes.load(recipe, settings),
+        recipe=found,
         work=work,
         repository=repository,
         target=target,
@@ -101,8 +140,23 @@ def command(
         keep_versions=keep_versions,
         allow_precision_mismatch=allow_precision_mismatch,
         accept_departure=accept_departure,
+        search=_limits(found, search, max_drop=max_drop, budget_s=budget, seed=seed, timings=timings),
+        timings=timings,
     )
     show(build(options), as_json=as_json)
+
+
+def _limits(recipe: Recipe, asked: bool, *, timings: Path | None, **given: float | None) -> SearchSpec | None:
+    """Return the limits of a search, what is given over the recipe's; None where none is asked for.
+
+    Raises:
+        click.UsageError: An option of a search is given, and there is none.
+    """
+    from repo_builder.core.recipe.search import limits
+
+    if not asked and recipe.search is None and (timings or any(item is not None for item in given.values())):
+        raise click.UsageError("--max-drop, --budget, --seed and --timings are of a search: add --search")
+    return limits(recipe.search, asked, **given)
 
 
 def parse_version(text: str) -> int | Literal["replace", "next"]:
@@ -128,9 +182,8 @@ def show(result: BuildResult, *, as_json: bool) -> None:
         click.echo(json.dumps(result.to_dict(), indent=2))
         return
     from repo_builder.core import tables
-    from repo_builder.core.details import OnnxRuntimeDetails
     from repo_builder.core.progress import stdout_console
-    from repo_builder.report import speed
+    from repo_builder.report import choice
 
     console = stdout_console()
     if result.engine.layers:
@@ -141,10 +194,11 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     tuned = result.exported.details.finetuned
     if tuned is not None:
         console.print(_in_words(tuned, result.engine.accuracy), markup=False, soft_wrap=True)
-    details = result.engine.details
-    if isinstance(details, OnnxRuntimeDetails) and details.speed:
-        lowered = sorted({item.asked for item in result.engine.layers} - {"fp32"}, reverse=True)
-        console.print(speed.in_words(details.speed, "/".join(lowered)), markup=False, soft_wrap=True)
+    for line in choice.verdict(result.engine):
+        console.print(line, markup=False, soft_wrap=True)
+    if result.searched is not None:
+        page = result.searched.parent / "search/search.html"
+        console.print(f"searched recipe: {result.searched}; what was tried: {page}", markup=False, soft_wrap=True)
     console.print(f"model repository: {result.model_folder}", markup=False, soft_wrap=True)
 
 

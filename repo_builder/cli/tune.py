@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from repo_builder.cli.durations import Seconds
 from repo_builder.cli.perf_options import Number
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _ABOVE_0 = Number(0, min_open=True)
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 # option → setting
 _CHOICES = {
     "instances": "instances",
@@ -32,27 +31,13 @@ _AS_THEY_ARE = (
 _WRITES = {"config": {"config"}, "recipe": {"recipe"}, "both": {"config", "recipe"}}
 
 
-class _Duration(click.ParamType):  # type: ignore[type-arg] # generic in its stubs alone
-    """``90``, ``90s``, ``10m`` or ``1h``, in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - as click has it
-        if isinstance(value, float):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(value).strip())
-        if found is None or not float(found[1]):
-            self.fail(f"'{value}' is no time: write 90s, 10m or 1h", param, ctx)
-        return float(found[1]) * _UNITS[found[2]]
-
-
 _OPTIONS = (
     click.option("--max-p99-ms", type=_ABOVE_0, help="The limit of p99. [default: none, throughput alone]"),
     click.option(
         "--objective", type=click.Choice(["throughput", "cost"]), default="throughput", show_default=True,
         help="cost: throughput over the cores (instances on a GPU) that the configuration reserves.",
     ),
-    click.option("--budget", type=_Duration(), default="10m", show_default=True, help="Time: 90s, 10m, 1h."),
+    click.option("--budget", type=Seconds(), default="10m", show_default=True, help="Time: 90s, 10m, 1h."),
     click.option("--trials", "most_trials", type=click.IntRange(1), help="Most configurations, earlier ones included."),
     click.option(
         "--patience", type=click.IntRange(0), default=12, show_default=True,

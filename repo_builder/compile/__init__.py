@@ -11,12 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from repo_builder.compile.timed import LayerTimes
 from repo_builder.core import loading
 from repo_builder.core.artifacts import OnnxArtifact
-from repo_builder.core.details import EngineDetails
+from repo_builder.core.details import EngineDetails, SpeedRecord
 from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import CompileError, MissingDependency, did_you_mean
-from repo_builder.core.recipe import Recipe
+from repo_builder.core.recipe import Precision, Recipe
 from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 
@@ -78,9 +79,15 @@ class Runner(Protocol):
 
 
 class CompileTarget(Protocol):
-    """One compile target."""
+    """One compile target.
+
+    Attributes:
+        name: As in a recipe.
+        clock: What ``in_turns`` counts, as in ``CPU time of one thread``.
+    """
 
     name: str
+    clock: str
 
     def unavailable(self) -> str | None:
         """Return why the target cannot be used on this machine, None where it can. Cheap, never raises."""
@@ -92,6 +99,35 @@ class CompileTarget(Protocol):
 
     def placement(self, recipe: Recipe) -> tuple[str, Saturation]:
         """Return the name of the placement profile, and what of this machine changes it."""
+        ...
+
+    def below_fp32(self, recipe: Recipe) -> tuple[Precision, ...]:
+        """Return the precisions below fp32 in which a layer may be faster here, the lowest first."""
+        ...
+
+    def trial(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> tuple[Path, EngineDetails]:
+        """Make of a graph what can be timed and run, without timing it; return its file and what ``runner`` needs.
+
+        Raises:
+            CompileError: The graph was refused.
+        """
+        ...
+
+    def in_turns(
+        self, reference: Path, candidate: Path, inputs: Mapping[int, dict[str, Array]], *, seconds: float
+    ) -> tuple[SpeedRecord, ...]:
+        """Time two files of ``trial`` in turns on this machine; one row a batch size.
+
+        Args:
+            reference: What the other is compared with.
+            candidate: The other.
+            inputs: Batch size → inputs of both.
+            seconds: Time a batch size and file, about.
+        """
+        ...
+
+    def layer_times(self, model_file: Path, layers: Sequence[str], feed: Mapping[str, Array]) -> LayerTimes | None:
+        """Return how long each layer takes in a file of ``trial``; None where the target does not tell."""
         ...
 
     def compile(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> EngineDetails:

@@ -6,6 +6,7 @@ A target's type names it in ``target``, by which the manifest is read back; a ne
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,6 +44,93 @@ class OnnxDetails:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeedRecord:
+    """A model timed in turns with another, its fp32 form if nothing else is said, at one batch size.
+
+    Attributes:
+        batch_size: The batch size.
+        reference_us: Median time of the fp32 form, microseconds.
+        candidate_us: Median time of the compiled one, microseconds.
+        low: Lower end of the 95 % interval of how many times as fast it is, from the turns' ratios; None where only
+            medians are known.
+        high: Upper end of it.
+    """
+
+    batch_size: int
+    reference_us: float
+    candidate_us: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast the compiled one is."""
+        return self.reference_us / self.candidate_us
+
+    @property
+    def verdict(self) -> Literal["faster", "slower", "alike"]:
+        """What can be said of it: nothing where the interval, or a median alone by less than 3 %, holds 1."""
+        low, high = (self.low, self.high) if self.low and self.high else (self.speedup / 1.03, self.speedup * 1.03)
+        return "faster" if low > 1 else "slower" if high < 1 else "alike"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropRecord:
+    """What accuracy a choice of precisions costs, in percentage points, on the same samples as fp32.
+
+    Attributes:
+        points: Points lost: of top-1 where there are labels, else of samples whose class is fp32's.
+        low: Lower end of the 95 % interval, from the samples that changed.
+        high: Upper end of it.
+        samples: Number of samples.
+        labelled: Whether there are labels.
+        changed: Samples that changed sides, either way.
+    """
+
+    points: float
+    low: float
+    high: float
+    samples: int
+    labelled: bool = True
+    changed: int = 0
+
+    @property
+    def likely(self) -> float:
+        """The points with one standard error on top: of many choices, those that chance favours lose by it."""
+        spread = self.changed - self.samples * (self.points / 100) ** 2
+        return self.points + 100 * math.sqrt(max(0.0, spread)) / self.samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedRecord:
+    """One choice of precisions that a build tried.
+
+    Attributes:
+        what: What it is, as in ``without the first convolution``.
+        left: Layers that it leaves in fp32.
+        speed: Against all of them in fp32, one entry a batch size; empty where accuracy ruled it out.
+        sqnr_db: Least signal to noise of an output on calibration samples, dB; None where it was not measured.
+        fits: Whether the outputs keep what the recipe asks for.
+        chosen: Whether it was taken.
+        drop: Accuracy that it costs; None where outputs are no classes, and where it was not measured.
+        size_bytes: Size of the model file; None where that was not told.
+        front: Whether no other is at once as fast, as accurate and as small.
+        against: What it was timed against; empty for fp32.
+    """
+
+    what: str
+    left: tuple[str, ...] = ()
+    speed: tuple[SpeedRecord, ...] = ()
+    sqnr_db: float | None = None
+    fits: bool = True
+    chosen: bool = False
+    drop: DropRecord | None = None
+    size_bytes: int | None = None
+    front: bool = False
+    against: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Compiled:
     """What is known of a compiled model, whatever the target.
 
@@ -55,6 +143,8 @@ class _Compiled:
         onnx_sha256: sha256 of the exported model.fp32.onnx; None until the build has said so, as the next two.
         recipe_sha256: Hash of the recipe.
         data_sha256: Hash of the held-out data that scored it; None where none did.
+        tried: The choices of precisions that were weighed, in turn; empty where all were kept as asked.
+        searched: Whether a search chose the precisions.
     """
 
     max_batch_size: int
@@ -65,47 +155,8 @@ class _Compiled:
     onnx_sha256: str | None = None
     recipe_sha256: str | None = None
     data_sha256: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedRecord:
-    """The compiled model timed against its fp32 form on the machine that built it, at one batch size.
-
-    Attributes:
-        batch_size: The batch size.
-        reference_us: Median time of the fp32 form, microseconds.
-        candidate_us: Median time of the compiled one, microseconds.
-    """
-
-    batch_size: int
-    reference_us: float
-    candidate_us: float
-
-    @property
-    def speedup(self) -> float:
-        """How many times as fast the compiled one is."""
-        return self.reference_us / self.candidate_us
-
-
-@dataclass(frozen=True, kw_only=True)
-class TriedRecord:
-    """One choice of int8 layers that a build tried.
-
-    Attributes:
-        what: What it is, as in ``without the first convolution``.
-        left: Layers that it leaves in fp32.
-        speed: Against all of them in fp32, one entry a batch size; empty where accuracy ruled it out.
-        sqnr_db: Least signal to noise of an output on calibration samples, dB; None where it was not measured.
-        fits: Whether the outputs keep what the recipe asks for.
-        chosen: Whether it was taken.
-    """
-
-    what: str
-    left: tuple[str, ...] = ()
-    speed: tuple[SpeedRecord, ...] = ()
-    sqnr_db: float | None = None
-    fits: bool = True
-    chosen: bool = False
+    tried: tuple[TriedRecord, ...] = ()
+    searched: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +170,6 @@ class OnnxRuntimeDetails(_Compiled):
         onnxruntime_version: The version that wrote and loaded it.
         speed: One entry a batch size; empty where nothing was asked below fp32.
         precisions: One entry a layer, asked against what ONNX Runtime's own graph has; empty for an accelerator.
-        tried: The choices of int8 layers that were weighed, in turn; empty where all were kept as asked.
     """
 
     target: Literal["onnxruntime"] = "onnxruntime"
@@ -128,7 +178,6 @@ class OnnxRuntimeDetails(_Compiled):
     onnxruntime_version: str = ""
     speed: tuple[SpeedRecord, ...] = ()
     precisions: tuple[Verdict, ...] = ()
-    tried: tuple[TriedRecord, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

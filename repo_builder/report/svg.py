@@ -77,7 +77,7 @@ class Axis:
 def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: Axis, *, markers: bool) -> Markup:
     """Return a line chart with its legend below."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    parts, noted = [_grid(x, y)], list[tuple[float, float]]()
+    parts, noted = [frame(x, y)], list[tuple[float, float]]()
     for line in lines:
         spots = [(x.place(px, LEFT, right), y.place(py, bottom, TOP)) for px, py in line.points]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in spots)
@@ -95,7 +95,7 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
                 f'<text class="note" x="{px:.1f}" y="{py - 9:.1f}" text-anchor="middle">{escape(label)}</text>'
             )
     legend = "".join(_legend(line) for line in lines)
-    return _wrap(title, description, "".join(parts), HEIGHT) + Markup(f'<ul class="legend">{legend}</ul>')  # noqa: S704
+    return wrap(title, description, "".join(parts), HEIGHT) + Markup(f'<ul class="legend">{legend}</ul>')  # noqa: S704
 
 
 def bar_chart(
@@ -137,7 +137,7 @@ def bar_chart(
         f'height="14"/></svg>{escape(name)}</li>'
         for number, name in enumerate(names)
     )
-    return _wrap(title, description, "".join(drawn), height) + Markup(f'<ul class="legend">{legend}</ul>')  # noqa: S704
+    return wrap(title, description, "".join(drawn), height) + Markup(f'<ul class="legend">{legend}</ul>')  # noqa: S704
 
 
 def interval_chart(
@@ -161,7 +161,7 @@ def interval_chart(
             f'<line class="line c{colour}" x1="{start:.1f}" x2="{end:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
         )
         parts.append(f'<circle class="dot f{colour}" cx="{at:.1f}" cy="{middle:.1f}" r="5"/>')
-    return _wrap(title, description, "".join(parts), bottom + 24)
+    return wrap(title, description, "".join(parts), bottom + 24)
 
 
 def _room(labels: Sequence[str]) -> tuple[int, int]:
@@ -179,14 +179,16 @@ def _label(text: str, left: float, y: float, above: float) -> str:
     return f'<text x="{left}" y="{y - above - 2:.1f}"{fit}>{escape(text)}</text>'
 
 
-def _wrap(title: str, description: str, body: str, height: int) -> Markup:
+def wrap(title: str, description: str, body: str, height: int) -> Markup:
+    """Return a chart of parts that are drawn, with its title and description for who cannot see it."""
     return Markup(  # noqa: S704 - every text in it is escaped
         f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {height}"><title>{escape(title)}</title>'
         f"<desc>{escape(description)}</desc>{body}</svg>"
     )
 
 
-def _grid(x: Axis, y: Axis) -> str:
+def frame(x: Axis, y: Axis) -> str:
+    """Return the grid, the ticks and the titles of two axes."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for tick in x.ticks():

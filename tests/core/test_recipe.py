@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repo_builder import recipes
 from repo_builder.core.errors import RecipeError
-from repo_builder.core.recipe import Recipe, parse
+from repo_builder.core.recipe import Recipe, SearchSpec, parse
+from repo_builder.core.recipe.search import limits
 
 MINIMAL: dict[str, Any] = {
     "name": "net",
@@ -158,3 +160,17 @@ def test_repairs_and_fine_tuning_are_not_made_of_one_network() -> None:
     assert parse({**MINIMAL, "quantize": quantize}).quantize.repair.asked
     with pytest.raises(RecipeError, match=r"quantize\.repair: repairs a network that \[finetune\] trains"):
         parse({**MINIMAL, "quantize": quantize, "finetune": {}})
+
+
+def test_limits_of_a_search_lie_over_the_recipes_and_are_of_one() -> None:
+    table = SearchSpec(max_drop=0.5, budget_s=60)
+    assert limits(None, False) is None
+    assert limits(table, False) == table
+    assert limits(None, True) == SearchSpec()
+    assert limits(table, True, max_drop=0.1, seed=None) == SearchSpec(max_drop=0.1, budget_s=60)
+    with pytest.raises(RecipeError, match="max_drop: there is no search"):
+        limits(None, False, max_drop=0.1)
+    with pytest.raises(RecipeError, match=r"search\.max_drop"):
+        limits(None, True, max_drop=-1.0)
+    assert recipes.load("vgg").search is None
+    assert recipes.load("vgg", ("search.max_drop=1.0",)).search == SearchSpec(max_drop=1.0)

@@ -265,3 +265,24 @@ def test_compile_and_inspect_from_the_command_line(
     bare.write_bytes((repository / "mixed" / "1" / "model.plan").read_bytes())
     assert run(["inspect", str(bare)]) == 0
     assert "linear1" in capsys.readouterr().out
+
+
+def test_two_plans_are_timed_in_turns_on_the_gpus_clock(
+    make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, cache: Path
+) -> None:
+    from repo_builder.compile.tensorrt.target import TensorRTTarget
+
+    for name in ("fp32", "int8"):
+        compile_to(tmp_path / name, make_artifact(name), cache)
+    images = np.zeros((MAX_BATCH, *make_artifact("fp32").inputs[0].shape), np.float32)
+    feeds = {size: {"image": images[:size]} for size in (1, MAX_BATCH)}
+    plans = [tmp_path / name / "model.plan" for name in ("fp32", "int8")]
+    rows = TensorRTTarget().in_turns(*plans, feeds, seconds=0.01)
+    assert [row.batch_size for row in rows] == [1, MAX_BATCH]
+    for row in rows:
+        assert row.reference_us > 0
+        assert row.low is not None
+        assert row.high is not None
+        assert row.low <= row.speedup <= row.high
+    same = TensorRTTarget().in_turns(plans[0], plans[0], feeds, seconds=0.01)
+    assert all(0.5 < row.speedup < 2 for row in same)

@@ -6,13 +6,13 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 
 from repo_builder.compile.onnxruntime.became import Runs, optimized
+from repo_builder.compile.timed import LayerTimes
 from repo_builder.core.graphs import Q, layer_of
 from repo_builder.core.tensors import Array
 
@@ -20,20 +20,7 @@ _RUNS = 12
 _KERNEL = "_kernel_time"
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeTimes:
-    """Times of one run; of all that were made the least, which other work on the machine disturbs least.
-
-    Attributes:
-        layers: Layer → microseconds of its own operators.
-        quantizing: Tensor of the fp32 graph → microseconds of the QuantizeLinear that makes its codes.
-    """
-
-    layers: dict[str, float] = field(default_factory=dict)
-    quantizing: dict[str, float] = field(default_factory=dict)
-
-
-def measure(model: Path, layers: Collection[str], feed: Mapping[str, Array]) -> NodeTimes:
+def measure(model: Path, layers: Collection[str], feed: Mapping[str, Array]) -> LayerTimes:
     """Profile a model.
 
     Args:
@@ -55,7 +42,7 @@ def measure(model: Path, layers: Collection[str], feed: Mapping[str, Array]) -> 
         for node in made.graph.node
         if node.op_type == Q
     }
-    return NodeTimes(layers=dict(found), quantizing=quantizing)
+    return LayerTimes(layers=dict(found), quantizing=quantizing)
 
 
 def _profile(model: Path, feed: Mapping[str, Array]) -> dict[str, float]:

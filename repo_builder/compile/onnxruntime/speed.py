@@ -5,17 +5,14 @@ What is counted is the CPU time of the thread that runs them, so that what else 
 
 from __future__ import annotations
 
-import dataclasses
-import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 
 from repo_builder.core.details import SpeedRecord
-from repo_builder.core.samples import Batches
+from repo_builder.core.pairs import paired
 from repo_builder.core.tensors import Array
 
 _SECONDS = 0.25
@@ -23,29 +20,12 @@ _MIN_TURNS = 8
 _TURN_S = 1e-3  # a network of microseconds is run many times a turn: the first run finds cold caches
 
 
-def feeds(batches: Batches, samples: Mapping[str, Array], *, most: int) -> dict[int, dict[str, Array]]:
-    """Return what is timed: number of samples → a model's inputs, of held-out samples; used again where there are few.
-
-    Args:
-        batches: How the model takes samples.
-        samples: ``(n, *shape)`` by input name.
-        most: The largest batch.
-    """
-    sizes = [batches.size] if batches.fixed or batches.size == 1 else sorted({1, max(1, most)})
-    total = len(next(iter(samples.values())))
-    found = {}
-    for size in sizes:
-        some = {name: value[np.arange(size) % total] for name, value in samples.items()}
-        _, found[size] = next(dataclasses.replace(batches, size=size).feeds(some))
-    return found
-
-
 class Timer:
     """Times files in turns with a reference, which is loaded once.
 
     Args:
         reference: The fp32 model.
-        inputs: Batch size → inputs of all files, from ``feeds``.
+        inputs: Batch size → inputs of all files, from ``timed.feeds``.
         seconds: CPU time a batch size and file, about.
     """
 
@@ -68,8 +48,7 @@ class Timer:
                     times[place].append(_turn(sessions[place], feed, repeat))
                     spent += times[place][-1] * repeat
                 turn += 1
-            slow, fast = (statistics.median(taken) * 1e6 for taken in times)
-            rows.append(SpeedRecord(batch_size=size, reference_us=slow, candidate_us=fast))
+            rows.append(paired(size, *times))
         return tuple(rows)
 
 
@@ -87,7 +66,7 @@ def compare(reference: Path, candidate: Path, inputs: Mapping[int, dict[str, Arr
     Args:
         reference: The fp32 model.
         candidate: The compiled model.
-        inputs: Batch size → inputs of both, from ``feeds``.
+        inputs: Batch size → inputs of both, from ``timed.feeds``.
 
     Returns:
         One row a batch size.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -12,15 +12,15 @@ from types import TracebackType
 import numpy as np
 import onnxruntime as ort
 
-from repo_builder.compile import CompileOptions
-from repo_builder.compile.onnxruntime import speed
+from repo_builder.compile import CompileOptions, timed
+from repo_builder.compile.onnxruntime import node_times, speed
 from repo_builder.compile.onnxruntime.became import became
 from repo_builder.core import environment
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import EngineDetails, OnnxRuntimeDetails, SpeedRecord
 from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import CompileError, first_line
-from repo_builder.core.recipe import Recipe
+from repo_builder.core.recipe import Precision, Recipe
 from repo_builder.core.records import FUSED, Verdict
 from repo_builder.core.tensors import Array
 
@@ -32,6 +32,7 @@ class OnnxRuntimeTarget:
     """Writes ``model.onnx`` for Triton's onnxruntime backend."""
 
     name = "onnxruntime"
+    clock = "CPU time of one thread"
 
     def unavailable(self) -> str | None:
         """Return None: the CPU provider runs wherever the library does."""
@@ -68,6 +69,35 @@ class OnnxRuntimeTarget:
             pass
         return replace(details, speed=self._time(artifact, path, options), precisions=_verdicts(path, options))
 
+    def below_fp32(self, recipe: Recipe) -> tuple[Precision, ...]:
+        """Return int8: the CPU provider computes fp16 in fp32, with casts around it."""
+        return ("int8",)
+
+    def trial(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> tuple[Path, EngineDetails]:
+        """Return the graph itself, which is what is served.
+
+        Raises:
+            CompileError: It would be served by a provider on a GPU, which this does not time.
+        """
+        spec = options.recipe.compile.onnxruntime
+        if spec.accelerator != "none":
+            message = f"precisions are not timed for the provider {_PROVIDERS[spec.accelerator]}"
+            hint = 'use accelerator = "none", or the target tensorrt'
+            raise CompileError(message, where="compile.onnxruntime.accelerator", hint=hint)
+        return options.graph, OnnxRuntimeDetails(max_batch_size=options.recipe.repository.max_batch_size)
+
+    def in_turns(
+        self, reference: Path, candidate: Path, inputs: Mapping[int, dict[str, Array]], *, seconds: float
+    ) -> tuple[SpeedRecord, ...]:
+        """Time two files in turns, on one thread."""
+        return speed.Timer(reference, inputs, seconds=seconds).against(candidate)
+
+    def layer_times(
+        self, model_file: Path, layers: Sequence[str], feed: Mapping[str, Array]
+    ) -> timed.LayerTimes | None:
+        """Return what ONNX Runtime's own profile says, on one thread."""
+        return node_times.measure(model_file, layers, feed)
+
     def _time(self, artifact: OnnxArtifact, path: Path, options: CompileOptions) -> tuple[SpeedRecord, ...]:
         """Tell whether the precisions asked for pay on this CPU; nothing where all is fp32."""
         if set(options.layer_precisions.values()) <= {"fp32"}:
@@ -75,7 +105,7 @@ class OnnxRuntimeTarget:
         if options.batches is None or not options.samples:
             return ()
         most = min(32, options.recipe.repository.max_batch_size)
-        return speed.compare(artifact.model, path, speed.feeds(options.batches, options.samples, most=most))
+        return speed.compare(artifact.model, path, timed.feeds(options.batches, options.samples, most=most))
 
     def runner(self, model_file: Path, details: EngineDetails) -> OnnxRuntimeRunner:
         """Return a runner on the provider that the artifact is meant for."""

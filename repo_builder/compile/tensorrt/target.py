@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -11,14 +12,15 @@ from repo_builder.compile.tensorrt import graph, inspector, profiles
 from repo_builder.compile.tensorrt.normalization import without_layer_normalization
 from repo_builder.compile.tensorrt.settle import settle
 from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, dialect
+from repo_builder.compile.timed import LayerTimes
 from repo_builder.core import device, environment, onnx_files
 from repo_builder.core.artifacts import OnnxArtifact
-from repo_builder.core.details import EngineDetails, TensorRTDetails
+from repo_builder.core.details import EngineDetails, SpeedRecord, TensorRTDetails
 from repo_builder.core.errors import CompileError, MissingDependency
 from repo_builder.core.progress import stderr_console
-from repo_builder.core.recipe import Recipe
+from repo_builder.core.recipe import Precision, Recipe
 from repo_builder.core.records import FUSED, Verdict
-from repo_builder.core.tensors import DType
+from repo_builder.core.tensors import Array, DType
 
 try:
     import tensorrt as trt
@@ -30,6 +32,7 @@ except (ImportError, OSError) as _error:  # the bindings are here and a library 
         hint="pip install 'repo-builder[tensorrt]', and put CUDA's libraries on LD_LIBRARY_PATH",
     ) from _error
 
+from repo_builder.compile.tensorrt import speed
 from repo_builder.compile.tensorrt.build import BuildRequest, build
 from repo_builder.compile.tensorrt.plan import Plan, PlanRunner
 
@@ -40,6 +43,7 @@ class TensorRTTarget:
     """Writes ``model.plan`` for Triton's tensorrt backend."""
 
     name = "tensorrt"
+    clock = "device time"
 
     def unavailable(self) -> str | None:
         """Return why no plan can be built here."""
@@ -110,6 +114,29 @@ class TensorRTTarget:
             narrowed=narrow,
             notes=notes,
         )
+
+    def below_fp32(self, recipe: Recipe) -> tuple[Precision, ...]:
+        """Return int8 and fp16."""
+        return "int8", "fp16"
+
+    def trial(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> tuple[Path, EngineDetails]:
+        """Build the plan as ``compile`` does: a choice whose precisions the engine does not keep is none.
+
+        Raises:
+            CompileError: As ``compile``.
+        """
+        details = self.compile(artifact, folder, options=options)
+        return folder / MODEL, details
+
+    def in_turns(
+        self, reference: Path, candidate: Path, inputs: Mapping[int, dict[str, Array]], *, seconds: float
+    ) -> tuple[SpeedRecord, ...]:
+        """Time two plans in turns, on the GPU's own clock."""
+        return speed.in_turns(reference, candidate, inputs, seconds=seconds)
+
+    def layer_times(self, model_file: Path, layers: Sequence[str], feed: Mapping[str, Array]) -> LayerTimes | None:
+        """Return None: what TensorRT fuses has no time of its own."""
+        return None
 
     def runner(self, model_file: Path, details: EngineDetails) -> PlanRunner:
         """Return a runner of a plan.

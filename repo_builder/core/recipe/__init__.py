@@ -30,6 +30,7 @@ from repo_builder.core.recipe.precision import (
     WeightQuantizer,
 )
 from repo_builder.core.recipe.repair import RepairSpec
+from repo_builder.core.recipe.search import SearchSpec
 from repo_builder.core.recipe.serving import MeasureSpec, RepositorySpec
 from repo_builder.core.recipe.sources import Augmentation, DataSpec, ModelSpec, TrainSpec
 from repo_builder.core.recipe.targets import CompileSpec, OnnxRuntimeSpec, ProfileSpec, Target, TensorRTSpec
@@ -53,6 +54,7 @@ __all__ = [
     "Recipe",
     "RepairSpec",
     "RepositorySpec",
+    "SearchSpec",
     "Target",
     "TensorRTSpec",
     "TrainSpec",
@@ -79,6 +81,7 @@ class Recipe:
         compile: The target and its options.
         repository: What config.pbtxt says beyond the tensors.
         measure: Defaults of ``repo-builder perf``.
+        search: How precisions are searched; left out, they are those of the rules.
     """
 
     name: Name
@@ -94,6 +97,7 @@ class Recipe:
     compile: CompileSpec = field(default_factory=CompileSpec)
     repository: RepositorySpec = field(default_factory=RepositorySpec)
     measure: MeasureSpec = field(default_factory=MeasureSpec)
+    search: SearchSpec | None = None
 
     def __post_init__(self) -> None:
         """Refuse repairs of a network whose weights are then trained: they are made for the weights that came."""

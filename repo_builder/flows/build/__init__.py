@@ -1,6 +1,7 @@
 """The order of the stages, and nothing else: each is skipped where its inputs' hash has not changed.
 
-    recipe → model + data → quantize + calibrate → export → OnnxArtifact  (build/<name>/onnx)
+    recipe → (search, where it is asked for)
+           → model + data → quantize + calibrate → export → OnnxArtifact  (build/<name>/onnx)
                                         compile → EngineArtifact          (build/<name>/engine)
                  steps of [pipeline] ─ join steps → Pipeline              (build/<name>/pipeline)
                                           place → model repository
@@ -19,9 +20,11 @@ from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.errors import DataError, MissingDependency
 from repo_builder.core.pipelines import Pipeline
 from repo_builder.datasets import Dataset
+from repo_builder.flows import search
 from repo_builder.flows.build import compiling, exporting, finetuning, joining, keys, piping, placing, scores
 from repo_builder.flows.build.options import BuildOptions, BuildResult
 from repo_builder.flows.build.piping import Piped
+from repo_builder.report import choice, precision_page
 
 __all__ = ["BuildOptions", "BuildResult", "build", "compile_artifact", "load_exported"]
 
@@ -41,6 +44,7 @@ def build(options: BuildOptions) -> BuildResult:
             continue
         if named.rpartition(":")[2].isidentifier() and not Path(named).exists():  # a file's name may have a colon, too
             loading.require_user(named, where=key)
+    spec = search.wanted(recipe, options)
     piped = piping.begin(options)
     target = compiling.choose(options)
     piping.refuse_target(recipe, target.name)
@@ -51,9 +55,15 @@ def build(options: BuildOptions) -> BuildResult:
             piped.require_labels(raw.classes)
         dataset = piped.through(raw) if piped else raw
         step.note(f"{dataset.name}: {len(dataset.split('test'))} samples held out")
-    exported, known = exporting.run(options, dataset, target.placement(recipe))
+    found = search.search(options, target, dataset, spec, options.timings) if spec else None
+    if found is not None:
+        options = dataclasses.replace(options, recipe=found.recipe)
+    exported, known = exporting.run(options, dataset, target.placement(options.recipe))
     engine, built = compiling.run(exported, target, options, dataset)
-    return _placed(exported, engine, options, {"export": known, "compile": built}, piped, target, raw)
+    if found is not None:
+        engine = _searched(engine, found)
+    result = _placed(exported, engine, options, {"export": known, "compile": built}, piped, target, raw)
+    return dataclasses.replace(result, searched=found.path if found else None)
 
 
 def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
@@ -97,6 +107,18 @@ def _compile(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
         progress.skipped("score", error.message)
     engine, built = compiling.run(exported, target, options, dataset)
     return _placed(exported, engine, options, {"export": True, "compile": built}, piped, target, raw)
+
+
+def _searched(engine: EngineArtifact, found: search.Found) -> EngineArtifact:
+    """Write into the engine's manifest what the search tried, so that its verdict can be told again, and its page."""
+    details = dataclasses.replace(engine.details, tried=found.tried, searched=True)
+    if details != engine.details:
+        engine = dataclasses.replace(engine, details=details)
+        artifacts.write_manifest(engine)
+    facts = {"limit, points": found.max_drop, "measuring, s": found.seconds, "recipe": found.path, **engine.environment}
+    page = precision_page.search_page(engine.recipe.name, found.tried, engine.layers, choice.verdict(engine), facts)
+    files.write_text(found.path.parent / "search" / search.PAGE, page)
+    return engine
 
 
 def _placed(

@@ -186,9 +186,8 @@ def _compile_into(
             *details.notes,
         ),
         batching=why,
+        tried=chosen.tried,
     )
-    if isinstance(details, OnnxRuntimeDetails):
-        details = dataclasses.replace(details, tried=chosen.tried)
     for note in (*details.notes, *([why] if why else [])):
         progress.stderr_console().print(f"  {note}", markup=False)
     return details, layers

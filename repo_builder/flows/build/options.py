@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from repo_builder.core import artifacts, codec, files
 from repo_builder.core.artifacts import Artifact, EngineArtifact, OnnxArtifact
 from repo_builder.core.pipelines import Pipeline
-from repo_builder.core.recipe import Recipe
+from repo_builder.core.recipe import Recipe, SearchSpec
 from repo_builder.core.records import AccuracyRecord
 
 A = TypeVar("A", bound=Artifact)
@@ -35,6 +35,8 @@ class BuildOptions:
         accept_departure: Whether a form that departs from the one before it is placed all the same.
         trust_code: Whether ``compile`` may run the functions that the artifact's manifest names.
         module: A ``torch.nn.Module`` instead of the recipe's source; None takes that.
+        search: Limits of a search for precisions, over the recipe's; None where the recipe alone says it.
+        timings: A ``measured.json`` whose measurements a search takes instead of new ones.
     """
 
     recipe: Recipe
@@ -50,6 +52,8 @@ class BuildOptions:
     accept_departure: bool = False
     trust_code: bool = False
     module: Any = None
+    search: SearchSpec | None = None
+    timings: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ class BuildResult:
         skipped: Names of the stages that were up to date.
         pipeline: The pipeline around it; None where the recipe has none.
         departures: One sentence a form that departs from the one before it, where that was accepted.
+        searched: The recipe that a search wrote; None where there was none.
     """
 
     exported: OnnxArtifact
@@ -71,6 +76,7 @@ class BuildResult:
     skipped: tuple[str, ...]
     departures: tuple[str, ...] = ()
     pipeline: Pipeline | None = None
+    searched: Path | None = None
 
     @property
     def accuracy(self) -> tuple[AccuracyRecord, ...]:
@@ -87,6 +93,7 @@ class BuildResult:
             "model_folder": str(self.model_folder),
             "skipped": list(self.skipped),
             "departures": list(self.departures),
+            "searched": None if self.searched is None else str(self.searched),
             "layers": [codec.plain(item, nulls=True) | {"precision": item.precision} for item in engine.layers],
             "accuracy": [codec.plain(item, nulls=True) for item in self.accuracy],
             "repairs": [codec.plain(item, nulls=True) for item in self.exported.details.repairs],

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repo_builder.compile import timed
 from repo_builder.core import loading, progress
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import SpeedRecord, TriedRecord
@@ -222,9 +223,7 @@ class _Weighing:
         return self._files[left]
 
     def _feeds(self, most: int) -> dict[int, dict[str, Array]]:
-        with loading.needs("onnxruntime", what=_WHAT):
-            from repo_builder.compile.onnxruntime.speed import feeds
-        return feeds(self.batches, self.samples or {}, most=most)
+        return timed.feeds(self.batches, self.samples or {}, most=most)
 
     def _timer(self, most: int) -> Timer:
         """Return a timer for batches of 1 and of as many samples as take a bounded time."""

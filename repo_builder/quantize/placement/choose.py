@@ -134,7 +134,7 @@ def _form(index: Index, layers: Layers, profile: Profile, place: int, blocked: s
     node = index.nodes[place]
     form = profile.glue.get(node.op_type) if own(node) else None
     plan = layers.plans.get(place)
-    if form is None or (plan is not None and plan.precision != "int8"):
+    if form is None or (plan is not None and plan.precision != "int8") or (form.asked and place not in layers.asked):
         return None
     tensors = [*operands(index, place, form), *(name for name in node.output if name)]
     if not all(name in index.floats and name not in blocked for name in tensors):

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import onnx
 
+from repo_builder.core.graphs import WEIGHTLESS_OPS, layer_of, own
 from repo_builder.quantize.placement.choose import Choice, choose
 from repo_builder.quantize.placement.dynamic import static
 from repo_builder.quantize.placement.index import Index
-from repo_builder.quantize.placement.layers import find
+from repo_builder.quantize.placement.layers import find, is_product
 from repo_builder.quantize.placement.table import Profile
 from repo_builder.quantize.prepare import current
 from repo_builder.quantize.ranges import Ranges
@@ -58,6 +59,32 @@ def groups(
     found = tuple(Group(layers=tuple(item), tensors=frozenset(tensors.get(key, ()))) for key, item in names.items())
     first = [layers.plans[place].name for place in sorted(layers.int8) if _first(index, place)]
     return found, tuple(first)
+
+
+def unweighted(
+    model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, profile: Profile
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return layers without a weight, in graph order: those that are int8 between others, and products that may be.
+
+    Args:
+        model: As for ``groups``.
+        plans: As for ``groups``.
+        ranges: As for ``groups``.
+        profile: As for ``groups``.
+    """
+    index = Index(current(model))
+    choice = choose(index, find(index, static(plans), profile), profile, ranges.tensors.__contains__)
+    sums: dict[str, None] = {}
+    products: dict[str, None] = {}
+    for place, node in enumerate(index.nodes):
+        name = layer_of(node) if own(node) else None
+        if name is None or (node.op_type == "Add" and any(index.constant(item) for item in node.input)):
+            continue
+        if place in choice.glue and node.op_type in WEIGHTLESS_OPS:
+            sums[name] = None
+        elif place not in choice.layers.int8 and is_product(index, node) and node.op_type in profile.glue:
+            products[name] = None
+    return tuple(sums), tuple(products)
 
 
 def _first(index: Index, place: int) -> bool:

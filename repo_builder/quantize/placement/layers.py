@@ -60,7 +60,8 @@ def find(index: Index, plans: Sequence[LayerPlan], profile: Profile) -> Layers:
         why = NO_NODE if not by_name[item.name] else ""
         for place in by_name[item.name]:
             node = index.nodes[place]
-            weighted = node.op_type in LAYER_OPS
+            product = not item.weighted and is_product(index, node) and node.op_type in profile.glue
+            weighted = node.op_type in LAYER_OPS and not product
             why_not = why_not_weighted(index, node, profile) if weighted else _weightless(index, node, profile)
             why = why or why_not
             if not why_not:
@@ -74,6 +75,11 @@ def without(layers: Layers, places: Collection[int]) -> Layers:
     """Return the same without some int8 nodes, whose input no calibration sample reached."""
     lost = {layers.plans[place].name: NO_RANGE for place in places}
     return replace(layers, int8=layers.int8 - set(places), reasons={**layers.reasons, **lost})
+
+
+def is_product(index: Index, node: onnx.NodeProto) -> bool:
+    """Whether a node multiplies two activations, as attention does."""
+    return node.op_type == "MatMul" and len(node.input) > 1 and all(name in index.floats for name in node.input)
 
 
 def why_not_weighted(index: Index, node: onnx.NodeProto, profile: Profile) -> str:

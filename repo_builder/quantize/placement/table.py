@@ -45,6 +45,7 @@ class Glue:
         rescales: With one constant above 0 it is no operator: its output are its input's codes with another step.
         lowered: How it is written for the target; empty for as it is.
         attributes: Attribute → value that the int8 form is limited to (ONNX's default where it is not written).
+        asked: It is int8 only where a rule asks for it, never between other int8 nodes on its own.
     """
 
     needs: Needs = "all"
@@ -55,6 +56,7 @@ class Glue:
     rescales: bool = False
     lowered: Lowering = ""
     attributes: Mapping[str, str | int] = field(default_factory=dict)
+    asked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

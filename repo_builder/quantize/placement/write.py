@@ -141,20 +141,25 @@ def _guard(
     """Put a node that changes nothing between a float layer and the Q behind it.
 
     ONNX Runtime's WeightBiasQuantization makes a float Conv, ConvTranspose or Gemm between DQ and Q int8, per tensor.
+    It moves DQ and Q over what hands values on as they are, as MaxPool and Reshape do, before it looks.
     """
     index = choice.index
     original = index.nodes[place]
+    moves = {kind for kind, form in profile.glue.items() if form.one_scale}
     if not profile.guard_float or place in choice.layers.int8 or original.op_type not in _GUARDED or not own(original):
         return
     plan = choice.layers.plans.get(place)
-    if (plan is not None and plan.precision == "fp16") or original.input[0] not in choice.made & set(codes):
+    given = original.input[0]
+    while given not in codes and given in index.makers and index.nodes[index.makers[given]].op_type in moves:
+        given = index.nodes[index.makers[given]].input[0]
+    if (plan is not None and plan.precision == "fp16") or given not in choice.made & set(codes):
         return  # a Cast will stand in front of it, or no DQ does
     reached, pending = False, [original.output[0]]
     while pending:
         tensor = pending.pop()
         reached = reached or tensor in codes
         pending.extend(
-            index.nodes[item].output[0] for item in index.readers[tensor] if index.nodes[item].op_type in CLIPS
+            index.nodes[item].output[0] for item in index.readers[tensor] if index.nodes[item].op_type in CLIPS | moves
         )
     if reached:
         final, node.output[0] = node.output[0], out.name(f"{node.output[0]}/unguarded")

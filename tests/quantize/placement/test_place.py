@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from repo_builder.compile.onnxruntime.became import became
 from repo_builder.core.errors import QuantizeError
 from repo_builder.core.recipe import InputQuantizer, LayerRule, WeightQuantizer
 from repo_builder.export import qdq
@@ -513,3 +514,51 @@ def test_hard_activations_and_scalings_leave_no_float_operator_behind(kit, tmp_p
     assert kernels <= {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearAdd", "QLinearMul", "Transpose"}
     if form in ("Scale", "Over"):
         assert not {"QLinearMul", "QLinearAdd"} & kernels  # the same codes, with another step
+
+
+# --- what the runtime must not do, and what only a rule asks for ------------------------------------------------------
+
+
+@pytest.mark.parametrize("between", ["", "MaxPool", "Transpose"])
+@pytest.mark.parametrize("side", ["before", "behind"])
+def test_a_float_layer_stays_float_whatever_moves_values_around_it(
+    kit, tmp_path: Path, between: str, side: str
+) -> None:
+    """ONNX Runtime moves DQ and Q over a MaxPool or Transpose, and would then see them next to the float layer."""
+    settings = {"MaxPool": {"kernel_shape": [1, 1]}, "Transpose": {"perm": [0, 1, 3, 2]}}.get(between, {})
+    moved = [N(between, ["r0" if side == "before" else "r1"], ["m"], name="move", **settings)] if between else []
+    one, two = ("m", "r1") if between and side == "before" else ("r0", "m" if between else "r1")
+    nodes = [
+        N("Conv", ["x", "w0"], ["c0"], name="a"), N("Relu", ["c0"], ["r0"], name="relu0"),
+        *(moved if side == "before" else []),
+        N("Conv", [one, "w1"], ["c1"], name="float"), N("Relu", ["c1"], ["r1"], name="relu1"),
+        *(moved if side == "behind" else []),
+        N("Conv", [two, "w2"], ["c2"], name="b"), N("Relu", ["c2"], ["y"], name="relu2"),
+    ]  # fmt: skip
+    shapes = ((8, 3, 1, 1), (8, 8, 1, 1), (8, 8, 1, 1))
+    model = kit.prepare(kit.model(nodes, weights(kit, *shapes), {"x": ["n", 3, 6, 6]}))
+    made = kit.placed(model, {"x": kit.noise(4, 3, 6, 6)}, INT8, fp32("float"))
+    path = tmp_path / "model.onnx"
+    onnx.save(made.model, path)
+    expected = {"a": "int8", "float": "fp32", "b": "int8"}
+    assert {row.name: row.got for row in became(path, list(expected))} == expected
+
+
+def test_products_of_attention_are_int8_only_where_a_rule_asks(kit, tmp_path: Path) -> None:
+    nodes = [
+        N("MatMul", ["x", "w0"], ["q"], name="query"), N("MatMul", ["x", "w1"], ["k"], name="key"),
+        N("Transpose", ["k"], ["t"], name="turn", perm=[0, 2, 1]),
+        N("MatMul", ["q", "t"], ["s"], name="scores"), N("Softmax", ["s"], ["y"], name="soft"),
+    ]  # fmt: skip
+    model = kit.prepare(kit.model(nodes, weights(kit, (8, 8), (8, 8)), {"x": ["n", 5, 8]}))
+    feeds = {"x": kit.noise(4, 5, 8)}
+    (exact,) = kit.run(model, feeds, "y")
+    for rules, expected in (((INT8,), "fp32"), ((INT8, LayerRule(type="MatMul", precision="int8")), "int8")):
+        made = kit.placed(model, feeds, *rules)
+        outcomes = {row.name: row.placed for row in made.layers}
+        assert outcomes.get("scores", "fp32") == expected
+        path = tmp_path / "model.onnx"
+        onnx.save(made.model, path)
+        assert {row.name: row.got for row in became(path)}["scores"] == expected
+        (found,) = kit.run(made.model, feeds, "y", optimize=True)
+        assert kit.decibels(exact, found) > 20

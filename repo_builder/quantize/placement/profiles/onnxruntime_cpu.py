@@ -28,6 +28,7 @@ ONNXRUNTIME_CPU = Profile(
     glue={
         "Add": Glue(operands="all", constants=True),
         "Mul": Glue(operands="all", constants=True, rescales=True),
+        "MatMul": Glue(operands="all", pairs="inputs", asked=True),  # of two activations
         "Concat": Glue(operands="all", constants=True, needs="any"),
         "AveragePool": Glue(),
         "GlobalAveragePool": Glue(),

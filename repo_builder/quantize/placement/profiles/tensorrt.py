@@ -20,6 +20,7 @@ TENSORRT = Profile(
     layers={kind: _LAYER for kind in ("Conv", "ConvTranspose", "Gemm", "MatMul")},
     glue={
         "Add": Glue(operands="all", pairs="residual"),
+        "MatMul": Glue(operands="all", pairs="inputs", asked=True),  # of two activations
         "AveragePool": _POOL,
         "GlobalAveragePool": _POOL,
         "Concat": Glue(operands="all", pairs="inputs", one_scale=True),

@@ -1,0 +1,118 @@
+"""``repo-builder sense``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from repo_builder.cli.durations import Seconds
+
+if TYPE_CHECKING:
+    from repo_builder.results.sensing import Sensed
+
+
+@click.command("sense")
+@click.argument("recipe")
+@click.option(
+    "--budget",
+    type=Seconds(),
+    default="10m",
+    show_default=True,
+    help="How long may be measured, as in 90s or 10m; layers that take most time come first.",
+)
+@click.option("--output", type=click.Path(path_type=Path), metavar="PAGE.html", help="Write the picture and the table.")
+@click.option(
+    "--target", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), help="What to time. [default: the recipe's]"
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("build"),
+    show_default=True,
+    help="Folder of intermediate artifacts; what is measured is kept in WORK/NAME/search/measured.json.",
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the recipe's.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set, instead of a download.")
+@click.option("--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="Change one recipe value; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    recipe: str,
+    budget: float,
+    output: Path | None,
+    target: str | None,
+    work: Path,
+    checkpoint: Path | None,
+    data_dir: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measure what each layer of RECIPE gains and costs in a lower precision.
+
+    Each layer alone is made int8 (and fp16 where the target has it), all others stay fp32: how much time the network
+    saves, in turns with all in fp32, and what it loses, in signal to noise and accuracy of the outputs on validation
+    samples, each with its 95 % interval, what pays best first. How long that takes is told before it starts. Run again,
+    it goes on where it was stopped. Layers that a rule calls by their full name stay as they are.
+
+    \b
+    repo-builder sense vgg
+    repo-builder sense my_model.toml --budget 2m --output sense.html
+    repo-builder sense vgg --json
+    """
+    from repo_builder import recipes
+    from repo_builder.core import environment, files
+    from repo_builder.flows import search
+    from repo_builder.flows.build import BuildOptions
+    from repo_builder.report import precision_page
+
+    if output is not None:
+        files.require_writable(output.parent)
+    options = BuildOptions(
+        recipe=recipes.load(recipe, settings),
+        work=work,
+        repository=work,
+        target=target,
+        checkpoint=checkpoint,
+        data_dir=data_dir,
+    )
+    found = search.sense(options, budget_s=budget)
+    if output is not None:
+        files.write_text(output, precision_page.sense_page(found, environment.describe()))
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        return
+    _show(found, output)
+
+
+def _show(found: Sensed, output: Path | None) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from repo_builder.core.progress import stdout_console
+    from repo_builder.report import choice
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("precision")
+    for heading in ("saves µs", "95 % interval", "of fp32", "outputs keep dB", "points lost", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for row in found.rows:
+        saved, low, high = row.saved_us
+        drop = ("", "") if row.drop is None else (f"{row.drop.points:.2f}", f"{row.drop.low:.2f} – {row.drop.high:.2f}")
+        share = f"{100 * saved / row.speed[0].reference_us:.1f} %" if row.speed else row.refused or "not timed"
+        times = (f"{saved:.1f}", f"{low:.1f} – {high:.1f}") if row.speed else ("", "")
+        table.add_row(Text(row.name), row.precision, *times, Text(share), f"{row.sqnr_db:.1f}", *drop)
+    console = stdout_console()
+    console.print(table)
+    size = next((row.speed[0].batch_size for row in found.rows if row.speed), 1)
+    told = f"times are {found.clock} at batch {size}; accuracy is of {found.samples} validation samples"
+    console.print(f"{told}; measured in {found.seconds:.0f} s, {found.fresh} measurements now", markup=False)
+    everything = choice.speeds(found.everything.speed) or found.everything.refused
+    said = f"all of them together in {found.everything.precision}: {everything}; {found.everything.sqnr_db:.1f} dB"
+    console.print(said, markup=False, soft_wrap=True)
+    if found.unmeasured:
+        console.print(f"the budget left out {', '.join(found.unmeasured)}", markup=False, soft_wrap=True)
+    if output is not None:
+        console.print(f"page: {output}", markup=False, soft_wrap=True)

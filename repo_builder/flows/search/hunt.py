@@ -1,0 +1,284 @@
+"""The search: from all in int8 to the fastest choice within the limits, by what was measured and nothing else.
+
+1. *Starts*: everything in fp32, in fp16 where the target has it, in int8 by each calibrator.
+2. *Accuracy*: where int8 costs too much, pieces of the graph are made int8 alone and looked at. The noisiest try other
+   calibrators; then pieces go back, most noise for the least time first, until the limit is kept (a bisection); those
+   that went back for nothing return.
+3. *Speed*: moves are timed against the best so far, in turns: the first convolution, runs of layers that the profile
+   finds no faster, single layers, sums and products without a weight, pieces drawn at random. A move is kept where it
+   is ``PAYS`` times as fast, its interval is above 1, and the outputs keep the limit.
+4. *The end*: the winner is timed once more, longer, against every start that keeps the limit, and gives way to one
+   that is faster.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from repo_builder.core import progress
+from repo_builder.core.details import SpeedRecord
+from repo_builder.core.errors import MeasureError
+from repo_builder.core.recipe import Precision
+from repo_builder.flows.search.bench import Bench
+from repo_builder.flows.search.choices import Choice
+from repo_builder.flows.search.looks import Look
+from repo_builder.flows.search.moves import drawn, moves
+from repo_builder.flows.search.seen import CALIBRATORS
+from repo_builder.flows.search.trials import PAYS, Trial, faster, gain, lost
+
+_LONGER_S = 0.4  # CPU or device time a choice and batch size, for what is decided last
+_FOR_PIECES = 0.35  # share of the budget for looking at pieces alone
+_NOISIEST = 4  # pieces that try other calibrators
+_QUIETER = 0.5  # of the noise: 3 dB
+_BACK = 12  # pieces that may return, at most
+_ROUNDS = 3  # of moves
+_DRAWN = 4  # random moves without success that end a search
+
+
+@dataclass(kw_only=True)
+class Hunt:
+    """One search.
+
+    Attributes:
+        bench: What measures.
+        max_drop: Percentage points that may be lost.
+        budget_s: Seconds that may be spent.
+        random: What draws.
+        tried: What was tried, in turn, by the key of its graph.
+    """
+
+    bench: Bench
+    max_drop: float
+    budget_s: float
+    random: random.Random
+    tried: dict[str, Trial] = field(default_factory=dict)
+
+    def run(self) -> Choice:
+        """Search; return the choice that is taken, among those in ``tried``.
+
+        Raises:
+            MeasureError: The budget is over before one choice was timed.
+            CompileError: The network does not build in fp32.
+        """
+        bench = self.bench
+        with progress.step("search: starts") as step:
+            self.look("all in fp32", bench.rest)
+            self.time(bench.rest)
+            everything = self.everything()
+            step.note(self.told(everything))
+        if not self.left_s:
+            hint = f"give --budget at least {4 * bench.ledger.spent_s:.0f}s"
+            raise MeasureError(f"the budget of {self.budget_s:g} s was over when all in int8 had been timed", hint=hint)
+        best = everything
+        if not self.fits(best):
+            with progress.step("search: accuracy") as step:
+                best = self.accurate(everything)
+                step.note(self.told(best))
+        if bench.key(best) != bench.key(bench.rest):
+            with progress.step("search: speed") as step:
+                best = self.fast(best)
+                step.note(self.told(best))
+        with progress.step("search: confirm") as step:
+            best = self.confirmed(best)
+            step.note(self.told(best))
+        return best
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that may still be spent; 0 where none are."""
+        return max(0.0, self.budget_s - self.bench.ledger.spent_s)
+
+    @property
+    def floor(self) -> Precision:
+        """What a layer is that int8 does not suit: fp16 where the target has it, else fp32."""
+        return "fp16" if "fp16" in self.bench.target.below_fp32(self.bench.options.recipe) else "fp32"
+
+    def look(self, what: str, choice: Choice) -> Look:
+        """Look at all samples, and write it down."""
+        found = self.bench.look(choice)
+        key = self.bench.key(choice)
+        old = self.tried.get(key)
+        speed = old.speed if old and not old.against else ()
+        self.tried[key] = Trial(what=old.what if old else what, choice=choice, look=found, speed=speed)
+        return found
+
+    def time(self, choice: Choice) -> tuple[SpeedRecord, ...]:
+        """Time a choice that was looked at against fp32, and write it down."""
+        found = self.bench.speed(choice, self.bench.rest)
+        key = self.bench.key(choice)
+        old = self.tried[key]
+        self.tried[key] = Trial(what=old.what, choice=choice, look=old.look, speed=found)
+        return found
+
+    def of(self, choice: Choice) -> Trial:
+        """Return the trial of a choice that was looked at."""
+        return self.tried[self.bench.key(choice)]
+
+    def fits(self, choice: Choice) -> bool:
+        """Whether a choice that was looked at is within the limits."""
+        found = self.of(choice).look
+        return found is not None and found.fits(self.max_drop)
+
+    def told(self, choice: Choice) -> str:
+        """Say where the search stands."""
+        trial = self.of(choice)
+        speeds = " and ".join(f"{row.speedup:.2f} times at batch {row.batch_size}" for row in trial.speed)
+        return f"{trial.what}: {speeds or 'not timed'}, {lost(trial.look)}"
+
+    def everything(self) -> Choice:
+        """Try all in one precision; return all in int8 by the calibrator that costs least."""
+        bench = self.bench
+        if self.floor == "fp16":
+            half = Choice().but(bench.space.free, "fp16")
+            self.look("all in fp16", half)
+            self.time(half)
+        best = Choice()
+        self.look("all in int8", best)
+        self.time(best)
+        for one in CALIBRATORS if not self.fits(best) else ():
+            if bench.ledger.spent_s > self.budget_s / 2:
+                break
+            named = f"{one.calibrator} {one.percentile:g}" if one.percentile else one.calibrator
+            choice = Choice().by(bench.space.free, one)
+            if bench.key(choice) == bench.key(Choice()):
+                continue
+            self.look(f"all in int8, {named}", choice)
+            best = min(best, choice, key=self.cost)
+        self.time(best)
+        return best
+
+    def cost(self, choice: Choice) -> tuple[bool, float, float]:
+        """Order choices by what they cost in accuracy."""
+        found = self.bench.look(choice)
+        return not found.fits(self.max_drop), found.drop.likely if found.drop else 0.0, found.noise
+
+    def pieces(self) -> list[tuple[str, ...]]:
+        """Cut the free layers into pieces of neighbours, as many as may be looked at."""
+        free, each = self.bench.space.free, self.cost_of_a_look()
+        most = max(8, min(len(free), int(_FOR_PIECES * self.left_s / max(each, 1e-3))))
+        size = -(-len(free) // most)
+        return [free[start : start + size] for start in range(0, len(free), size)]
+
+    def cost_of_a_look(self) -> float:
+        """Return the seconds that a look at a part of the samples takes, about."""
+        before = self.bench.ledger.spent_s
+        self.bench.look(Choice(), few=True)
+        return self.bench.ledger.spent_s - before
+
+    def accurate(self, start: Choice) -> Choice:
+        """Put pieces back until the limit is kept; return the choice."""
+        pieces = self.pieces()
+        noise = [self.alone(piece, start) for piece in pieces]
+        start = self.calibrated(start, pieces, noise)
+        if self.look("all in int8, calibrators by piece", start).fits(self.max_drop):
+            self.time(start)
+            return start
+        gains = self.gains(start, pieces)
+        order = sorted(range(len(pieces)), key=lambda at: noise[at] / max(gains[at], 1e-9), reverse=True)
+        low, high = 0, len(order)  # so many are too few; so many are enough, as nothing is int8 then
+        while high - low > 1 and self.left_s:
+            middle = (low + high) // 2
+            choice = self.without(start, pieces, order[:middle])
+            self.look(self.words(choice), choice)
+            low, high = (low, middle) if self.fits(choice) else (middle, high)
+        kept = list(order[:high])
+        best = self.without(start, pieces, kept)
+        self.look(self.words(best), best)
+        for at in sorted(kept[:-1], key=lambda at: gains[at], reverse=True)[:_BACK]:
+            choice = self.without(start, pieces, [item for item in kept if item != at])
+            if not self.left_s or gains[at] <= 0:
+                break
+            self.look(self.words(choice), choice)
+            if self.fits(choice):
+                kept.remove(at)
+                best = choice
+        self.time(best)
+        return best
+
+    def alone(self, piece: Sequence[str], start: Choice) -> float:
+        """Return the noise of a piece that alone is int8."""
+        others = [name for name in self.bench.space.free if name not in piece]
+        return self.bench.look(start.but(others, self.floor), few=True).noise
+
+    def calibrated(self, start: Choice, pieces: Sequence[Sequence[str]], noise: list[float]) -> Choice:
+        """Give the noisiest pieces other calibrators where that makes them quieter; ``noise`` is brought up to date."""
+        for at in sorted(range(len(pieces)), key=lambda at: noise[at], reverse=True)[:_NOISIEST]:
+            for one in CALIBRATORS:
+                if self.bench.ledger.spent_s > self.budget_s * 2 / 3:
+                    return start
+                choice = start.by(pieces[at], one)
+                found = self.alone(pieces[at], choice)
+                if found < noise[at] * _QUIETER:
+                    start, noise[at] = choice, found
+        return start
+
+    def gains(self, start: Choice, pieces: Sequence[Sequence[str]]) -> list[float]:
+        """Return how much time each piece saves in int8, microseconds: by the profile, else alike for every layer."""
+        before, after = self.bench.layer_times(self.bench.rest), self.bench.layer_times(start)
+        if before is None or after is None:
+            return [float(len(piece)) for piece in pieces]
+        return [sum(before.layers.get(name, 0.0) - after.layers.get(name, 0.0) for name in piece) for piece in pieces]
+
+    def without(self, start: Choice, pieces: Sequence[Sequence[str]], places: Iterable[int]) -> Choice:
+        """Return a choice with pieces put back."""
+        return start.but([name for at in places for name in pieces[at]], self.floor)
+
+    def words(self, choice: Choice) -> str:
+        """Say what a choice is: which layers are not int8."""
+        names = [name for name in self.bench.space.free if name in dict(choice.precisions)]
+        if len(names) == len(self.bench.space.free):
+            return f"all in {self.floor}"
+        shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        return f"int8 but {shown}" if names else "all in int8"
+
+    def fast(self, best: Choice) -> Choice:
+        """Try moves from the best so far; return what is best then."""
+        key, refused = self.bench.key, set[str]()
+        for _ in range(_ROUNDS):
+            for what, choice in moves(self.bench, best, self.floor):
+                if not self.left_s:
+                    return best
+                if key(choice) != key(best) and key(choice) not in refused:
+                    if self.pays(what, choice, best):
+                        best = choice
+                        break
+                    refused.add(key(choice))
+            else:
+                break
+        failures = 0
+        while failures < _DRAWN and self.left_s:
+            choice = drawn(self.bench, best, self.floor, self.random)
+            old = key(choice) in refused or key(choice) == key(best)
+            if old or not self.pays(self.words(choice), choice, best):
+                failures += 1
+                refused.add(key(choice))
+            else:
+                best, failures = choice, 0
+        return best
+
+    def pays(self, what: str, choice: Choice, best: Choice) -> bool:
+        """Whether a move is faster beyond noise and within the limits; it is written down if it is worth a look."""
+        rows = self.bench.speed(choice, best)
+        if not rows or not faster(rows):
+            refused = Trial(what=what, choice=choice, speed=rows, against=self.of(best).what)
+            self.tried.setdefault(self.bench.key(choice), refused)
+            return False
+        self.look(what, choice)
+        self.time(choice)
+        return self.fits(choice)
+
+    def confirmed(self, best: Choice) -> Choice:
+        """Return the fastest of the winner and the starts that keep the limit, timed longer against each other."""
+        starts = [self.bench.rest, *(item.choice for item in self.tried.values() if item.what.startswith("all in "))]
+        for start in dict.fromkeys(starts):
+            if self.bench.key(start) == self.bench.key(best) or not self.fits(start):
+                continue
+            rows = self.bench.speed(start, best, seconds=_LONGER_S)
+            least = 1.0 / PAYS if start == self.bench.rest else 1.0  # int8 has to be worth its while
+            if rows and (not self.fits(best) or gain(rows) > least):
+                best = start
+        if not self.of(best).speed:
+            self.time(best)
+        return best

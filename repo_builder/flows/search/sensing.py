@@ -1,0 +1,107 @@
+"""What each layer alone costs and gains in a lower precision: one pass over the network, told before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from repo_builder.core import progress
+from repo_builder.core.errors import MeasureError
+from repo_builder.core.recipe import Precision
+from repo_builder.flows.search.bench import Bench
+from repo_builder.flows.search.choices import Choice
+from repo_builder.results.sensing import LayerSense, Sensed
+
+
+def run(bench: Bench, *, budget_s: float, name: str) -> Sensed:
+    """Measure every free layer alone in each lower precision of the target, what takes most time first.
+
+    Args:
+        bench: What measures.
+        budget_s: Seconds that may be spent; layers beyond are left out and named.
+        name: The model's.
+
+    Raises:
+        MeasureError: There is nothing to measure, or the budget is over before the first layer.
+    """
+    space, ledger = bench.space, bench.ledger
+    lower = bench.target.below_fp32(bench.options.recipe)
+    if not space.free:
+        hint = "layers that a rule calls by their full name stay as they are"
+        raise MeasureError(f"no layer of {name} is free to be {' or '.join(lower)} on {bench.target.name}", hint=hint)
+    everything = _everything(bench, lower, budget_s)
+    kinds = {layer[0]: layer[1] for layer in space.layers}
+    rows: list[LayerSense] = []
+    left: list[str] = []
+    for layer in progress.bar(_largest(bench), "sensing layers"):
+        if ledger.spent_s >= budget_s:
+            left.append(layer)
+            continue
+        others = [item for item in space.free if item != layer]
+        for precision in lower:
+            choice = Choice().but(others, "fp32").but([layer], None if precision == "int8" else precision)
+            rows.append(_sensed(bench, layer, kinds[layer], precision, choice))
+    if not rows:
+        hint = f"give --budget at least {2 * ledger.spent_s:.0f}s"
+        raise MeasureError(f"the budget of {budget_s:g} s was over before the first layer was timed", hint=hint)
+    return Sensed(
+        model=name,
+        target=bench.target.name,
+        clock=bench.target.clock,
+        rows=tuple(sorted(rows, key=_rank)),
+        everything=everything,
+        unmeasured=tuple(left),
+        samples=bench.looker.few,
+        seconds=round(ledger.spent_s, 1),
+        fresh=ledger.fresh,
+    )
+
+
+def _everything(bench: Bench, lower: Sequence[Precision], budget_s: float) -> LayerSense:
+    """Measure all layers together, and tell by that what each alone will take."""
+    bench.look(bench.rest, few=True)
+    before = bench.ledger.spent_s
+    found = _sensed(bench, "all of them", "", lower[0], Choice())
+    each, count = bench.ledger.spent_s - before, len(bench.space.free)
+    progress.stderr_console().print(
+        f"{count} layers in {' and '.join(lower)}, each alone: about {_time(each * count * len(lower))} of measuring, "
+        f"{_time(each)} each; the budget is {_time(budget_s)}",
+        markup=False,
+    )
+    return found
+
+
+def _rank(row: LayerSense) -> tuple[bool, float]:
+    """Order rows: those that are faster by time saved for the noise, then the others by what they leave of a signal."""
+    noise = 10 ** (-row.sqnr_db / 10)
+    return not row.faster, -row.saved_us[0] / max(noise, 1e-20) if row.faster else -row.sqnr_db
+
+
+def _largest(bench: Bench) -> Sequence[str]:
+    """Return the free layers, those that take most time first where the target tells."""
+    times = bench.layer_times(bench.rest)
+    key: Callable[[str], float] = (lambda name: -times.layers.get(name, 0.0)) if times else (lambda _: 0.0)
+    return sorted(bench.space.free, key=key)
+
+
+def _sensed(bench: Bench, name: str, kind: str, precision: Precision, choice: Choice) -> LayerSense:
+    look = bench.look(choice, few=True)
+    speed = bench.speed(choice, bench.rest)
+    saved = (0.0, 0.0, 0.0)
+    if speed:
+        first = speed[0]
+        ratios = (first.speedup, first.low or first.speedup, first.high or first.speedup)
+        saved = tuple(round(first.reference_us * (1 - 1 / ratio), 2) for ratio in ratios)  # type: ignore[assignment]
+    return LayerSense(
+        name=name,
+        type=kind,
+        precision=precision,
+        speed=speed,
+        saved_us=saved,
+        sqnr_db=look.sqnr_db,
+        drop=look.drop,
+        refused=bench.why_refused(choice),
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 100 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

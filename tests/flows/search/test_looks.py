@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repo_builder.core.details import DropRecord
+from repo_builder.flows.search.looks import Look, drop
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(100, 5000))
+def test_points_are_those_of_the_samples_that_changed_sides(lost: int, won: int, count: int) -> None:
+    found = drop(lost, won, count, labelled=True)
+    assert found.points == pytest.approx(100 * (lost - won) / count)
+    assert found.low <= found.points <= found.high
+    assert found.low < found.high  # also where none changed: n samples do not show less than 3 in n
+
+
+def test_a_limit_is_kept_to_the_sample() -> None:
+    def look(points: float, departs: str = "") -> Look:
+        return Look(sqnr_db=20, drop=DropRecord(points=points, low=0, high=1, samples=1000), departs=departs)
+
+    many = DropRecord(points=0.3, low=-2, high=2, samples=1000, changed=100)
+    assert not Look(sqnr_db=20, drop=many).fits(0.3)  # a hundred changed sides: chance alone moves it by a point
+
+    assert look(0.3).fits(0.3)
+    assert not look(0.4).fits(0.3)
+    assert not look(0.0, "output 'y': too little").fits(0.3)
+    assert Look(sqnr_db=20).fits(0.0)  # no classes: what departs says all
+    assert not Look.refused("no kernel").fits(100)
+
+
+def test_noise_of_layers_adds_up_as_powers() -> None:
+    assert Look(sqnr_db=20).noise == pytest.approx(0.01)
