@@ -61,8 +61,14 @@ _OPTIONS = (
     click.option("--workers", type=click.IntRange(1), help="Processes that make the load, as for perf."),
     click.option("--window-ms", type=click.IntRange(50), default=500, show_default=True, help="Of three a level."),
     click.option("--rounds", type=click.IntRange(2, 50), default=4, show_default=True, help="Of the best in turns."),
-    click.option("--timeout-s", type=_ABOVE_0, default=10.0, show_default=True, help="Deadline of every request."),
-    click.option("--dataset", help="Data instead of the recipe's: .npz, .csv, a folder, module:function, or random."),
+    click.option(
+        "--timeout", "--timeout-s", "timeout_s", type=_ABOVE_0, default=10.0, show_default=True, metavar="SECONDS",
+        help="Deadline of every call to the server.",
+    ),
+    click.option(
+        "--data", "--dataset", "dataset", metavar="SOURCE",
+        help="Samples instead of the recipe's: a .npz, a .csv, a folder, a built-in, module:function, or random.",
+    ),
     click.option("--data-dir", type=_PATH, help="Folder of the data set."),
     # the server
     click.option("--repository", type=_PATH, default=Path("model_repository"), show_default=True),
