@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from repo_builder.core import files, watching
@@ -104,7 +105,8 @@ def _at(folder: Path, name: str) -> Path | None:
 def _outside(top: str) -> Path | None:
     """Return the folder on the search path in which a top-level module lies."""
     try:
-        spec = importlib.util.find_spec(top)
+        # The search path first: what this process has loaded under that name may be another module of it.
+        spec = PathFinder.find_spec(top) or importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
     if spec is None:
