@@ -110,8 +110,9 @@ def _cut(fleet: Fleet, course: Course, probe: Probe | None) -> None:
     course.cut(end_ns, end)
     if before is not None and end is not None:
         # a decoupled model's answers are many, and counted otherwise
-        ours = 0 if len(course.pieces[-1].records.responses) else len(course.pieces[-1].records.done_ns)
-        server_stats.require_same(before, end, ours, course.level.concurrency)
+        done_ns = course.pieces[-1].records.done_ns[: 0 if len(course.pieces[-1].records.responses) else None]
+        near = sum(int((abs(done_ns - edge.time_ns) <= edge.slack_ns).sum()) for edge in (before, end))
+        server_stats.require_same(before, end, len(done_ns), course.level.concurrency, near)
 
 
 def _finished(course: Course) -> bool:
