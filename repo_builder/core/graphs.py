@@ -130,6 +130,16 @@ def drop_unused(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(kept)
 
 
+def free_name(stem: str, taken: set[str]) -> str:
+    """Return a name that nobody bears, the stem or one like ``stem_2``, and take it."""
+    found, count = stem, 1
+    while found in taken:
+        count += 1
+        found = f"{stem}_{count}"
+    taken.add(found)
+    return found
+
+
 def layer_of(node: onnx.NodeProto) -> str | None:
     """Return the name of the layer that a node computes; None for a node that computes none."""
     if node.op_type not in LAYER_OPS | WEIGHTLESS_OPS | DYNAMIC_OPS:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from repo_builder.core.graphs import Graph, own
+from repo_builder.core.graphs import Graph, free_name, own
 from repo_builder.core.tensors import Array
 
 _LAYERS = frozenset({"Conv", "ConvTranspose"})
@@ -111,11 +111,7 @@ def _free(model: onnx.ModelProto, stem: str) -> str:
     taken = {item.name for item in model.graph.initializer} | {
         name for node in model.graph.node for name in node.output
     }
-    name, count = stem, 1
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    return name
+    return free_name(stem, taken)
 
 
 def _inner(model: onnx.ModelProto) -> set[str]:

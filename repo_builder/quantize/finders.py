@@ -5,7 +5,8 @@ Every back end is shown the same tensors of the same fp32 graph, so their ranges
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from repo_builder.core import loading
 from repo_builder.core.errors import RecipeError, did_you_mean
@@ -57,6 +58,20 @@ def own(spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str) ->
     return Calibrator(spec.calibrator, spec.percentile, channels=channels, where=where)
 
 
+def named_in(table: Mapping[str, tuple[str, str]], name: str) -> Any:  # noqa: ANN401 - what the table's rows make
+    """Return what a table of back ends names: name → ("module:attribute", the extra that installs what it imports).
+
+    Raises:
+        RecipeError: There is none of that name.
+        MissingDependency: Its library is not installed.
+    """
+    if name not in table:
+        message = f"'{name}' is no quantization back end"
+        raise RecipeError(message, where="quantize.backend", hint=did_you_mean(name, table))
+    target, extra = table[name]
+    return loading.load(target, extra=extra, what=f"the back end '{name}'")
+
+
 def backend(name: str) -> FinderMaker:
     """Return a back end by name.
 
@@ -64,9 +79,5 @@ def backend(name: str) -> FinderMaker:
         RecipeError: There is none of that name.
         MissingDependency: Its library is not installed.
     """
-    if name not in BACKENDS:
-        message = f"'{name}' is no quantization back end"
-        raise RecipeError(message, where="quantize.backend", hint=did_you_mean(name, BACKENDS))
-    target, extra = BACKENDS[name]
-    maker: FinderMaker = loading.load(target, extra=extra, what=f"the back end '{name}'")
+    maker: FinderMaker = named_in(BACKENDS, name)
     return maker

@@ -13,8 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from repo_builder.core import loading
-from repo_builder.core.errors import RecipeError, did_you_mean
+from repo_builder.quantize.finders import named_in
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -46,11 +45,7 @@ def backend(name: str) -> RoundingMaker:
         RecipeError: There is none of that name.
         MissingDependency: Its library is not installed.
     """
-    if name not in ROUNDINGS:
-        message = f"'{name}' is no quantization back end"
-        raise RecipeError(message, where="quantize.backend", hint=did_you_mean(name, ROUNDINGS))
-    target, extra = ROUNDINGS[name]
-    maker: RoundingMaker = loading.load(target, extra=extra, what=f"the back end '{name}'")
+    maker: RoundingMaker = named_in(ROUNDINGS, name)
     return maker
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from repo_builder.core.graphs import DQ, Q
+from repo_builder.core.graphs import DQ, Q, free_name
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.codes import Codes
 
@@ -26,12 +26,7 @@ class Writer:
 
     def name(self, stem: str) -> str:
         """Return a name that is free, and take it."""
-        found, count = stem, 1
-        while found in self.taken:
-            count += 1
-            found = f"{stem}_{count}"
-        self.taken.add(found)
-        return found
+        return free_name(stem, self.taken)
 
     def constant(self, stem: str, value: Array) -> str:
         """Store a constant; equal ones are stored once."""

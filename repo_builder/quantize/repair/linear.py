@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from repo_builder.core.graphs import drop_unused, layer_of, own
+from repo_builder.core.graphs import drop_unused, free_name, layer_of, own
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.index import Index, attribute
 from repo_builder.quantize.rules import LayerPlan
@@ -149,12 +149,7 @@ class Editor:
 
     def name(self, stem: str) -> str:
         """Return a name that is free, and take it."""
-        found, count = stem, 1
-        while found in self._taken:
-            count += 1
-            found = f"{stem}_{count}"
-        self._taken.add(found)
-        return found
+        return free_name(stem, self._taken)
 
     def constant(self, stem: str, value: Array) -> str:
         """Store a float32 constant and return its name."""
