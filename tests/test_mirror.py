@@ -29,7 +29,7 @@ ELSEWHERE: dict[str, str] = {
         "core/device serve/backends/tensorrt/memory serve/backends/tensorrt/model serve/backends/tensorrt/slots"
     ),
     "compile/tensorrt/test_build.py": "compile/tensorrt/log",
-    "gpu/test_gpu_compile.py": "compile/tensorrt/speed compile/tensorrt/target",
+    "gpu/test_gpu_compile.py": "compile/tensorrt/pieces compile/tensorrt/speed compile/tensorrt/target",
     "compile/onnxruntime/test_speed.py": "compile/timed",
     "core/test_artifacts.py": "core/details core/records",
     "core/test_batchable.py": "core/sessions core/signatures",
@@ -42,6 +42,7 @@ ELSEWHERE: dict[str, str] = {
     "datasets/test_damaged_data.py": "core/archive",
     "datasets/test_user_data.py": "datasets/folder datasets/labels datasets/source datasets/table datasets/user",
     "export/test_torch_onnx.py": "export/naming export/plain",
+    "flows/build/test_paying_plans.py": "flows/build/making",
     "flows/build/test_build.py": (
         "flows/build/__init__ flows/build/exporting flows/build/forms flows/build/lowering flows/build/options"
     ),

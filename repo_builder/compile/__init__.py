@@ -40,6 +40,8 @@ class CompileOptions:
         allow_precision_mismatch: Whether a layer may end in another precision than asked.
         batches: How the model takes samples.
         samples: Held-out samples by input name, ``(n, *shape)``, for what is measured; None where there are none here.
+        most_builds: How many plans a TensorRT build may try until every layer is as asked; 0 for its usual limit.
+        pinned: Nodes that it holds to their precision from the first on.
     """
 
     recipe: Recipe
@@ -49,6 +51,8 @@ class CompileOptions:
     allow_precision_mismatch: bool = False
     batches: Batches | None = None
     samples: Mapping[str, Array] | None = None
+    most_builds: int = 0
+    pinned: tuple[str, ...] = ()
 
 
 class Runner(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +33,18 @@ def feeds(batches: Batches, samples: Mapping[str, Array], *, most: int) -> dict[
         samples: ``(n, *shape)`` by input name.
         most: The largest batch.
     """
-    sizes = [batches.size] if batches.fixed or batches.size == 1 else sorted({1, max(1, most)})
+    return feeds_of(batches, samples, sizes={1, max(1, most)})
+
+
+def feeds_of(batches: Batches, samples: Mapping[str, Array], *, sizes: Iterable[int]) -> dict[int, dict[str, Array]]:
+    """Return the same for given batch sizes; a network that takes one size alone has that one.
+
+    Args:
+        batches: How the model takes samples.
+        samples: ``(n, *shape)`` by input name.
+        sizes: Batch sizes.
+    """
+    sizes = [batches.size] if batches.fixed or batches.size == 1 else sorted(set(sizes))
     total = len(next(iter(samples.values())))
     found = {}
     for size in sizes:

@@ -195,6 +195,7 @@ class TensorRTDetails(_Compiled):
         profiles: The shapes that it takes.
         flags: Builder flags.
         constrained_layers: How many layers were held to a precision.
+        pinned: Nodes of the graph that they belong to.
         tactic_sources: Tactic sources that were allowed.
         workspace_mib: Limit of the builder's scratch memory, MiB.
         optimization_level: Builder optimization level; None for the default.
@@ -219,6 +220,7 @@ class TensorRTDetails(_Compiled):
     profiles: tuple[Profile, ...] = ()
     flags: tuple[str, ...] = ()
     constrained_layers: int | None = None
+    pinned: tuple[str, ...] = ()
     tactic_sources: tuple[str, ...] = ()
     workspace_mib: int | None = None
     optimization_level: int | None = None

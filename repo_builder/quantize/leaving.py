@@ -1,4 +1,4 @@
-"""Layers that were to be int8 and are left in fp32: plans and ranges without them."""
+"""Layers that were to be int8 and are left in floating point: plans and ranges without them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import onnx
 
+from repo_builder.core.recipe import Precision
 from repo_builder.quantize.placement import LayerOutcome, Placed, Profile, place, wanted
 from repo_builder.quantize.ranges import Ranges, TensorRange
 from repo_builder.quantize.rules import LayerPlan
@@ -17,10 +18,11 @@ _WILDCARDS = frozenset("*?[")
 def free(plans: Sequence[LayerPlan], placed: Placed) -> tuple[str, ...]:
     """Return the int8 layers that may be left in fp32: those that no rule calls by their full name."""
     int8 = {item.name for item in placed.layers if item.placed == "int8"}
-    return tuple(item.name for item in plans if item.name in int8 and not _called(item))
+    return tuple(item.name for item in plans if item.name in int8 and not called(item))
 
 
-def _called(plan: LayerPlan) -> bool:
+def called(plan: LayerPlan) -> bool:
+    """Whether a rule calls a layer by its full name."""
     name = plan.rule.name if plan.rule else None
     return name is not None and not _WILDCARDS & set(name)
 
@@ -31,22 +33,24 @@ def place_without(
     ranges: Ranges,
     profile: Profile,
     left: Mapping[str, str],
+    instead: Precision = "fp32",
 ) -> Placed:
-    """Place Q/DQ, some int8 layers left in fp32.
+    """Place Q/DQ, some int8 layers left in floating point.
 
     Args:
         model: As for ``place``.
         plans: As the rules say.
         ranges: Found for these plans.
         profile: The target.
-        left: Layer → why it is left in fp32.
+        left: Layer → why it is left in floating point.
+        instead: What these layers are instead, ``fp32`` or ``fp16``.
     """
     if not left:
         return place(model, plans, ranges, profile)
-    fewer = without(plans, left)
+    fewer = without(plans, left, instead)
     placed = place(model, fewer, _widened(model, fewer, ranges, profile), profile)
     rows = tuple(
-        LayerOutcome(name=row.name, type=row.type, asked="int8", placed="fp32", reason=left[row.name])
+        LayerOutcome(name=row.name, type=row.type, asked="int8", placed=instead, reason=left[row.name])
         if row.name in left
         else row
         for row in placed.layers
@@ -54,9 +58,9 @@ def place_without(
     return dataclasses.replace(placed, layers=rows)
 
 
-def without(plans: Sequence[LayerPlan], left: Collection[str]) -> tuple[LayerPlan, ...]:
-    """Return the plans with some layers in fp32."""
-    return tuple(dataclasses.replace(item, precision="fp32") if item.name in left else item for item in plans)
+def without(plans: Sequence[LayerPlan], left: Collection[str], instead: Precision = "fp32") -> tuple[LayerPlan, ...]:
+    """Return the plans with some layers in fp32, or in fp16."""
+    return tuple(dataclasses.replace(item, precision=instead) if item.name in left else item for item in plans)
 
 
 def _widened(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, profile: Profile) -> Ranges:

@@ -15,6 +15,7 @@ from repo_builder.core.details import OnnxRuntimeDetails, SpeedRecord, TriedReco
 from repo_builder.core.records import AccuracyRecord
 
 _SHOWN = 4  # alternatives
+_PRECISIONS = ("fp32", "fp16", "bf16")  # a choice may be timed against the whole network in one of these
 
 
 def verdict(engine: EngineArtifact) -> tuple[str, ...]:
@@ -34,7 +35,7 @@ def speeds(rows: Sequence[SpeedRecord], against: str = "") -> str:
     parts = []
     for place, row in enumerate(rows):
         ends = "" if row.low is None or row.high is None else f" ({row.low:.2f} – {row.high:.2f})"
-        other = f"'{against}'" if against else "fp32"
+        other = against if against in _PRECISIONS else f"'{against}'" if against else "fp32"
         times = f" times as fast as {other}" if place == 0 else ""
         parts.append(f"{row.speedup:.2f}{times} at batch {row.batch_size}{ends}")
     return ", ".join(parts)
@@ -50,20 +51,21 @@ def cost(row: TriedRecord) -> str:
 
 
 def _serve(engine: EngineArtifact) -> str:
-    rows, form = _speed(engine), _form(engine)
-    if form == "fp32":
-        return f"serve fp32 here{_why_fp32(engine)}. {_accuracy(engine.accuracy)}".rstrip()
+    rows, form, other = _speed(engine), _form(engine), _reference(engine)
+    if form == "fp32" or (other != "fp32" and not rows):
+        return f"serve {form} here{_why_reference(engine)}. {_accuracy(engine.accuracy)}".rstrip()
     said = {row.verdict for row in rows}
     accuracy = _accuracy(engine.accuracy)
     if not rows:
         return f"{form} was built as the recipe asks; nothing was timed beside it. {accuracy}".rstrip()
     if said == {"slower"}:
-        return f"serve fp32 here, not the {form} that was built as asked: it is {speeds(rows)}. {accuracy}".rstrip()
+        why = f"not the {form} that was built as asked: it is {speeds(rows, other)}"
+        return f"serve {other} here, {why}. {accuracy}".rstrip()
     if "slower" in said:
-        return f"it depends on the batch: {form} is {speeds(rows)}. {accuracy}".rstrip()
+        return f"it depends on the batch: {form} is {speeds(rows, other)}. {accuracy}".rstrip()
     if "faster" not in said:
-        return f"{form} and fp32 are alike here: {speeds(rows)}; fp32 is simpler. {accuracy}".rstrip()
-    return f"serve {form} here: {speeds(rows)}. {accuracy}".rstrip()
+        return f"{form} and {other} are alike here: {speeds(rows, other)}; {other} is simpler. {accuracy}".rstrip()
+    return f"serve {form} here: {speeds(rows, other)}. {accuracy}".rstrip()
 
 
 def _speed(engine: EngineArtifact) -> tuple[SpeedRecord, ...]:
@@ -85,7 +87,7 @@ def _form(engine: EngineArtifact) -> str:
     return " and ".join(f"{item} ({counts[item]} of {len(engine.layers)} layers)" for item in low)
 
 
-def _why_fp32(engine: EngineArtifact) -> str:
+def _why_reference(engine: EngineArtifact) -> str:
     timed = [row for row in _timed(engine) if not _is_fp32(row)]
     best = max(timed, key=_gain, default=None)
     if best is None:
@@ -94,7 +96,7 @@ def _why_fp32(engine: EngineArtifact) -> str:
             ", as nothing that was asked below it keeps the outputs" if asked else ", as nothing below it was asked for"
         )
     why = "keeps too little of the outputs" if not best.fits else "does not pay"
-    return f": the fastest below it ({_name(best, engine)}) {why}, {speeds(best.speed)}"
+    return f": the fastest below it ({_name(best, engine)}) {why}, {speeds(best.speed, best.against)}"
 
 
 def _accuracy(records: Sequence[AccuracyRecord]) -> str:
@@ -118,7 +120,7 @@ def _beside(engine: EngineArtifact) -> list[str]:
         return []
     lines = []
     for row in rows[:_SHOWN]:
-        parts = [speeds(row.speed), cost(row), "" if row.fits else "beyond the limit"]
+        parts = [speeds(row.speed, row.against), cost(row), "" if row.fits else "beyond the limit"]
         lines.append(f"  {_name(row, engine)}: {'; '.join(item for item in parts if item)}")
     more = [f"  and {len(rows) - _SHOWN} more that were slower"] if len(rows) > _SHOWN else []
     return [f"Measured beside it ({clock(engine)}):", *lines, *more]
@@ -131,9 +133,8 @@ def _changes(engine: EngineArtifact) -> list[str]:
     better = [row for row in tried if not row.fits and _gain(row) > mine * 1.02]
     if better:
         best = max(better, key=_gain)
-        found.append(
-            f"a limit that admits '{_name(best, engine)}' ({_gain(best):.2f} times as fast as fp32, {cost(best)})"
-        )
+        what = f"{_gain(best):.2f} times as fast as {_reference(engine)}, {cost(best)}"
+        found.append(f"a limit that admits '{_name(best, engine)}' ({what})")
     unsure = [str(row.batch_size) for row in rows if row.verdict == "alike" and _form(engine) != "fp32"]
     if unsure and len(unsure) < len(rows):
         found.append(f"batches of {' and '.join(unsure)} alone, where the two are alike")
@@ -156,8 +157,13 @@ def _resolution(records: Sequence[AccuracyRecord]) -> float:
 
 
 def _timed(engine: EngineArtifact) -> list[TriedRecord]:
-    """Return what was timed against fp32."""
-    return [row for row in engine.details.tried if row.speed and not row.against]
+    """Return what was timed against the network in one precision, fp32 or another."""
+    return [row for row in engine.details.tried if row.speed and row.against in ("", *_PRECISIONS)]
+
+
+def _reference(engine: EngineArtifact) -> str:
+    """Return the precision of the whole network that choices were timed against."""
+    return next((row.against for row in engine.details.tried if row.against in _PRECISIONS), "fp32")
 
 
 def _name(row: TriedRecord, engine: EngineArtifact) -> str:

@@ -20,6 +20,8 @@ from repo_builder.core.records import FUSED, UNKNOWN, Verdict
 
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _REGION = re.compile(r"\{ForeignNode\[(?P<first>.+?)(?:\.\.\.(?P<last>.+?))?\]\}")
+_PROFILE = re.compile(r" \[profile \d+\]$")
+_COPY = re.compile(r"^Reformatting CopyNode for (?:Input|Output) Tensor \d+ (?:to|from) ")
 _SEPARATORS = re.compile(r" \+ | \|\| |\[ONNX Layer: |\]|PWN\(|COPY \(|\)|\(|, |\{|\}")
 _TYPES = (
     ("int8", "int8"),
@@ -114,6 +116,16 @@ def _type(text: str) -> str:
     """Return the element type that a description names, as in ``Channel major FP16 format``."""
     lowered = text.lower()
     return next((name for token, name in _TYPES if token in lowered), UNKNOWN)
+
+
+def plain_name(name: str) -> str:
+    """Return an engine layer's name without the profile that its kernels are for."""
+    return _PROFILE.sub("", name)
+
+
+def nodes_of(name: str, nodes: Sequence[str]) -> tuple[str, ...]:
+    """Return the ONNX nodes that a name alone lists; a copy between formats is of the layer that it is made for."""
+    return _nodes(_COPY.sub("", name), "", nodes)
 
 
 def _nodes(name: str, metadata: str, nodes: Sequence[str]) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ implementation is taken back, which the notes say.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from repo_builder.compile.tensorrt import inspector
 from repo_builder.core.errors import CompileError
@@ -21,8 +21,9 @@ from repo_builder.core.records import Verdict
 if TYPE_CHECKING:  # what needs TensorRT is handed in
     from repo_builder.compile.tensorrt.build import BuildRequest, Built
     from repo_builder.compile.tensorrt.log import Say
+    from repo_builder.compile.tensorrt.plan import Plan
 
-_MOST_BUILDS = 5  # one, one with pins, one or two without those that were refused, one to spare
+MOST_BUILDS = 5  # one, one with pins, one or two without those that were refused, one to spare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +32,20 @@ class Settled:
 
     Attributes:
         built: It and how it came about.
+        plan: It as it was deserialized to be looked at, for whoever asks it more.
         verdicts: What each layer of the recipe became in it.
         engine_layers: How many layers the engine has.
+        pinned: Nodes held to their precision in it.
         builds: How many plans were built on the way.
         seconds: Time that all of them took.
         notes: Sentences for the user.
     """
 
     built: Built
+    plan: Plan
     verdicts: tuple[Verdict, ...]
     engine_layers: int
+    pinned: frozenset[str]
     builds: int
     seconds: float
     notes: tuple[str, ...]
@@ -50,25 +55,27 @@ def settle(
     request: BuildRequest,
     *,
     build: Callable[[BuildRequest, Say], Built],
-    inspect: Callable[[bytes], Mapping[str, Any]],
+    deserialize: Callable[[bytes], Plan],
     say: Say,
+    most: int = MOST_BUILDS,
 ) -> Settled:
     """Build, look, pin what departed, and build again.
 
     Args:
         request: What is to be built; its ``pinned`` is where it starts from.
         build: Builds a plan.
-        inspect: Returns the engine inspector's JSON of a plan.
+        deserialize: Returns a plan that can be looked at.
         say: Takes lines of progress.
+        most: How many plans to build at most; a layer that departs in the last one is in its verdicts.
 
     Raises:
         CompileError: No plan can be built, with no layer pinned either.
     """
     pinned, given_up = request.pinned, frozenset[str]()
-    best: tuple[Built, tuple[Verdict, ...], int] | None = None
+    best: tuple[Built, Plan, tuple[Verdict, ...], int] | None = None
     builds, seconds = 0, 0.0
     notes: list[str] = []
-    while builds < _MOST_BUILDS:
+    while builds < most:
         builds += 1
         try:
             built = build(dataclasses.replace(request, pinned=pinned), say)
@@ -84,12 +91,13 @@ def settle(
                 break  # that is the first build again
             continue
         seconds += built.seconds
-        engine = inspector.parse(inspect(built.plan), request.precisions.nodes)
+        plan = deserialize(built.plan)
+        engine = inspector.parse(plan.inspect(), request.precisions.nodes)
         verdicts = inspector.judge(request.precisions.layers, engine, request.precisions.nodes)
-        best = (built, verdicts, len(engine))
+        best = (built, plan, verdicts, len(engine))
         departed = {item.node for item in verdicts if item.departs and item.node in request.precisions.float_nodes}
         new = departed - pinned - given_up
-        if not new:
+        if not new or builds == most:
             break
         say(f"{len(new)} layers ran in fewer bits than asked: building again with those pinned")
         pinned |= new
@@ -97,8 +105,10 @@ def settle(
         raise CompileError("TensorRT built no plan with the layers pinned, nor without", where=str(request.model))
     return Settled(
         built=best[0],
-        verdicts=best[1],
-        engine_layers=best[2],
+        plan=best[1],
+        verdicts=best[2],
+        engine_layers=best[3],
+        pinned=pinned,
         builds=builds,
         seconds=seconds,
         notes=tuple(notes),

@@ -10,7 +10,8 @@ from typing import TypedDict
 from repo_builder.compile import CompileOptions
 from repo_builder.compile.tensorrt import graph, inspector, profiles
 from repo_builder.compile.tensorrt.normalization import without_layer_normalization
-from repo_builder.compile.tensorrt.settle import settle
+from repo_builder.compile.tensorrt.regions import Piece
+from repo_builder.compile.tensorrt.settle import MOST_BUILDS, settle
 from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, dialect
 from repo_builder.compile.timed import LayerTimes
 from repo_builder.core import device, environment, onnx_files
@@ -32,7 +33,7 @@ except (ImportError, OSError) as _error:  # the bindings are here and a library 
         hint="pip install 'repo-builder[tensorrt]', and put CUDA's libraries on LD_LIBRARY_PATH",
     ) from _error
 
-from repo_builder.compile.tensorrt import speed
+from repo_builder.compile.tensorrt import pieces, speed
 from repo_builder.compile.tensorrt.build import BuildRequest, build
 from repo_builder.compile.tensorrt.plan import Plan, PlanRunner
 
@@ -81,16 +82,18 @@ class TensorRTTarget:
             workspace_bytes=spec.workspace_mib << 20,
             optimization_level=spec.optimization_level,
             timing_cache=cache,
+            pinned=frozenset(options.pinned) & frozenset(node.name for node in model.graph.node),
         )
         settled = settle(
             request,
             build=build,
-            inspect=lambda plan: Plan(plan, where=MODEL).inspect(),
+            deserialize=lambda plan: Plan(plan, where=MODEL),
             say=lambda line: stderr_console().print(f"  {line}", markup=False),
+            most=options.most_builds or MOST_BUILDS,
         )
         built, verdicts = settled.built, settled.verdicts
         (folder / MODEL).write_bytes(built.plan)
-        narrow = _narrowed(artifact, Plan(built.plan, where=MODEL))
+        narrow = _narrowed(artifact, settled.plan)
         notes = (*built.notes, *settled.notes, *_judged(verdicts, allowed=options.allow_precision_mismatch))
         if narrow:
             many = f"{', '.join(narrow)}: int32 in the plan, as TensorRT {trt.__version__} has no int64"
@@ -101,6 +104,7 @@ class TensorRTTarget:
             profiles=covered,
             flags=built.flags,
             constrained_layers=built.constraints,
+            pinned=tuple(sorted(settled.pinned)),
             tactic_sources=tuple(TACTIC_SOURCES),
             workspace_mib=spec.workspace_mib,
             optimization_level=spec.optimization_level,
@@ -135,8 +139,18 @@ class TensorRTTarget:
         return speed.in_turns(reference, candidate, inputs, seconds=seconds)
 
     def layer_times(self, model_file: Path, layers: Sequence[str], feed: Mapping[str, Array]) -> LayerTimes | None:
-        """Return None: what TensorRT fuses has no time of its own."""
+        """Return None: what TensorRT fuses has no time of its own; ``pieces`` tells what has."""
         return None
+
+    def pieces(self, plan_file: Path, nodes: Sequence[str], feeds: Mapping[int, dict[str, Array]]) -> tuple[Piece, ...]:
+        """Return what a plan runs one after the other, with the time of each at each batch size.
+
+        Args:
+            plan_file: The plan.
+            nodes: Names of its graph's nodes, in the graph's order.
+            feeds: Batch size → inputs.
+        """
+        return pieces.measure(plan_file, nodes, feeds)
 
     def runner(self, model_file: Path, details: EngineDetails) -> PlanRunner:
         """Return a runner of a plan.

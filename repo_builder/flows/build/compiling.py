@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
-from repo_builder.compile import CompileOptions, CompileTarget
+from repo_builder.compile import CompileTarget
 from repo_builder.compile import choose as choose_target
 from repo_builder.compile.tensorrt.refusals import refusals
 from repo_builder.core import artifacts, environment, files, kept, onnx_files, progress
@@ -17,8 +18,10 @@ from repo_builder.core.records import AccuracyRecord, LayerRecord
 from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.datasets import Dataset, Samples
-from repo_builder.flows.build import forms, keys, lowering, paying, running, scores
+from repo_builder.flows.build import forms, keys, lowering, paying, paying_plans, running, scores
+from repo_builder.flows.build.making import Form, Making
 from repo_builder.flows.build.options import BuildOptions, current
+from repo_builder.measure.judge.limits import Limits
 from repo_builder.quantize import table
 
 _ENGINE = "engine"  # the compiled form among the outputs that are kept, whatever the target
@@ -151,28 +154,23 @@ def _compile_into(
     shown: Path,
 ) -> tuple[EngineDetails, tuple[LayerRecord, ...]]:
     recipe, why = _batched(options.recipe, exported)
-    graph = folder / ("placed.onnx" if target.name == "tensorrt" else "model.onnx")
+    making = Making(
+        exported=exported,
+        target=target,
+        options=options,
+        recipe=recipe,
+        batches=batches,
+        dataset=dataset,
+        shown=shown,
+    )
     chosen = _weighed(exported, target, options, batches, dataset)
-    with progress.step(f"place Q/DQ ({target.name})") as step:
-        samples = running.whole(batches, dataset.split("calibration").inputs) if dataset else None
-        lowered = lowering.lower(exported, target.placement(options.recipe), graph, samples, chosen.left)
-        step.wrote(graph, shown=shown / graph.name)
-    with progress.step(f"compile ({target.name})") as step:
-        details = target.compile(
-            exported,
-            folder,
-            options=CompileOptions(
-                recipe=recipe,
-                graph=graph,
-                layer_precisions=lowered.layer_precisions,
-                cache_folder=options.work / ".cache",
-                allow_precision_mismatch=options.allow_precision_mismatch,
-                batches=batches,
-                samples=dataset.split("test").inputs if dataset else None,
-            ),
-        )
-        for item in sorted(folder.glob("model.*")):
-            step.wrote(item, shown=shown / item.name)
+    form = making.form(folder, chosen.left)
+    plans = _plans_weighed(making, form)
+    if plans.form is not form:
+        plans.form.move(folder)
+    for name in paying_plans.FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    lowered, details = plans.form.lowered, plans.form.details
     layers = table.became(lowered.layers, details.precisions)
     reasons = table.reasons(layers)
     details = dataclasses.replace(
@@ -181,12 +179,13 @@ def _compile_into(
             *_trained_for(exported, target.placement(options.recipe)[0]),
             *_repairs(exported, lowered),
             *chosen.notes,
+            *plans.notes,
             *reasons,
             *lowered.notes,
             *details.notes,
         ),
         batching=why,
-        tried=chosen.tried,
+        tried=chosen.tried or plans.tried,
     )
     for note in (*details.notes, *([why] if why else [])):
         progress.stderr_console().print(f"  {note}", markup=False)
@@ -210,6 +209,30 @@ def _weighed(
     if exported.details.finetuned is not None:
         return paying.Kept()  # a layer that was trained to be int8 is
     return paying.choose(exported, placement, batches, dataset.split("calibration").inputs if dataset else None)
+
+
+def _plans_weighed(making: Making, asked: Form) -> paying_plans.Chosen:
+    """Return the plan to serve: the one asked for, or one with some int8 layers in fp16 where int8 is slower."""
+    exported, data = making.exported, making.dataset
+    keep, as_asked = making.options.recipe.quantize.keep, paying_plans.Chosen(form=asked)
+    if not isinstance(asked.details, TensorRTDetails) or keep == "all" or exported.details.as_it_came:
+        return as_asked
+    if exported.details.finetuned is not None:
+        return as_asked  # a layer that was trained to be int8 is
+    free = lowering.left_out(exported, asked.lowered)
+    if not free:
+        return as_asked
+    if data is None:
+        note = "int8 was not weighed against fp16: the samples are not on this machine"
+        return paying_plans.Chosen(form=asked, notes=(note,))
+    weighing = paying_plans.Weighing(
+        making=making,
+        free=free,
+        samples=data.split("calibration").inputs,
+        fp32=lambda few: forms.run_onnx(exported.model, dict(few), making.batches),
+        limits=Limits.of(exported.recipe.measure, ["int8"]),
+    )
+    return weighing.choose(asked)
 
 
 def _trained_for(exported: OnnxArtifact, placement: str) -> tuple[str, ...]:

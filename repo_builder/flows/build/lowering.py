@@ -14,6 +14,7 @@ from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import MissingDependency, RecipeError
 from repo_builder.core.graphs import TYPE
 from repo_builder.core.portable import make_portable
+from repo_builder.core.recipe import Precision
 from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
 from repo_builder.export import qdq
@@ -83,17 +84,18 @@ class Ready:
         return cls(model=model, plans=plans, ranges=ranges, profile=profile(target))
 
     def write(
-        self, exported: OnnxArtifact, path: Path, left: Mapping[str, str]
+        self, exported: OnnxArtifact, path: Path, left: Mapping[str, str], instead: Precision = "fp32"
     ) -> tuple[onnx.ModelProto, Placed, tuple[str, ...]]:
-        """Write the graph, some int8 layers left in fp32; return it, its placement and what stays out of fp16 regions.
+        """Write the graph, some int8 layers left in floating point; return it, its placement and what fp16 leaves out.
 
         Args:
             exported: The artifact.
             path: The file.
-            left: Layer → why it is left in fp32.
+            left: Layer → why it is left in floating point.
+            instead: What these layers are instead, ``fp32`` or ``fp16``.
         """
-        placed = leaving.place_without(self.model, self.plans, self.ranges, self.profile, left)
-        lowered, notes = fp16(placed.model, self.plans)
+        placed = leaving.place_without(self.model, self.plans, self.ranges, self.profile, left, instead)
+        lowered, notes = fp16(placed.model, leaving.without(self.plans, left, instead))
         _write(lowered, exported, path)
         return lowered, placed, notes
 
@@ -104,6 +106,7 @@ def lower(
     path: Path,
     samples: Mapping[str, Array] | None,
     left: Mapping[str, str] | None = None,
+    instead: Precision = "fp32",
 ) -> Lowered:
     """Write the graph for a target.
 
@@ -112,7 +115,8 @@ def lower(
         target: What the target says of its profile (``CompileTarget.placement``).
         path: The file.
         samples: Calibration samples, to measure each layer's noise; None where they are not on this machine.
-        left: Layer → why it is left in fp32 though it was to be int8.
+        left: Layer → why it is left in floating point though it was to be int8.
+        instead: What these layers are instead, ``fp32`` or ``fp16``.
 
     Raises:
         QuantizeError: A layer cannot take its precision.
@@ -124,7 +128,7 @@ def lower(
         _write(model, exported, path)
         return Lowered(layers=exported.layers, layer_precisions=qdq.layer_precisions(model), notes=())
     ready = Ready.of(exported, target)
-    lowered, placed, notes = ready.write(exported, path, left or {})
+    lowered, placed, notes = ready.write(exported, path, left or {}, instead)
     found = qdq.layer_precisions(lowered)
     qdq.check(path, strict=target[0] == "tensorrt")
     layers = _table(exported, ready.model, lowered, placed, samples)
@@ -139,6 +143,13 @@ def lower(
         notes=notes,
         rounding=f"{rounding}: adaptive rounding chose among {2 * LARGEST + 1}" if chosen and fewer else "",
     )
+
+
+def left_out(exported: OnnxArtifact, lowered: Lowered) -> tuple[str, ...]:
+    """Return the int8 layers of a placed graph that may be left in floating point: no rule calls them by full name."""
+    _, plans = forms.planned(onnx_files.load(exported.to_place), exported.recipe)
+    int8 = {row.name for row in lowered.layers if row.precision == "int8"}
+    return tuple(item.name for item in plans if item.name in int8 and not leaving.called(item))
 
 
 def _write(model: onnx.ModelProto, exported: OnnxArtifact, path: Path) -> None:

@@ -19,7 +19,7 @@ class Machine:
     """Runs float layers in fp16 unless they are pinned; refuses pins on ``refuses``."""
 
     def __init__(self, refuses: frozenset[str] = frozenset()) -> None:
-        self.refuses, self.asked = refuses, []
+        self.refuses, self.asked, self.deserialized = refuses, [], []
 
     def build(self, request: Any, say: Any) -> Any:
         self.asked.append(request.pinned)
@@ -28,7 +28,11 @@ class Machine:
             raise CompileError(f"could not find any implementation for node {wrong[0]}")
         return SimpleNamespace(plan=request.pinned, seconds=2.0)
 
-    def inspect(self, pinned: frozenset[str]) -> dict[str, Any]:
+    def deserialize(self, pinned: frozenset[str]) -> Any:
+        self.deserialized.append(pinned)
+        return SimpleNamespace(inspect=lambda: self.inspected(pinned), of=pinned)
+
+    def inspected(self, pinned: frozenset[str]) -> dict[str, Any]:
         types = {name: "FP32" if name in pinned else "FP16" for name in ("a", "b")} | {"q": "Int8"}
         told = {name: [{"Format/Datatype": kind}] for name, kind in types.items()}
         return {"Layers": [{"Name": name, "LayerType": "Conv", "Inputs": inputs} for name, inputs in told.items()]}
@@ -41,7 +45,7 @@ class Request:
     pinned: frozenset[str] = frozenset()
 
 
-def settle(machine: Machine, asked: dict[str, str]) -> Any:
+def settle(machine: Machine, asked: dict[str, str], pinned: frozenset[str] = frozenset(), **options: Any) -> Any:
     floats = {name: kind for name, kind in asked.items() if kind != "int8"}
     precisions = GraphPrecisions(
         layers=tuple(GraphLayer(name=name, node=name, asked=kind) for name, kind in asked.items()),
@@ -51,8 +55,8 @@ def settle(machine: Machine, asked: dict[str, str]) -> Any:
         has_int8=True,
         has_fp16=True,
     )
-    request: Any = Request(precisions)
-    return room.settle(request, build=machine.build, inspect=machine.inspect, say=lambda line: None)
+    request: Any = Request(precisions, pinned=pinned)
+    return room.settle(request, build=machine.build, deserialize=machine.deserialize, say=lambda line: None, **options)
 
 
 def test_what_is_as_asked_is_built_once_without_constraints() -> None:
@@ -86,3 +90,19 @@ def test_a_graph_that_cannot_be_built_at_all_is_refused() -> None:
 
     with pytest.raises(CompileError, match="no plan"):
         settle(Broken(), LAYERS)
+
+
+def test_a_plan_is_deserialized_once_and_handed_on() -> None:
+    machine = Machine()
+    found = settle(machine, LAYERS)
+    assert machine.deserialized == [frozenset(), frozenset({"a"})]
+    assert found.plan.of == found.built.plan == found.pinned == frozenset({"a"})
+
+
+def test_a_form_beside_another_is_built_once_with_what_was_pinned_in_that() -> None:
+    machine = Machine()
+    found = settle(machine, LAYERS, frozenset({"a"}), most=1)
+    assert machine.asked == [frozenset({"a"})]
+    assert not [item for item in found.verdicts if item.departs]
+    (departed,) = [item.layer for item in settle(Machine(), LAYERS, most=1).verdicts if item.departs]
+    assert departed == "a"  # which its caller judges
