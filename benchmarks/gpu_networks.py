@@ -4,14 +4,19 @@
     python3 benchmarks/gpu_networks.py baselines RESULTS.json [network ...]
 
 Weights are seeded and random, statistics of BatchNorm real. Baselines run in fp16 with channels-last images and CUDA
-graphs; of torch.compile the default mode and max-autotune, the latter where it ends within two minutes.
+graphs; of torch.compile the default mode and max-autotune. Each runs in a process of its own that ends with its time:
+two minutes for max-autotune, so that a network takes three and a half at most. What was measured until then is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +28,20 @@ import torch
 import torchvision
 import zoo_networks
 from gpu_measure import latency_us
+from gpu_sizes import batches
 from torch import Tensor, nn
 from torch_rows import TorchClock
 
 from repo_builder.export.plain import exportable
 
-BATCHES = (1, 8, 64)
 SAMPLES = 96
 TOKENS = 128
-_AUTOTUNE_S = 120
+# form → mode of torch.compile, and seconds that its process has
+FORMS: dict[str, tuple[str | None, float]] = {
+    "eager": (None, 30),
+    "compile": ("reduce-overhead", 75),
+    "compile max-autotune": ("max-autotune", 120),
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ def seeded(name: str) -> nn.Module:
 def export(folder: Path, name: str) -> None:
     """Write a network's ONNX and its samples with labels that say nothing."""
     network, module = NETWORKS[name], seeded(name)
-    inputs = network.samples(SAMPLES)
+    inputs = network.samples(max(SAMPLES, *batches(name)))
     axes = {item: {0: "batch"} for item in (*network.names, "output")}
     with torch.no_grad(), contextlib.nullcontext() if network.as_torch else exportable(module, ["output"]):
         torch.onnx.export(
@@ -140,45 +150,60 @@ def export(folder: Path, name: str) -> None:
     (folder / f"{name}.part.npz").rename(folder / f"{name}.npz")
 
 
-def baselines(name: str) -> dict[str, Any]:
-    """Return torch's times of a network, microseconds by form and batch size."""
-    network, found = NETWORKS[name], {}
+def one(name: str, form: str) -> None:
+    """Print torch's times of a network in one form, a line of JSON a batch size as soon as it is measured."""
+    network, mode = NETWORKS[name], FORMS[form][0]
     module = seeded(name).half().cuda()
     if not network.tokens:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for form, mode in (("eager", None), ("compile", "reduce-overhead"), ("compile max-autotune", "max-autotune")):
-        times: dict[str, Any] = {}
-        for size in BATCHES:
-            inputs = tuple(item.cuda() for item in network.samples(size))
-            if not network.tokens:
-                inputs = tuple(item.half().to(memory_format=torch.channels_last) for item in inputs)
-            torch._dynamo.reset()
-            started = time.perf_counter()
-            step = torch.compile(module, mode=mode) if mode else module
-            try:
-                with torch.inference_mode():
-                    for _ in range(3):
-                        step(*inputs)
-                    torch.cuda.synchronize()
-                    seconds = time.perf_counter() - started
+    for size in batches(name):
+        inputs = tuple(item.cuda() for item in network.samples(size))
+        if not network.tokens:
+            inputs = tuple(item.half().to(memory_format=torch.channels_last) for item in inputs)
+        torch._dynamo.reset()
+        started = time.perf_counter()
+        step = torch.compile(module, mode=mode) if mode else module
+        try:
+            with torch.inference_mode():
+                for _ in range(3):
+                    step(*inputs)
+                torch.cuda.synchronize()
+                seconds = time.perf_counter() - started
 
-                    def once(step: Any = step, inputs: tuple[Tensor, ...] = inputs) -> None:  # noqa: ANN401
-                        step(*inputs)
+                def once(step: Any = step, inputs: tuple[Tensor, ...] = inputs) -> None:  # noqa: ANN401
+                    step(*inputs)
 
-                    times[str(size)] = {**latency_us(once, TorchClock()), "compile_s": round(seconds, 1)}
-            except Exception as error:  # torch's errors share no base class
-                times[str(size)] = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
-                continue
-            if form.endswith("autotune") and seconds > _AUTOTUNE_S:
-                break
-        found[form] = times
-    return found
+                found = {**latency_us(once, TorchClock()), "compile_s": round(seconds, 1)}
+        except Exception as error:  # torch's errors share no base class
+            found = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
+        print(json.dumps({str(size): found}), flush=True)
+
+
+def limited(name: str, form: str) -> dict[str, Any]:
+    """Return what ``one`` printed in a process of its own until its time was up, and whether it was."""
+    limit = FORMS[form][1]
+    command = [sys.executable, __file__, "one", name, form]
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(command, stdout=printed, start_new_session=True)
+        try:
+            process.wait(limit)
+            ended: dict[str, Any] = {}
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the compiler's workers are of its group
+            process.wait()
+            ended = {"stopped": f"after {limit:g} s"}
+        printed.seek(0)
+        lines = [line for line in printed if line.startswith("{") and line.endswith("}\n")]
+    return {key: value for line in lines for key, value in json.loads(line).items()} | ended
 
 
 def main() -> None:
     """Export, or measure torch."""
     torch.backends.mha.set_fastpath_enabled(False)
     verb, place = sys.argv[1], Path(sys.argv[2])
+    if verb == "one":
+        one(*sys.argv[2:4])
+        return
     if verb == "export":
         place.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[3:] or NETWORKS:
@@ -187,8 +212,10 @@ def main() -> None:
             export(place, name)
         else:
             known = json.loads(place.read_text()) if place.is_file() else {}
-            known[name] = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), **baselines(name)}
-            place.write_text(json.dumps(known, indent=1))
+            known[name] = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name()}
+            for form in FORMS:
+                known[name][form] = limited(name, form)
+                place.write_text(json.dumps(known, indent=1))
         print(f"{verb} {name} {time.perf_counter() - started:.1f} s", flush=True)
 
 

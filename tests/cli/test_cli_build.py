@@ -3,9 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from repo_builder import cli
+from repo_builder.core.errors import CompileError
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +65,31 @@ def test_a_recipe_that_is_not_toml_is_named(here: Path, capsys: pytest.CaptureFi
     (here / "bad.toml").write_text("name = \n")
     assert cli.run(["build", "bad.toml"]) == 3
     assert "bad.toml: is not TOML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("domain", "kind", "why"),
+    [
+        ("", "DynamicQuantizeLinear", "int8 with ranges found while it runs"),
+        ("ai.onnx.ml", "Scaler", "operators of ai.onnx.ml"),
+    ],
+)
+def test_a_graph_that_no_tensorrt_takes_is_refused_without_a_gpu(
+    here: Path, capsys: pytest.CaptureFixture[str], domain: str, kind: str, why: str
+) -> None:
+    outputs = ["codes", "scale", "zero"] if kind == "DynamicQuantizeLinear" else ["codes"]
+    node = helper.make_node(kind, ["x"], outputs, name="culprit", domain=domain)
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
+    made = [helper.make_tensor_value_info("codes", TensorProto.UINT8 if len(outputs) > 1 else 1, ["n", 4])]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(helper.make_graph([node], "g", ends, made), opset_imports=opsets), here / "net.onnx")
+    np.savez(here / "net.npz", x=np.zeros((8, 4), np.float32))
+    (here / "net.toml").write_text(
+        'name = "net"\n[model]\nsource = "net.onnx"\ninputs = [{ name = "x", dtype = "fp32", shape = [4] }]\n'
+        'outputs = [{ name = "codes", dtype = "fp32", shape = [4] }]\n[data]\nsource = "net.npz"\n'
+    )
+    assert cli.run(["build", "net.toml", "--target", "tensorrt"]) == CompileError.exit_code
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"no TensorRT takes this graph: the node 'culprit' ({kind}): {why}" in told
+    assert "use --target onnxruntime" in told
+    assert not (here / "model_repository").exists()

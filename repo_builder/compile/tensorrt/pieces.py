@@ -21,7 +21,7 @@ class _Times(trt.IProfiler):  # type: ignore[misc]
     """Keeps the least time of each layer, which other work disturbs least."""
 
     def __init__(self) -> None:
-        trt.IProfiler.__init__(self)
+        super().__init__()
         self.least_us: dict[str, float] = {}
 
     def report_layer_time(self, layer_name: str, ms: float) -> None:

@@ -46,7 +46,7 @@ def build(options: BuildOptions) -> BuildResult:
             loading.require_user(named, where=key)
     spec = search.wanted(recipe, options)
     piped = piping.begin(options)
-    target = compiling.choose(options)
+    target = compiling.choose(options, Path(recipe.model.source) if recipe.model.source.endswith(".onnx") else None)
     piping.refuse_target(recipe, target.name)
     placing.warn_of_another(options)
     with progress.step("load data") as step:
@@ -82,7 +82,7 @@ def compile_artifact(exported: OnnxArtifact, options: BuildOptions) -> BuildResu
 
 
 def _compile(exported: OnnxArtifact, options: BuildOptions) -> BuildResult:
-    target = compiling.choose(options)
+    target = compiling.choose(options, exported.model)
     piping.refuse_target(options.recipe, target.name)
     placing.warn_of_another(options)
     exported = dataclasses.replace(exported, recipe=options.recipe)

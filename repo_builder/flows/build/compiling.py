@@ -27,14 +27,21 @@ from repo_builder.quantize import table
 _ENGINE = "engine"  # the compiled form among the outputs that are kept, whatever the target
 
 
-def choose(options: BuildOptions) -> CompileTarget:
+def choose(options: BuildOptions, graph: Path | None = None) -> CompileTarget:
     """Return the target that was asked for, before the work that would be in vain without it, and say why.
 
+    Args:
+        options: What of it is asked for.
+        graph: The network as .onnx, where there is one already: what no TensorRT takes is told without one.
+
     Raises:
-        CompileError: It is unavailable on this machine.
+        CompileError: It is unavailable on this machine, or TensorRT, asked for by name, does not take the graph.
         MissingDependency: Its library is not installed.
     """
-    target, reason = choose_target(options.target or options.recipe.compile.target)
+    name = options.target or options.recipe.compile.target
+    if name == "tensorrt" and graph is not None and graph.is_file():
+        _say_refusals(graph, name)
+    target, reason = choose_target(name)
     progress.stderr_console().print(f"target: {reason}")
     return target
 
@@ -81,7 +88,7 @@ def run(
     if found is not None:
         progress.skipped("compile", f"up to date  {folder}")
         return found, True
-    _say_refusals(exported, target)
+    _say_refusals(exported.model, target.name)
     with files.replacing_folder(folder) as fresh:
         alone = bool(exported.details.alone)
         batches = running.batches_of(exported.model, exported.inputs, exported.outputs, alone=alone)
@@ -116,18 +123,18 @@ def run(
     return dataclasses.replace(artifact, path=folder), False
 
 
-def _say_refusals(exported: OnnxArtifact, target: CompileTarget) -> None:
+def _say_refusals(graph: Path, target: str) -> None:
     """Say what no TensorRT's parser takes, also where there is none: this graph may be meant for one elsewhere.
 
     Raises:
         CompileError: It is TensorRT that is to take it.
     """
-    found = refusals(onnx_files.load(exported.model))
+    found = refusals(onnx_files.load(graph))
     if not found:
         return
     message = "no TensorRT takes this graph: " + "; ".join(found)
-    if target.name == "tensorrt":
-        raise CompileError(message, where=str(exported.model), hint="use --target onnxruntime")
+    if target == "tensorrt":
+        raise CompileError(message, where=str(graph), hint="use --target onnxruntime")
     progress.stderr_console().print(f"  {message}", markup=False)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import onnx
 import pytest
@@ -14,7 +12,7 @@ from repo_builder.core.errors import CompileError
 from repo_builder.flows.build import compiling
 
 
-def _exported(folder: Path, kind: str) -> Any:
+def _exported(folder: Path, kind: str) -> Path:
     nodes = [
         helper.make_node(kind, ["x"], ["codes", "scale", "zero"], name="quantize")
         if kind == "DynamicQuantizeLinear"
@@ -24,24 +22,20 @@ def _exported(folder: Path, kind: str) -> Any:
     out = helper.make_tensor_value_info("codes", TensorProto.UINT8 if len(nodes[0].output) > 1 else 1, ["n", 4])
     graph = helper.make_graph(nodes, "g", ends, [out])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), folder / "model.onnx")
-    return SimpleNamespace(model=folder / "model.onnx")
-
-
-def _target(name: str) -> Any:
-    return SimpleNamespace(name=name)
+    return folder / "model.onnx"
 
 
 def test_a_graph_that_no_tensorrt_takes_is_told_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compiling._say_refusals(_exported(tmp_path, "DynamicQuantizeLinear"), _target("onnxruntime"))
+    compiling._say_refusals(_exported(tmp_path, "DynamicQuantizeLinear"), "onnxruntime")
     assert "no TensorRT takes this graph: the node 'quantize' (DynamicQuantizeLinear)" in capsys.readouterr().err
 
 
 def test_it_is_refused_where_tensorrt_is_the_target(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="'quantize'") as caught:
-        compiling._say_refusals(_exported(tmp_path, "DynamicQuantizeLinear"), _target("tensorrt"))
+        compiling._say_refusals(_exported(tmp_path, "DynamicQuantizeLinear"), "tensorrt")
     assert caught.value.hint == "use --target onnxruntime"
 
 
 def test_nothing_is_said_of_what_tensorrt_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compiling._say_refusals(_exported(tmp_path, "Relu"), _target("tensorrt"))
+    compiling._say_refusals(_exported(tmp_path, "Relu"), "tensorrt")
     assert capsys.readouterr().err == ""

@@ -85,7 +85,7 @@ Build = Callable[..., EngineArtifact]
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
     def run(machine: Machine, *settings: str) -> EngineArtifact:
-        monkeypatch.setattr(compiling, "choose", lambda options: machine)
+        monkeypatch.setattr(compiling, "choose", lambda options, graph=None: machine)
         recipe = recipes.load("jsc-toy", settings)
         options = BuildOptions(recipe=recipe, work=tmp_path / "build", repository=tmp_path / "repository")
         return building.build(dataclasses.replace(options, target="tensorrt", force=True)).engine
