@@ -267,6 +267,31 @@ def test_compile_and_inspect_from_the_command_line(
     assert "linear1" in capsys.readouterr().out
 
 
+def test_pieces_tell_what_each_node_takes_and_regions_lose_none_of_it(
+    make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, cache: Path
+) -> None:
+    from repo_builder.compile.tensorrt import regions
+    from repo_builder.compile.tensorrt.target import TensorRTTarget
+
+    sides, graphs = [], []
+    images = np.zeros((MAX_BATCH, *make_artifact("fp16").inputs[0].shape), np.float32)
+    for name in ("int8", "fp16"):
+        artifact = make_artifact(name)
+        compile_to(tmp_path / name, artifact, cache)
+        graphs.append(onnx.load(artifact.model))
+        nodes = [node.name for node in graphs[-1].graph.node]
+        feeds = {size: {"image": images[:size]} for size in (1, MAX_BATCH)}
+        sides.append(TensorRTTarget().pieces(tmp_path / name / "model.plan", nodes, feeds))
+        assert {"conv1", "conv2"} <= {node for item in sides[-1] for node in item.nodes}
+    common = set.intersection(*({node.name for node in graph.graph.node} for graph in graphs))
+    owner = regions.owners(graphs[1], common) | regions.owners(graphs[0], common)
+    found = regions.compare(*sides, owner)
+    for place, told in enumerate(("first_us", "second_us")):
+        known = sum(item.us[1] for item in sides[place] if item.nodes)
+        assert sum(getattr(item, told)[1] for item in found) == pytest.approx(known)
+        assert known > 0.5 * regions.totals(sides[place])[1]
+
+
 def test_two_plans_are_timed_in_turns_on_the_gpus_clock(
     make_artifact: Callable[..., OnnxArtifact], tmp_path: Path, cache: Path
 ) -> None:

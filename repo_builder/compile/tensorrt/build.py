@@ -34,6 +34,8 @@ class BuildRequest:
         profiles: Optimization profiles; at least one.
         workspace_bytes: Limit of the builder's scratch memory.
         optimization_level: 0-5, or None for the builder's default.
+        threads: Threads that the builder may use, or None for its default.
+        timing_iterations: How often each tactic is timed for its mean, or None for the builder's default.
         timing_cache: File of measured tactics, read and replaced; None keeps none.
         tf32: Whether fp32 layers may use TF32 tensor cores, as TensorRT does unless told otherwise.
         pinned: ONNX nodes whose layers must run in the precision that the graph gives them. A constraint keeps
@@ -45,6 +47,8 @@ class BuildRequest:
     profiles: Sequence[Profile]
     workspace_bytes: int
     optimization_level: int | None = None
+    threads: int | None = None
+    timing_iterations: int | None = None
     timing_cache: Path | None = None
     tf32: bool = True
     pinned: frozenset[str] = frozenset()
@@ -92,6 +96,8 @@ def build(request: BuildRequest, say: Say) -> Built:
             f"TensorRT {trt.__version__} makes no builder: {log.last_words()}",
             hint="nvidia-smi must list a GPU, and TensorRT's libraries must be as they were installed",
         ) from error
+    if request.threads is not None:
+        builder.max_threads = request.threads
     network = builder.create_network(_bits(trt.NetworkDefinitionCreationFlag, speaks.network_flags))
     _parse(network, request.model, log, speaks)
     config = builder.create_builder_config()
@@ -167,6 +173,8 @@ def _configure(config: Any, request: BuildRequest, speaks: Dialect, said: Say) -
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the inspector shows is written into the plan
     if speaks.optimization_level and request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
+    if request.timing_iterations is not None:
+        config.avg_timing_iterations = request.timing_iterations
     if speaks.progress_monitor:
         config.progress_monitor = monitor(said)
     flags: list[str] = []

@@ -81,6 +81,8 @@ class TensorRTTarget:
             profiles=covered,
             workspace_bytes=spec.workspace_mib << 20,
             optimization_level=spec.optimization_level,
+            threads=spec.builder_threads,
+            timing_iterations=spec.timing_iterations,
             timing_cache=cache,
             pinned=frozenset(options.pinned) & frozenset(node.name for node in model.graph.node),
         )

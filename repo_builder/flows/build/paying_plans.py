@@ -22,7 +22,7 @@ from repo_builder.compile.tensorrt import regions
 from repo_builder.compile.tensorrt.regions import Piece
 from repo_builder.core import onnx_files, progress
 from repo_builder.core.details import EngineDetails, SpeedRecord, TensorRTDetails, TriedRecord
-from repo_builder.core.errors import CompileError, MeasureError, MissingDependency
+from repo_builder.core.errors import CompileError, ExportError, MeasureError, MissingDependency
 from repo_builder.core.graphs import layer_of
 from repo_builder.core.tensors import Array
 from repo_builder.flows.build import running
@@ -98,7 +98,10 @@ class Weighing:
         with progress.step("weigh int8 against fp16") as step:
             try:
                 chosen = self._weighed(asked)
-            except CompileError as error:  # the form in fp16 is refused, or no profile covers the samples
+            except (
+                CompileError,
+                ExportError,
+            ) as error:  # fp16 cannot hold it or is refused, or no profile covers samples
                 note = f"int8 was not weighed against fp16: {error.message}"
                 chosen = Chosen(form=asked, notes=(note,))
             step.note(next((row.what for row in chosen.tried if row.chosen), "not weighed"))
@@ -118,7 +121,7 @@ class Weighing:
         if losing and len(losing) < len(self.free):
             try:
                 some = self._make(FOLDERS[1], dict.fromkeys(losing, "left in fp16: slower in int8 here"), asked)
-            except CompileError as error:
+            except (CompileError, ExportError) as error:
                 notes.append(f"int8 {_SOME}: no plan ({error.message})")
             else:
                 row = self._row(_SOME, some, half, feeds, losing)

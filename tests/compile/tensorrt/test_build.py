@@ -209,6 +209,16 @@ def test_an_optimization_level_goes_to_versions_that_have_one(bind: Any, request
     assert "8.5.3.1 has no builder optimization level" in note
 
 
+def test_threads_and_timing_iterations_are_the_builders_own_unless_they_are_given(bind: Any, request_of: Any) -> None:
+    trt = stand_in("8.6.1", [])
+    build, builder = bind(trt), trt.Builder(None)
+    build.build(build.BuildRequest(**request_of()), print)
+    assert not hasattr(builder, "max_threads")
+    assert not hasattr(trt.config, "avg_timing_iterations")
+    build.build(build.BuildRequest(**request_of(threads=8, timing_iterations=4)), print)
+    assert (builder.max_threads, trt.config.avg_timing_iterations) == (8, 4)
+
+
 def test_a_timing_cache_is_read_again_and_a_damaged_one_is_not(bind: Any, request_of: Any, tmp_path: Path) -> None:
     trt = stand_in("8.5.3.1", [])
     build, path = bind(trt), tmp_path / "cache" / "gpu.timing"

@@ -24,9 +24,9 @@ SOURCES = [
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[1] / "tensorrt_bindings.json").read_text())
 # Names of TensorRT's that are reached through objects, which the source does not tell from others.
 USED = {
-    "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
+    "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network max_threads",
     "IBuilderConfig": "set_memory_pool_limit set_tactic_sources profiling_verbosity set_flag clear_flag"
-    " add_optimization_profile create_timing_cache set_timing_cache get_timing_cache",
+    " add_optimization_profile avg_timing_iterations create_timing_cache set_timing_cache get_timing_cache",
     "INetworkDefinition": "num_layers get_layer num_inputs get_input",
     "ILayer": "type name num_outputs get_output",
     "ITensor": "name shape dtype",
@@ -39,7 +39,7 @@ USED = {
     " get_tensor_dtype get_tensor_shape get_tensor_profile_shape num_optimization_profiles",
     "EngineInspector": "get_engine_information",
     "IExecutionContext": "set_input_shape set_tensor_address execute_async_v3 set_optimization_profile_async"
-    " get_tensor_shape",
+    " get_tensor_shape profiler",
     "ILogger": "log INTERNAL_ERROR ERROR WARNING",
 }
 # Every method that is called, or overridden, and the parameters that its arguments are for, all given by position.

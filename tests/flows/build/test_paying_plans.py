@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -18,11 +19,11 @@ from repo_builder.compile.tensorrt import profiles
 from repo_builder.compile.tensorrt.regions import Piece
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.details import SpeedRecord, TensorRTDetails
-from repo_builder.core.errors import CompileError
+from repo_builder.core.errors import CompileError, ExportError
 from repo_builder.core.graphs import layer_of
 from repo_builder.export import qdq
 from repo_builder.flows import build as building
-from repo_builder.flows.build import BuildOptions, compiling
+from repo_builder.flows.build import BuildOptions, compiling, lowering
 from repo_builder.report import choice
 
 BATCHES = (1, 32, 64, 128, 256)
@@ -61,6 +62,9 @@ class Machine:
 
     def runner(self, model_file: Path, details: Any) -> OnnxRuntimeRunner:
         return OnnxRuntimeRunner(model_file)
+
+    def kinds(self, plan: Path) -> set[str]:
+        return set(qdq.layer_precisions(onnx.load(plan)).values())
 
     def layers(self, plan: Path) -> dict[str, float]:
         kinds = qdq.layer_precisions(onnx.load(plan))
@@ -148,10 +152,39 @@ def test_a_mixed_form_without_a_plan_leaves_the_better_whole(build: Build) -> No
     assert any("no plan (could not find any implementation)" in note for note in engine.details.notes)
 
 
-@pytest.mark.parametrize("setting", ["quantize.keep=all"])
-def test_nothing_more_is_built_where_the_recipe_says_so(build: Build, setting: str) -> None:
+def test_a_network_that_fp16_cannot_hold_stays_int8_and_says_so(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ExportError("the layer's weight is too large for fp16")
+
+    monkeypatch.setattr(lowering, "to_fp16_regions", refuse)
     machine = Machine({"": SLOW})
-    engine = build(machine, setting)
+    engine = build(machine)
+    assert (set(kinds(engine)), len(machine.asked)) == ({"int8"}, 1)
+    assert "int8 was not weighed against fp16: the layer's weight is too large for fp16" in engine.details.notes
+
+
+def test_fp16_that_computes_something_else_is_no_way_out(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine({"": SLOW})
+
+    class Overflowing(OnnxRuntimeRunner):
+        def __call__(self, *values: Any) -> Any:
+            found = super().__call__(*values)
+            return {name: np.full_like(value, np.inf) if self.half else value for name, value in found.items()}
+
+    def runner(model_file: Path, details: Any) -> OnnxRuntimeRunner:
+        made = Overflowing(model_file)
+        made.half = "fp16" in machine.kinds(model_file)  # type: ignore[attr-defined]
+        return made
+
+    monkeypatch.setattr(machine, "runner", runner)
+    engine = build(machine)
+    assert set(kinds(engine)) == {"int8"}
+    assert any("which does not compute this network" in note for note in engine.details.notes)
+
+
+def test_nothing_more_is_built_where_the_recipe_says_so(build: Build) -> None:
+    machine = Machine({"": SLOW})
+    engine = build(machine, "quantize.keep=all")
     assert set(kinds(engine)) == {"int8"}
     assert len(machine.asked) == 1
     assert "nothing was timed beside it" in choice.verdict(engine)[0]
