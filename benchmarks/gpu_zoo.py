@@ -45,6 +45,7 @@ _HALF = '[[quantize.layers]]\ntype = "*"\nprecision = "fp16"\n'
 FORMS: dict[str, str] = {
     "int8": _INT8,  # with what the default leaves in fp16 because int8 is slower there
     "fp16": _HALF,
+    "fp16 wide": _HALF + '[compile.tensorrt]\nfp16_regions = "wide"\n',
     "int8 throughout": 'keep = "all"\n' + _INT8,
     "int8 with fp16": _HALF + '[[quantize.layers]]\ntype = "Conv*"\nprecision = "int8"\n',
 }

@@ -25,11 +25,17 @@ _FOLLOWERS = MOVES | {
     "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul", "Neg", "PRelu", "Pad", "Relu", "Sigmoid", "Slice",
     "Split", "Sub", "Tanh",
 }  # fmt: skip
+# What NVIDIA's AutoCast would let follow, too: sums over rows and quotients, which engines accumulate in fp32. In ONNX
+# a LayerNormalization computes in fp32 whatever it reads (``stash_type``).
+NORMALIZING = frozenset({"Div", "Erf", "Gelu", "LayerNormalization", "Softmax", "Sqrt"})
 _BLIND = frozenset({"Shape", "Size"})  # read no values
 
 
 def to_fp16_regions(
-    model: onnx.ModelProto, fp16_layers: frozenset[str], say: Callable[[str], None] = lambda _: None
+    model: onnx.ModelProto,
+    fp16_layers: frozenset[str],
+    say: Callable[[str], None] = lambda _: None,
+    more: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
     """Return a copy of a model in which the chosen layers, and what only they feed, compute in fp16.
 
@@ -37,6 +43,7 @@ def to_fp16_regions(
         model: An fp32 model, with or without Q/DQ.
         fp16_layers: Layer names, as ``qdq.layer_of`` gives them.
         say: Takes a sentence for each node behind such a layer that stays fp32 because of a constant.
+        more: Operators that may follow their input into fp16 beside those that always may, as ``NORMALIZING``.
 
     Raises:
         ExportError: A layer is not in the graph or is int8, or a weight does not fit fp16.
@@ -46,7 +53,7 @@ def to_fp16_regions(
     _lift_constants(result)
     graph = Graph(result)
     floats = _float_tensors(result)
-    half = _half_nodes(result, graph, floats, fp16_layers, say)
+    half = _half_nodes(result, graph, floats, fp16_layers, say, _FOLLOWERS | more)
     halved = {name for node in result.graph.node if _key(node) in half for name in node.output if name in floats}
     nodes = _Rewriter(result, graph, floats, half, halved).run()
     del result.graph.node[:], result.graph.value_info[:]
@@ -141,7 +148,12 @@ def _key(node: onnx.NodeProto) -> str:
 
 
 def _half_nodes(
-    model: onnx.ModelProto, graph: Graph, floats: set[str], layers: frozenset[str], say: Callable[[str], None]
+    model: onnx.ModelProto,
+    graph: Graph,
+    floats: set[str],
+    layers: frozenset[str],
+    say: Callable[[str], None],
+    followers: frozenset[str],
 ) -> set[str]:
     """Return the keys of the nodes that compute in fp16."""
     half: set[str] = set()
@@ -154,7 +166,7 @@ def _half_nodes(
                 raise ExportError("the layer is quantized and cannot be fp16 too", where=layer)
             found.add(layer)
             half.add(_key(node))
-        elif node.op_type in _FOLLOWERS and data and graph.weight(node) is None:
+        elif node.op_type in followers and data and graph.weight(node) is None:
             makers = [graph.producers.get(name) for name in data]
             if all(maker is not None and _key(maker) in half for maker in makers):
                 why = _unfit(graph, node)

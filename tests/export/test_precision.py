@@ -18,7 +18,7 @@ from repo_builder.core.errors import ExportError  # noqa: E402
 from repo_builder.core.graphs import Graph  # noqa: E402
 from repo_builder.core.recipe import LayerRule, QuantizeSpec  # noqa: E402
 from repo_builder.export import qdq  # noqa: E402
-from repo_builder.export.precision import to_fp16_regions  # noqa: E402
+from repo_builder.export.precision import NORMALIZING, to_fp16_regions  # noqa: E402
 from repo_builder.quantize import plan  # noqa: E402
 from repo_builder.quantize.calibrate import calibrate  # noqa: E402
 from repo_builder.quantize.layers import find_layers  # noqa: E402
@@ -170,6 +170,30 @@ def test_regions_meet_at_sums_and_end_at_softmax(export, run, layers: set[str], 
         expected = module(torch.from_numpy(x)).numpy()
     for optimize in (False, True):
         np.testing.assert_allclose(run(model, x=x, optimize=optimize)["y"], expected, atol=5e-3)
+
+
+def test_a_wide_region_goes_through_softmax_and_layer_normalization_with_casts_at_its_ends_alone(export, run) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(6, 6),
+        torch.nn.LayerNorm(6),
+        torch.nn.GELU(),
+        torch.nn.Linear(6, 6),
+        torch.nn.Softmax(-1),
+        torch.nn.Linear(6, 6),
+    )
+    exported = export(module.eval(), (6,))
+    layers = frozenset(name for name, kind in qdq.layer_precisions(exported).items() if kind == "fp32")
+    narrow, wide = (to_fp16_regions(exported, layers, more=more) for more in (frozenset(), NORMALIZING))
+    casts = [sum(node.op_type == "Cast" for node in model.graph.node) for model in (narrow, wide)]
+    assert casts[1] == 2 < casts[0]
+    holds_everywhere(wide)
+    half = {node.op_type for node in wide.graph.node if node.name in half_nodes(wide)}
+    assert {"Softmax", "LayerNormalization", "Erf", "Div"} <= half
+    x = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(run(wide, x=x, optimize=False)["y"], expected, atol=5e-3)
 
 
 def test_the_model_that_is_given_is_not_changed(export) -> None:

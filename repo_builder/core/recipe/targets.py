@@ -72,6 +72,8 @@ class TensorRTSpec:
         profiles: Optimization profiles; empty means one from 1 to ``repository.max_batch_size``.
         workspace_mib: Limit of the builder's scratch memory, MiB.
         optimization_level: Builder optimization level 0-5, for TensorRT 8.6 and later; left out, TensorRT's default.
+        fp16_regions: What stays fp16 between fp16 layers: ``layers`` leaves what sums long rows or divides in fp32
+            (Softmax, LayerNormalization, Erf, Div), ``wide`` takes it along where all of its input is fp16.
         builder_threads: Threads that the builder may use; left out, TensorRT's default.
         timing_iterations: How often each tactic is timed for its mean; left out, TensorRT's default. More make builds
             longer, and plans less a matter of chance.
@@ -81,6 +83,7 @@ class TensorRTSpec:
     profiles: tuple[ProfileSpec, ...] = ()
     workspace_mib: Count = 4096
     optimization_level: Annotated[int, Bound(ge=0, le=5, must="is not in 0 to 5")] | None = None
+    fp16_regions: Literal["layers", "wide"] = "layers"
     builder_threads: Count | None = None
     timing_iterations: Count | None = None
     timing_cache: bool = True

@@ -18,7 +18,7 @@ from repo_builder.core.recipe import Precision
 from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
 from repo_builder.export import qdq
-from repo_builder.export.precision import to_fp16_regions
+from repo_builder.export.precision import NORMALIZING, to_fp16_regions
 from repo_builder.flows.build import forms
 from repo_builder.quantize import LayerPlan, leaving, placement, store, table
 from repo_builder.quantize.placement import Placed, Profile
@@ -61,12 +61,14 @@ class Ready:
         plans: What the rules make of its layers.
         ranges: What calibration found.
         profile: The target's.
+        follow: Operators that follow their input into fp16 beside those that always do.
     """
 
     model: onnx.ModelProto
     plans: tuple[LayerPlan, ...]
     ranges: Ranges
     profile: Profile
+    follow: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, exported: OnnxArtifact, target: tuple[str, Saturation]) -> Ready:
@@ -81,7 +83,9 @@ class Ready:
             message = "the rules are not those that the artifact was calibrated for"
             raise RecipeError(message, where="quantize", hint=hint)
         ranges = store.read_ranges(exported.ranges)
-        return cls(model=model, plans=plans, ranges=ranges, profile=profile(target))
+        wide = target[0] == "tensorrt" and exported.recipe.compile.tensorrt.fp16_regions == "wide"
+        follow = NORMALIZING if wide else frozenset[str]()
+        return cls(model=model, plans=plans, ranges=ranges, profile=profile(target), follow=follow)
 
     def write(
         self, exported: OnnxArtifact, path: Path, left: Mapping[str, str], instead: Precision = "fp32"
@@ -95,7 +99,7 @@ class Ready:
             instead: What these layers are instead, ``fp32`` or ``fp16``.
         """
         placed = leaving.place_without(self.model, self.plans, self.ranges, self.profile, left, instead)
-        lowered, notes = fp16(placed.model, leaving.without(self.plans, left, instead))
+        lowered, notes = fp16(placed.model, leaving.without(self.plans, left, instead), self.follow)
         _write(lowered, exported, path)
         return lowered, placed, notes
 
@@ -162,13 +166,15 @@ def _write(model: onnx.ModelProto, exported: OnnxArtifact, path: Path) -> None:
     onnx_files.save(model, path)
 
 
-def fp16(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def fp16(
+    model: onnx.ModelProto, plans: Sequence[LayerPlan], follow: frozenset[str] = frozenset()
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Make fp16 regions; return the graph and a sentence for each node that stays out of one."""
     chosen = frozenset(item.name for item in plans if item.precision == "fp16")
     if not chosen:
         return model, ()
     said: list[str] = []
-    return to_fp16_regions(model, chosen, said.append), tuple(said)
+    return to_fp16_regions(model, chosen, said.append, follow), tuple(said)
 
 
 def _table(
