@@ -29,6 +29,7 @@ _FOLLOWERS = MOVES | {
 # a LayerNormalization computes in fp32 whatever it reads (``stash_type``).
 NORMALIZING = frozenset({"Div", "Erf", "Gelu", "LayerNormalization", "Softmax", "Sqrt"})
 _BLIND = frozenset({"Shape", "Size"})  # read no values
+_BIAS = 2  # which input of a layer is added to its sums
 
 
 def to_fp16_regions(
@@ -131,7 +132,9 @@ class _Rewriter:
         value = numpy_helper.to_array(self.graph.constants[name])
         finite = np.abs(value[np.isfinite(value)])
         most = float(finite.max()) if finite.size else 0.0
-        if most > _LARGEST or 0 < most < _SMALLEST:
+        # What is added may be small: fp16 stores it to 2**-25, and a sum in fp16 has no finer steps.
+        vanishes = 0 < most < _SMALLEST and not _added(name, reader)
+        if most > _LARGEST or vanishes:
             raise ExportError(
                 f"'{name}' holds {most:.3g}, {'more' if most > 1 else 'less'} than fp16 can "
                 f"({_SMALLEST:.1e} to {_LARGEST:.0f})",
@@ -145,6 +148,13 @@ class _Rewriter:
 def _key(node: onnx.NodeProto) -> str:
     """Return what tells a node from all others: its first output."""
     return node.output[0] if node.output else ""
+
+
+def _added(name: str, reader: onnx.NodeProto) -> bool:
+    """Tell whether a node only adds a constant to what it computes."""
+    if reader.op_type in LAYER_OPS:
+        return name in reader.input[_BIAS:] and name not in reader.input[:_BIAS]
+    return reader.op_type in {"Add", "Sub"}
 
 
 def _half_nodes(

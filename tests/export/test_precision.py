@@ -336,6 +336,25 @@ def test_weights_that_vanish_in_fp16_name_their_layer() -> None:
         to_fp16_regions(model, frozenset({"fc"}))
 
 
+def test_a_small_bias_is_stored_as_near_as_fp16_sums_are(run) -> None:
+    layer = NODE("Gemm", ["x", "w", "b"], ["y"], name="fc")
+    weight = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    bias = np.full(8, 5e-8, np.float32)
+    x = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 16])]
+    y = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 8])]
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    model = helper.make_model(
+        helper.make_graph([layer], "g", x, y, constants), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    made = to_fp16_regions(model, frozenset({"fc"}))
+    assert qdq.layer_precisions(made)["fc"] == "fp16"
+    stored = {item.name: numpy_helper.to_array(item) for item in made.graph.initializer}["b"]
+    assert stored.dtype == np.float16
+    assert np.abs(stored.astype(np.float64) - bias).max() <= 2**-25
+    data = np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)
+    np.testing.assert_allclose(run(made, x=data)["y"], run(model, x=data)["y"], atol=0.01)
+
+
 def test_bodies_of_control_flow_stay_fp32_and_read_what_they_read(run) -> None:
     bodies = [
         helper.make_graph(
