@@ -56,6 +56,8 @@ _OF_A_VERB = {
 _PLACES = {name: title for title, names in GROUPS.items() for name in names.split() if name.startswith("--")}
 # What options were called before; they go on working and are not shown.
 FORMER = frozenset({"--dataset", "--model-version", "--timeout-s"})
+# The same of one verb, where others mean something else by that word.
+FORMER_OF = {"sense": ("--output",)}
 _KINDS = (("INTEGER RANGE", "N"), ("FLOAT RANGE", "NUMBER"), ("INTEGER", "N"), ("FLOAT", "NUMBER"))
 _LEAST, _INDENT = 40, 4
 _WORD = r"(?:\"[^\"]*\"|'[^']*'|\S)+"
@@ -89,7 +91,7 @@ class Formatter(click.HelpFormatter):
             return
         sorted_rows: dict[str, list[tuple[str, str]]] = {}
         for names, said in rows:
-            name = shown(names)
+            name = shown(names, self._verb)
             spaced = re.sub(r"\s+\[default", "  [default", said)
             sorted_rows.setdefault(group(self._verb, name), []).append((name, spaced))
         self.dedent()
@@ -127,9 +129,9 @@ def group(verb: str, names: str) -> str:
     return _OF_A_VERB.get(f"{verb} {name}") or _PLACES.get(name, REST)
 
 
-def shown(names: str) -> str:
+def shown(names: str, verb: str = "") -> str:
     """Return an option's names and value without former names and programmers' words."""
-    for former in FORMER:
+    for former in (*FORMER, *FORMER_OF.get(verb, ())):
         names = names.replace(f", {former} ", " ").replace(f"{former}, ", "")
     for said, short in _KINDS:
         names = names.replace(said, short)

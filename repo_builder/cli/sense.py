@@ -23,9 +23,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="How long may be measured, as in 90s or 10m; layers that take most time come first.",
 )
-@click.option("--output", type=click.Path(path_type=Path), metavar="PAGE.html", help="Write the picture and the table.")
 @click.option(
-    "--target", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), help="What to time. [default: the recipe's]"
+    "--report",
+    "--output",
+    "report",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Write one self-contained page with charts.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
+    help="What to compile for; auto takes TensorRT where a GPU and the library are.  [default: the recipe's]",
 )
 @click.option(
     "--work",
@@ -35,13 +44,15 @@ if TYPE_CHECKING:
     help="Folder of intermediate artifacts; what is measured is kept in WORK/NAME/search/measured.json.",
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the recipe's.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set, instead of a download.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of the data set's files, instead of a download."
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="Change one recipe value; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     recipe: str,
     budget: float,
-    output: Path | None,
+    report: Path | None,
     target: str | None,
     work: Path,
     checkpoint: Path | None,
@@ -58,7 +69,7 @@ def command(
 
     \b
     repo-builder sense vgg
-    repo-builder sense my_model.toml --budget 2m --output sense.html
+    repo-builder sense my_model.toml --budget 2m --report sense.html
     repo-builder sense vgg --json
     """
     from repo_builder import recipes
@@ -67,8 +78,8 @@ def command(
     from repo_builder.flows.build import BuildOptions
     from repo_builder.report import precision_page
 
-    if output is not None:
-        files.require_writable(output.parent)
+    if report is not None:
+        files.require_writable(report.parent)
     options = BuildOptions(
         recipe=recipes.load(recipe, settings),
         work=work,
@@ -78,15 +89,15 @@ def command(
         data_dir=data_dir,
     )
     found = search.sense(options, budget_s=budget)
-    if output is not None:
-        files.write_text(output, precision_page.sense_page(found, environment.describe()))
+    if report is not None:
+        files.write_text(report, precision_page.sense_page(found, environment.describe()))
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
         return
-    _show(found, output)
+    _show(found, report)
 
 
-def _show(found: Sensed, output: Path | None) -> None:
+def _show(found: Sensed, report: Path | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -114,5 +125,5 @@ def _show(found: Sensed, output: Path | None) -> None:
     console.print(said, markup=False, soft_wrap=True)
     if found.unmeasured:
         console.print(f"the budget left out {', '.join(found.unmeasured)}", markup=False, soft_wrap=True)
-    if output is not None:
-        console.print(f"page: {output}", markup=False, soft_wrap=True)
+    if report is not None:
+        console.print(f"page: {report}", markup=False, soft_wrap=True)

@@ -28,39 +28,69 @@ _AS_THEY_ARE = (
     "repository", "builds", "objective", "max_p99_ms", "most_trials", "preferred", "rounds", "metrics_url", "cores",
     "mps", "backend_directory", "storage", "fresh", "work", "dataset", "data_dir", "timeout_s", "workers", "seed",
 )  # fmt: skip
+_METRICS_PORT = "Port of the metrics for Prometheus; 0 picks a free one."
+_MPS = "Let the instances of a plan use the GPU at the same time instead of in turns, through CUDA MPS."
+_BACKENDS = "Use the native backends of this folder before those of this package."
 _WRITES = {"config": {"config"}, "recipe": {"recipe"}, "both": {"config", "recipe"}}
 
 
 _OPTIONS = (
-    click.option("--max-p99-ms", type=_ABOVE_0, help="The limit of p99. [default: none, throughput alone]"),
+    click.option(
+        "--max-p99-ms", type=_ABOVE_0, help="Search the highest throughput at which 99 % of the requests take less."
+    ),
     click.option(
         "--objective", type=click.Choice(["throughput", "cost"]), default="throughput", show_default=True,
         help="cost: throughput over the cores (instances on a GPU) that the configuration reserves.",
     ),
-    click.option("--budget", type=Seconds(), default="10m", show_default=True, help="Time: 90s, 10m, 1h."),
+    click.option(
+        "--budget", type=Seconds(), default="10m", show_default=True,
+        help="How long may be measured, as in 90s or 10m.",
+    ),
     click.option("--trials", "most_trials", type=click.IntRange(1), help="Most configurations, earlier ones included."),
     click.option(
         "--patience", type=click.IntRange(0), default=12, show_default=True,
         help="End when so many in a row were no better; 0 never does.",
     ),
     # what is searched
-    click.option("--instances", help="Choices: 1,2,4 or 1:4:x2. [default: up to twice the cores; 1 to 8 a GPU]"),
-    click.option("--max-batch-size", help="Likewise. [default: powers of two up to the present one]"),
-    click.option("--queue-delay-us", help="Likewise. [default: 0,100,500,2000]"),
-    click.option("--threads", help="Likewise, threads of ONNX Runtime. [default: powers of two up to the cores]"),
+    click.option(
+        "--instances",
+        help="Instances to choose from: 1,2,4 or 1:4:x2. [default: up to twice the cores; 1 to 8 a GPU]",
+    ),
+    click.option(
+        "--max-batch-size", help="Largest batches, written alike. [default: powers of two up to the present one]"
+    ),
+    click.option("--queue-delay-us", help="Microseconds, written alike. [default: 0,100,500,2000]"),
+    click.option(
+        "--threads", help="Threads of ONNX Runtime, written alike. [default: powers of two up to the cores]"
+    ),
     click.option("--preferred/--no-preferred", default=True, help="Try preferred batch sizes on the best. [yes]"),
     click.option("--build", "builds", multiple=True, type=_PATH, metavar="DIR", help="Another build's model folder."),
     # load
-    click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Samples a request."),
-    click.option("--max-concurrency", type=click.IntRange(1, 4096), default=256, show_default=True, help="Of a load."),
-    click.option("--shape", metavar="NAME:D,D", help="Shape of a dynamic input."),
+    click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Samples in a request."),
+    click.option(
+        "--max-concurrency", type=click.IntRange(1, 4096), default=256, show_default=True,
+        help="Most requests in flight.",
+    ),
+    click.option(
+        "--shape", metavar="NAME:D,D",
+        help="Shape, batch left out, of an input whose dimensions vary; several behind semicolons.",
+    ),
     click.option(
         "--shared-memory", type=click.Choice(["none", "system", "cuda"]), default="none", show_default=True,
-        help="Where tensors travel.",
+        help="Whether tensors travel through memory that client and server share.",
     ),
-    click.option("--workers", type=click.IntRange(1), help="Processes that make the load, as for perf."),
-    click.option("--window-ms", type=click.IntRange(50), default=500, show_default=True, help="Of three a level."),
-    click.option("--rounds", type=click.IntRange(2, 50), default=4, show_default=True, help="Of the best in turns."),
+    click.option(
+        "--workers", type=click.IntRange(1),
+        help="Processes that make the load.  [default: one for 4 cores, at most 4]",
+    ),
+    click.option(
+        "--window-ms", type=click.IntRange(50), default=500, show_default=True,
+        help="A load is measured in three windows of at least this time.",
+    ),
+    click.option(
+        "--rounds", type=click.IntRange(2, 50), default=4, show_default=True,
+        help="How often the best are measured again, in turns.",
+    ),
     click.option(
         "--timeout", "--timeout-s", "timeout_s", type=_ABOVE_0, default=10.0, show_default=True, metavar="SECONDS",
         help="Deadline of every call to the server.",
@@ -69,25 +99,37 @@ _OPTIONS = (
         "--data", "--dataset", "dataset", metavar="SOURCE",
         help="Samples instead of the recipe's: a .npz, a .csv, a folder, a built-in, module:function, or random.",
     ),
-    click.option("--data-dir", type=_PATH, help="Folder of the data set."),
+    click.option("--data-dir", type=_PATH, help="Folder of the data set's files, instead of a download."),
     # the server
-    click.option("--repository", type=_PATH, default=Path("model_repository"), show_default=True),
+    click.option(
+        "--repository", type=_PATH, default=Path("model_repository"), show_default=True,
+        help="Model repository that MODEL lies in.",
+    ),
     click.option("--url", help="A server that allows this client to load models, instead of one started for it."),
-    click.option("--protocol", type=click.Choice(["grpc", "http"]), default="grpc", show_default=True),
-    click.option("--metrics-url", help="host:port of its metrics. [default: port 8002]"),
+    click.option(
+        "--protocol", type=click.Choice(["grpc", "http"]), default="grpc", show_default=True,
+        help="How requests travel.",
+    ),
+    click.option("--metrics-url", help="host:port of Triton's metrics.  [default: the server's port 8002]"),
     click.option("--cores", type=click.IntRange(1), help="Cores of its machine. [default: this one's]"),
-    click.option("--http-port", type=click.IntRange(0, 65535), default=0, help="Of the one started. [default: free]"),
-    click.option("--grpc-port", type=click.IntRange(0, 65535), default=0, help="Likewise."),
-    click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Likewise."),
-    click.option("--mps", is_flag=True, help="Its instances share the GPU through CUDA MPS, as for serve."),
-    click.option("--backend-directory", type=_PATH, help="Native backends for it, as for serve."),
+    click.option("--http-port", type=click.IntRange(0, 65535), default=0, help="Port of HTTP; 0 picks a free one."),
+    click.option("--grpc-port", type=click.IntRange(0, 65535), default=0, help="Port of gRPC; 0 picks a free one."),
+    click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help=_METRICS_PORT),
+    click.option("--mps", is_flag=True, help=_MPS),
+    click.option("--backend-directory", type=_PATH, help=_BACKENDS),
     click.option("--load-timeout", type=_ABOVE_0, default=120.0, show_default=True, help="Seconds a load may take."),
     # trials
     click.option("--storage", help="Database of the trials: a file, or Optuna's URL. [default: in build/NAME/tune]"),
     click.option("--fresh", is_flag=True, help="Leave the trials of earlier runs out, and delete them."),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of search and made-up inputs."),
-    click.option("--recipe", help="Where data comes from, and what --apply writes into. [default: the build's]"),
-    click.option("--work", type=_PATH, default=Path("build"), show_default=True, help="Folder of artifacts."),
+    click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True,
+        help="Of the search and of made-up inputs.",
+    ),
+    click.option("--recipe", help="Where samples come from, and what --apply writes into.  [default: the build's]"),
+    click.option(
+        "--work", type=_PATH, default=Path("build"), show_default=True,
+        help="Folder of intermediate artifacts.",
+    ),
     # what comes out
     click.option(
         "--apply", "apply_to", is_flag=False, flag_value="both", metavar="[config|recipe|both]",
@@ -95,9 +137,12 @@ _OPTIONS = (
     ),
     click.option(
         "--json", "json_to", is_flag=False, flag_value="-", metavar="[FILE]",
-        help="JSON on stdout instead of tables, or beside them in a FILE.",
+        help="Print the result as JSON; with a FILE, print tables and write the JSON there.",
     ),
-    click.option("--report", type=_PATH, metavar="FILE.html", help="The page. [default: build/NAME/tune/report.html]"),
+    click.option(
+        "--report", type=_PATH, metavar="FILE.html",
+        help="Write one self-contained page with charts.  [default: build/NAME/tune/report.html]",
+    ),
 )  # fmt: skip
 
 
