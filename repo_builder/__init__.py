@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repo_builder.api import PerfResult, build, compile, perf, serve, validate
+    from repo_builder.api import PerfResult, SenseResult, build, compile, perf, sense, serve, validate
     from repo_builder.core.errors import RepoBuilderError
     from repo_builder.core.recipe import Recipe
     from repo_builder.flows.build import BuildResult
@@ -34,11 +34,13 @@ __all__ = [
     "PerfResult",
     "Recipe",
     "RepoBuilderError",
+    "SenseResult",
     "Server",
     "Validation",
     "build",
     "compile",
     "perf",
+    "sense",
     "serve",
     "validate",
 ]
@@ -49,10 +51,12 @@ _PLACES = {
     "PerfResult": _API,
     "Recipe": "repo_builder.core.recipe",
     "RepoBuilderError": "repo_builder.core.errors",
+    "SenseResult": _API,
     "Server": "repo_builder.serve",
     "Validation": "repo_builder.flows.validating",
     "build": _API,
     "perf": _API,
+    "sense": _API,
     "validate": _API,
 }
 # Names of functions and of rooms of this package alike: the room is imported, and calling it calls the function.

@@ -111,6 +111,7 @@ _OTHERWISE = {
     "build": {"as_json", "settings", "repository", "recipe"},
     "compile": {"as_json", "repository", "artifact"},
     "perf": {"json_to", "csv_to", "report_to", "url", "model"},
+    "sense": {"as_json", "recipe", "report"},
     "validate": {"as_json", "names", "strict"},
     "serve": {"repository", "as_json", "detach", "status", "stop", "restart", "everything", "print_command", "timeout"},
 }

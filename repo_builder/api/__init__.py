@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from repo_builder.api.building import build, compile
 from repo_builder.api.measuring import PerfResult, perf
+from repo_builder.api.precisions import SenseResult, sense
 from repo_builder.api.serving import serve, validate
 
-__all__ = ["PerfResult", "build", "compile", "perf", "serve", "validate"]
+__all__ = ["PerfResult", "SenseResult", "build", "compile", "perf", "sense", "serve", "validate"]

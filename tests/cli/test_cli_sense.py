@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
+import repo_builder as rb
 from repo_builder import cli
 from repo_builder.cli.durations import Seconds
 
@@ -20,7 +21,7 @@ def test_sense_tells_its_cost_first_and_prints_layers_a_page_and_json(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["sense", "jsc-tiny", "--target", "onnxruntime", "--budget", "1m"]
-    assert cli.run([*arguments, "--output", "page.html"]) == 0
+    assert cli.run([*arguments, "--report", "page.html"]) == 0
     captured = capsys.readouterr()
     assert "the budget is 60 s" in captured.err
     assert "1 layers in int8, each alone: about" in captured.err
@@ -31,6 +32,12 @@ def test_sense_tells_its_cost_first_and_prints_layers_a_page_and_json(
     document = json.loads(capsys.readouterr().out)
     assert document["rows"][0]["name"] == "layers.2"
     assert document["fresh"] == 0
+    found = rb.sense("jsc-tiny", target="onnxruntime", budget=60)
+    assert {**json.loads(json.dumps(found.to_dict())), "seconds": 0} == {**document, "seconds": 0}
+    assert [row.name for row in found.layers] == ["layers.2"]
+    assert "layers.2" in found.report("own.html").read_text(encoding="utf-8")
+    assert cli.run([*arguments, "--output", "former.html", "--json"]) == 0
+    assert (here / "former.html").is_file()
 
 
 @pytest.mark.parametrize(
