@@ -177,10 +177,23 @@ def _usual_shape(engine: EngineArtifact, tensor: TensorSpec, *, batched: bool) -
     return inner if whole else (*inner[:axis], max(1, tensor.shape[axis]), *inner[axis:])
 
 
+def warmup_sizes(engine: EngineArtifact) -> tuple[int, ...]:
+    """Return the batch sizes to warm up: the recipe's; else 1, and of a plan the size that each profile is tuned for.
+
+    Batches above 1 stand in nothing but plans unless they are asked for: Triton refuses a model whose warm-up has more
+    samples than ``max_batch_size``, so that tools which lower that alone, as Model Analyzer does, would end there.
+    """
+    asked = engine.recipe.repository.warmup_batch_sizes
+    if asked is not None:
+        return asked
+    inputs = [item.name for item in engine.inputs[:1]]
+    return tuple(sorted({1, *(profile[name].opt[0] for profile in engine.profiles for name in inputs)}))
+
+
 def _with_warmup(spec: ModelConfigSpec, engine: EngineArtifact) -> ModelConfigSpec:
     """Add warm-up, unless an input varies and nothing says what size it usually has."""
     batch = spec.max_batch_size
-    sizes = tuple(size for size in engine.recipe.repository.warmup_batch_sizes if size <= max(batch, 1))
+    sizes = tuple(size for size in warmup_sizes(engine) if size <= max(batch, 1))
     varying = (item for item in spec.inputs if -1 in item.shape)
     shapes = {item.name: _usual_shape(engine, item, batched=bool(batch)) for item in varying}
     unknown = next((name for name, shape in shapes.items() if -1 in shape), None)

@@ -121,7 +121,7 @@ def _spec(pipeline: Pipeline, part: PartRecord, engine: EngineArtifact, name: st
     """Return the configuration of one model."""
     runs = f"Part of the pipeline '{pipeline.name}': {', '.join(part.runs)}."
     if part.kind != NETWORK:
-        batch, warm = pipeline.max_batch_size, engine.recipe.repository.warmup_batch_sizes
+        batch, warm = pipeline.max_batch_size, config.warmup_sizes(engine)
         varying = {item.name: tuple(pipeline.usual.get(item.name, ())) for item in part.inputs if -1 in item.shape}
         ready = set(part.warmup) == {item.name for item in part.inputs} if part.python else all(varying.values())
         return ModelConfigSpec(

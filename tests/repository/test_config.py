@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from repo_builder.core import files
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.errors import RepositoryError
+from repo_builder.core.recipe import Recipe, reading
 from repo_builder.core.tensors import DType, TensorSpec
 from repo_builder.repository import config, protobuf
 from repo_builder.repository.config import Accelerator, ModelConfigSpec
@@ -186,6 +187,19 @@ def test_an_engine_that_takes_less_than_the_recipe_asks_bounds_the_batches(make_
     tables = {"repository": {"preferred_batch_sizes": [4, 64], "warmup_batch_sizes": [1, 64]}}
     spec = config.from_engine(make_engine(details={"max_batch_size": 8}, **tables))
     assert (spec.max_batch_size, spec.preferred_batch_sizes, spec.warmup_batch_sizes) == (8, (4,), (1,))
+
+
+def test_warm_up_that_is_not_asked_for_breaks_no_smaller_max_batch_size(make_engine: MakeEngine) -> None:
+    assert config.from_engine(make_engine()).warmup_batch_sizes == (1,)
+    assert config.from_engine(make_engine(repository={"warmup_batch_sizes": []})).warmup_batch_sizes == ()
+    plan = make_engine(target="tensorrt", details={"profiles": _profiles(1, 8, 8) + _profiles(9, 64, 64)})
+    assert config.from_engine(plan).warmup_batch_sizes == (1, 8, 64)  # its CUDA graphs are captured of these
+
+
+def test_no_built_in_recipe_asks_for_preferred_sizes_or_larger_warm_up() -> None:
+    for name in reading.built_in():
+        repository = Recipe.load(name).repository
+        assert (repository.preferred_batch_sizes, repository.warmup_batch_sizes) == ((), None), name
 
 
 def test_without_batching_dims_are_whole(make_engine: MakeEngine) -> None:

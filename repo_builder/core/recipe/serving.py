@@ -21,7 +21,8 @@ class RepositorySpec:
         instance_count: Model instances (per GPU where there is one); several of a plan in the embedded Triton want
             ``serve --mps``.
         instance_kind: ``auto`` follows the target.
-        warmup_batch_sizes: Batch sizes run before the model is ready.
+        warmup_batch_sizes: Batch sizes run before the model is ready; left out, 1, and of a TensorRT plan also what each
+            profile is tuned for, since its CUDA graphs are captured then.
         response_cache: Whether Triton may answer from its response cache.
         keep_versions: Newest versions that Triton serves.
     """
@@ -31,14 +32,14 @@ class RepositorySpec:
     max_queue_delay_us: Natural = 100
     instance_count: Count = 1
     instance_kind: Literal["auto", "cpu", "gpu"] = "auto"
-    warmup_batch_sizes: tuple[Count, ...] = (1,)
+    warmup_batch_sizes: tuple[Count, ...] | None = None
     response_cache: bool = False
     keep_versions: Count = 1
 
     def __post_init__(self) -> None:
         """Refuse batches that Triton could never form."""
         for key in ("preferred_batch_sizes", "warmup_batch_sizes"):
-            for place, size in enumerate(getattr(self, key)):
+            for place, size in enumerate(getattr(self, key) or ()):
                 if size > max(1, self.max_batch_size):
                     message = f"{size} is not between 1 and max_batch_size ({self.max_batch_size})"
                     raise RecipeError(message, where=f"{key}[{place}]")

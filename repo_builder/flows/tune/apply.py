@@ -64,7 +64,7 @@ def to_recipe(options: TuneOptions, settings: Settings) -> list[str]:
     before = source.read_text(encoding="utf-8")
     values = recipe_values(settings)
     allowed = settings.max_batch_size or 1
-    warmup = Recipe.load(source).repository.warmup_batch_sizes
+    warmup = Recipe.load(source).repository.warmup_batch_sizes or ()
     fitting = [item for item in warmup if item <= max(1, allowed)]
     if len(fitting) < len(warmup):
         values["repository"]["warmup_batch_sizes"] = fitting or [1]

@@ -38,7 +38,7 @@ def test_a_built_in_recipe_becomes_a_file_of_the_users_own(here: Path) -> None:
     made, before = Recipe.load(here / "vgg.toml"), Recipe.load("vgg")
     assert made.repository.instance_count == 2
     assert made.repository.preferred_batch_sizes == ()
-    assert made.repository.warmup_batch_sizes == (1, 8)  # 64 would be more than the largest batch
+    assert made.repository.warmup_batch_sizes is None
     assert made.compile.onnxruntime.intra_op_thread_count == 2
     assert made.quantize == before.quantize
     with pytest.raises(RecipeError, match="something is in the way"):
@@ -48,12 +48,15 @@ def test_a_built_in_recipe_becomes_a_file_of_the_users_own(here: Path) -> None:
 def test_a_recipe_file_is_changed_in_place_and_kept(here: Path) -> None:
     path = here / "mine.toml"
     text = reading.built_in()["jsc"].read_text(encoding="utf-8").replace('"jsc"', '"mine"', 1)
+    text = text.replace("[repository]\n", "[repository]\nwarmup_batch_sizes = [1, 8, 64]\n")
     path.write_text(text)
     options = TuneOptions(model="mine", recipe=str(path), recipe_file=path)
     written = apply.to_recipe(options, CHOSEN)
     assert written[0] == str(path)
     assert Path(written[1]).read_text() == text
-    assert Recipe.load(path).repository.max_queue_delay_us == 500
+    changed = Recipe.load(path).repository
+    assert changed.max_queue_delay_us == 500
+    assert changed.warmup_batch_sizes == (1, 8)  # 64 would be more than the largest batch
 
 
 def test_a_model_without_a_recipe_says_so(here: Path) -> None:
