@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jinja2
 from markupsafe import Markup
 
@@ -14,6 +16,16 @@ from repo_builder.results.tuning import Trial, TrialLevel, TuneRun, front
 _TEMPLATE = "tune.html.j2"
 _PARTS = ("queue", "compute", "network + client")
 _MOST_BARS = 12
+# title, field of a level, how it is written; a column that no load has a figure for is left out
+_COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("machine CPU", "cpu_utilisation", lambda value: numbers.percent(value, 0)),
+    ("server CPU an inference", "server_cpu_us", numbers.time_us),
+    ("memory", "memory_bytes", numbers.bytes_),
+    ("CPU energy an inference", "cpu_energy_j", numbers.energy),
+    ("GPU", "gpu_utilisation", lambda value: numbers.percent(value, 0)),
+    ("GPU memory", "gpu_memory_bytes", numbers.bytes_),
+    ("GPU energy an inference", "energy_j", numbers.energy),
+)
 
 
 def render(run: TuneRun) -> str:
@@ -33,7 +45,7 @@ def render(run: TuneRun) -> str:
         chart=scatter(run, levels),
         front=front(levels),
         times=times(run),
-        gpu=any(item.gpu_utilisation is not None for _, item in levels),
+        costs=[item for item in _COSTS if any(getattr(level, item[1]) is not None for _, level in levels)],
         facts=flatten(run.environment),
     )
 

@@ -86,6 +86,7 @@ class TrialLevel:
         gpu_utilisation: Mean of the busiest GPU, 0 to 1.
         gpu_memory_bytes: Most of a GPU's memory that was in use.
         energy_j: Energy of all GPUs an inference, idle included; None without a counter.
+        cpu_energy_j: Energy of the CPU packages an inference (RAPL), idle included; None where it cannot be read.
     """
 
     concurrency: int
@@ -107,6 +108,7 @@ class TrialLevel:
     gpu_utilisation: float | None = None
     gpu_memory_bytes: float | None = None
     energy_j: float | None = None
+    cpu_energy_j: float | None = None
 
     def within(self, max_p99_us: float | None) -> bool:
         """Whether it counts: nothing went wrong in it, and its p99 is under the limit."""

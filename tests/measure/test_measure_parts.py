@@ -128,6 +128,33 @@ nv_energy_consumption{gpu_uuid="GPU-1"} 1234.5
 """
 
 
+def test_what_the_driver_does_not_tell_is_no_zero() -> None:
+    """Triton writes 0 for what DCGM cannot read; an idle GPU's utilisation is a 0 that was measured."""
+    text = (
+        'nv_gpu_utilization{gpu_uuid="GPU-1"} 0.000000\nnv_gpu_power_usage{gpu_uuid="GPU-1"} 0.000000\n'
+        'nv_gpu_memory_used_bytes{gpu_uuid="GPU-1"} 0.000000\nnv_energy_consumption{gpu_uuid="GPU-1"} 0.000000\n'
+    )
+    assert metrics.parse(text) == {("nv_gpu_utilization", "GPU-1"): 0.0}
+
+
+@pytest.mark.parametrize(
+    ("readings", "expected"),
+    [
+        ([0.2, 0.2, 0.9, 0.7], 0.8),  # the first of the load was read before it was renewed
+        ([0.2, 0.2, 0.2], None),  # never renewed: nothing is known of the load
+        ([0.2, 0.9, 0.9, 0.6], 0.8),
+        ([1.0, 1.0, 1.0], 1.0),  # every core busy, before and during
+    ],
+)
+def test_cpu_utilisation_of_before_the_load_is_not_counted(readings: list[float], expected: float | None) -> None:
+    sampler = metrics.Sampler.__new__(metrics.Sampler)
+    sampler._samples = [Sample(at, {("nv_cpu_utilization", ""): value}) for at, value in enumerate(readings)]
+    sampler._idle = None
+    found = sampler.over(1, len(readings), inferences=10)
+    assert found is not None
+    assert found.cpu_utilisation == (expected if expected is None else pytest.approx(expected))
+
+
 def test_metrics_are_read_from_prometheus_text() -> None:
     assert metrics.parse(METRICS) == {
         ("nv_cpu_utilization", ""): 0.25,

@@ -72,6 +72,18 @@ def test_the_page_is_whole_and_names_everything() -> None:
         assert word in text, word
 
 
+def test_a_column_that_nothing_was_measured_for_is_absent() -> None:
+    text = tune_page.render(RUN)
+    assert ">memory</th>" in text
+    assert ">GPU</th>" not in text
+    assert ">CPU energy an inference</th>" not in text
+    measured = replace(TRIALS[1], levels=(level(8, 1500, 9000, gpu_utilisation=0.5, energy_j=0.25, cpu_energy_j=0.5),))
+    text = tune_page.render(replace(RUN, trials=(TRIALS[0], measured)))
+    for word in (">GPU</th>", ">250 mJ</td>", ">500 mJ</td>", ">50 %</td>"):
+        assert word in text, word
+    assert ">GPU memory</th>" not in text
+
+
 def test_the_front_has_what_nothing_beats_in_both() -> None:
     pairs = [(trial, item) for trial in TRIALS for item in trial.levels]
     assert [item.infer_per_s.value for _, item in front(pairs)] == [500, 1500]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,10 +15,11 @@ from repo_builder.flows.perf import accuracy, built
 from repo_builder.flows.perf.options import Collected as PerfCollected
 from repo_builder.flows.perf.options import PerfOptions
 from repo_builder.flows.tune.hosts import Host
+from repo_builder.flows.tune.meter import Meter
 from repo_builder.flows.tune.options import TuneOptions
 from repo_builder.measure.judge import estimates
 from repo_builder.measure.judge.explain import Facts, explain
-from repo_builder.measure.load import outputs, processes
+from repo_builder.measure.load import outputs
 from repo_builder.measure.load.session import Session
 from repo_builder.measure.load.windows import LevelStopped
 from repo_builder.measure.wire import payloads
@@ -30,7 +30,6 @@ from repo_builder.results.tuning import Estimate, Settings, TrialLevel
 
 _COMPARED = 64  # requests
 _MADE_UP = 16
-_EVERY_S = 0.1
 
 
 class Bench:
@@ -81,7 +80,7 @@ class Bench:
         """
         session, started = self._open_session(), time.monotonic()
         level = replace(self._options.level, concurrency=concurrency)
-        with _Meter(self.host.group) as meter:
+        with Meter(self.host.group) as meter:
             try:
                 result = session.measure(level, self._inputs(session), replace(self._options.pace, raw=True))
             except LevelStopped as early:
@@ -156,7 +155,7 @@ class Bench:
                 self._samples = random_samples(session.model, count, options.level.shapes, options.seed)
         return self._samples
 
-    def _read(self, session: Session, result: LevelResult, meter: _Meter) -> TrialLevel:
+    def _read(self, session: Session, result: LevelResult, meter: Meter) -> TrialLevel:
         latency = result.latency
         if latency is None:  # `level` has seen to it
             raise MeasureError("nothing was measured")
@@ -189,6 +188,7 @@ class Bench:
             else "",
             cpu_utilisation=hardware.cpu_utilisation if hardware else None,
             server_cpu_us=rate / result.infer_per_s * 1e6 if rate is not None and result.infer_per_s else None,
+            cpu_energy_j=meter.energy_j(result.seconds, result.infer_per_s),
             memory_bytes=meter.memory_bytes or (hardware.memory_used_bytes if hardware else None),
             gpu_utilisation=max((item.utilisation for item in gpus if item.utilisation is not None), default=None),
             gpu_memory_bytes=max(
@@ -231,44 +231,3 @@ def difference(before: list[dict[str, Array]], after: list[dict[str, Array]]) ->
                 else:
                     largest = float("inf")
     return equal, largest
-
-
-class _Meter:
-    """Looks at the CPU time of a server's processes while a level is measured, ten times a second."""
-
-    def __init__(self, group: int | None) -> None:
-        self._group = group
-        self._seen: list[tuple[float, float]] = []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.memory_bytes: float | None = None
-
-    def __enter__(self) -> _Meter:
-        if self._group is not None:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        if self._thread.is_alive():
-            self._thread.join(2)
-
-    def cpu_rate(self, seconds: float) -> float | None:
-        """Return the cores that were busy over the last seconds, those of the measured windows; None if unknown."""
-        if len(self._seen) < 2:
-            return None
-        end = self._seen[-1][0]
-        inside = [item for item in self._seen if item[0] >= end - seconds]
-        if len(inside) < 2:
-            return None
-        return (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])
-
-    def _run(self) -> None:
-        members: list[int] = []
-        while not self._end.wait(_EVERY_S):
-            if self._group is None:
-                return
-            if not members:
-                members = processes.members(self._group)
-                self.memory_bytes = float(processes.memory_bytes(members)) or None
-            self._seen.append((time.monotonic(), processes.cpu_s(members)))

@@ -18,7 +18,10 @@ from repo_builder.repository import serving
 from repo_builder.results.tuning import Settings
 from repo_builder.serve import Server, start
 
-_OPTIONS = ("--exit-timeout-secs=3",)  # Triton may wait long for a request whose client has gone; a search does not
+_OPTIONS = (
+    "--exit-timeout-secs=3",  # Triton may wait long for a request whose client has gone; a search does not
+    "--metrics-interval-ms=200",  # of every 2 s by default, which is longer than a level
+)
 
 
 class Host(Protocol):

@@ -16,6 +16,7 @@ from repo_builder.flows.tune import space as spaces
 from repo_builder.flows.tune.bench import Bench, difference
 from repo_builder.flows.tune.hosts import Host
 from repo_builder.flows.tune.loads import Terms
+from repo_builder.flows.tune.meter import unmeasured
 from repo_builder.flows.tune.options import Collected, TuneOptions
 from repo_builder.flows.tune.search import Search
 from repo_builder.flows.tune.space import Space
@@ -158,6 +159,8 @@ class _Tuning:
         search.run()
         self._collected.update(queue_model=search.model, data=self._bench.data)
         self._collected.note(f"the search ended because {search.ended}")
+        if missing := unmeasured(self._study.trials(), local=self._bench.host.group is not None):
+            self._collected.note(missing)
 
     def _seen(self, trial: Trial) -> None:
         """Say on stderr what became of a trial."""

@@ -28,6 +28,9 @@ _WANTED = {
     "nv_energy_consumption",
 }
 
+# What Triton writes as 0 where the driver does not tell it: no machine that runs uses none of these.
+_NEVER_0 = {"nv_cpu_memory_used_bytes", "nv_gpu_memory_used_bytes", "nv_gpu_power_usage", "nv_energy_consumption"}
+
 # (metric, GPU's UUID or "") → value
 Values = dict[tuple[str, str], float]
 
@@ -41,13 +44,14 @@ class Sample:
 
 
 def parse(text: str) -> Values:
-    """Read the figures of CPU and GPUs out of Prometheus' text format."""
+    """Read the figures of CPU and GPUs out of Prometheus' text format; those that are unknown there are left out."""
     values: Values = {}
     for line in text.splitlines():
         found = _LINE.match(line)
         if found and found.group(1) in _WANTED and found.group(3) != "NaN":
-            gpu = _GPU.search(found.group(2) or "")
-            values[found.group(1), gpu.group(1) if gpu else ""] = float(found.group(3))
+            name, gpu, value = found.group(1), _GPU.search(found.group(2) or ""), float(found.group(3))
+            if value or name not in _NEVER_0:
+                values[name, gpu.group(1) if gpu else ""] = value
     return values
 
 
@@ -90,7 +94,7 @@ class Sampler:
         gpus = sorted({gpu for item in inside for _, gpu in item.values if gpu})
         rate = inferences / ((end_ns - start_ns) / 1e9)
         return Hardware(
-            cpu_utilisation=_mean(inside, "nv_cpu_utilization"),
+            cpu_utilisation=_cpu(inside, [item for item in self._samples if item.time_ns < start_ns]),
             memory_used_bytes=_largest(inside, "nv_cpu_memory_used_bytes"),
             gpus=tuple(_gpu(name, inside, idle, rate) for name in gpus),
         )
@@ -150,6 +154,18 @@ def energy_power(samples: list[Sample], gpu: str) -> float | None:
         return None
     (start, low), (end, high) = changes[0], changes[-1]
     return (high - low) / ((end - start) / 1e9)
+
+
+def _cpu(inside: list[Sample], before: list[Sample]) -> float | None:
+    """Return the CPU's mean utilisation; None where the server did not renew it in time.
+
+    Each value is that of the interval before it, so that what was read before the windows is of what came before them.
+    A machine whose every core is busy has the same value twice, and that is what it says.
+    """
+    stale = _values(before[-1:], "nv_cpu_utilization", "")
+    values = _values(inside, "nv_cpu_utilization", "")
+    fresh = list(itertools.dropwhile(lambda value: stale == [value] and value < 1, values))
+    return sum(fresh) / len(fresh) if fresh else None
 
 
 def _values(samples: list[Sample], name: str, gpu: str) -> list[float]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -77,6 +78,35 @@ def test_a_trial_that_another_living_search_runs_is_left_to_it(study: Callable[.
     assert found == running
     assert found.state == "running"
     assert found.where.endswith(f":{os.getpid()}")
+
+
+SHARING = """
+import sys
+from repo_builder.flows.tune.study import Study
+from tests.flows.tune.test_study import SPACE
+study = Study(sys.argv[1], "s", SPACE, seed=int(sys.argv[2]), fresh=False)
+for _ in range(4):
+    trial = study.ask()
+    study.tell(trial, float(trial.number))
+print(len(study.trials()))
+"""
+
+
+def test_two_searches_at_the_same_time_share_one_storage(study: Callable[..., Study], tmp_path: Path) -> None:
+    url = url_of(str(tmp_path / "trials.db"), tmp_path)
+    mine = study()
+    with subprocess.Popen([sys.executable, "-c", SHARING, url, "1"], stdout=subprocess.PIPE, text=True) as other:
+        asked = []
+        while other.poll() is None:
+            asked.append(mine.ask())
+            mine.tell(asked[-1], 1.0)
+            time.sleep(0.1)
+        assert other.stdout is not None
+        assert int(other.stdout.read()) >= 4
+    found = mine.trials()
+    assert len(found) == 4 + len(asked)
+    assert len({item.number for item in found}) == len(found)
+    assert len({item.where for item in found}) == 2
 
 
 def test_a_proposal_that_was_measured_already_is_no_trial(study: Callable[..., Study]) -> None:
