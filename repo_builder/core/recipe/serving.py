@@ -21,8 +21,8 @@ class RepositorySpec:
         instance_count: Model instances (per GPU where there is one); several of a plan in the embedded Triton want
             ``serve --mps``.
         instance_kind: ``auto`` follows the target.
-        warmup_batch_sizes: Batch sizes run before the model is ready; left out, 1, and of a TensorRT plan also what each
-            profile is tuned for, since its CUDA graphs are captured then.
+        warmup_batch_sizes: Batch sizes run before the model is ready; left out, 1, and of a TensorRT plan also what
+            each profile is tuned for, since its CUDA graphs are captured then.
         response_cache: Whether Triton may answer from its response cache.
         keep_versions: Newest versions that Triton serves.
     """

@@ -24,7 +24,8 @@ class Metrics(http.server.BaseHTTPRequestHandler):
         steps = int((time.monotonic() - self.begin) / STEP_S)
         labels = '{gpu_uuid="GPU-a"}'
         body = (
-            f"nv_cpu_utilization {0.5 + steps % 2 / 1000}\nnv_cpu_memory_used_bytes 1e9\nnv_gpu_utilization{labels} 0.25\n"
+            f"nv_cpu_utilization {0.5 + steps % 2 / 1000}\nnv_cpu_memory_used_bytes 1e9\n"
+            f"nv_gpu_utilization{labels} 0.25\n"
             f"nv_gpu_memory_used_bytes{labels} 3e9\nnv_gpu_power_usage{labels} 123\n"
             f"nv_energy_consumption{labels} {5000 + steps * STEP_S * POWER_W}\n"
         ).encode()
