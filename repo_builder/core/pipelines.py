@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ class Pipeline:
         name: The name that clients call.
         steps: Hash of its steps, which what a data set is to the network depends on.
         apart: Why not all of it is one graph; empty where it is.
-        max_batch_size: Largest batch.
-        inputs: What clients send.
+        max_batch_size: Largest batch; 0 where Triton does not batch it.
+        rows: Samples of a request then, the first dimension of every tensor; -1 for any number.
+        inputs: What clients send, without that dimension.
         outputs: What clients get.
         classes: Names of the classes.
         scored: Name of the output that is scored; empty where none is.
@@ -78,6 +80,7 @@ class Pipeline:
     steps: str
     apart: str = ""
     max_batch_size: int
+    rows: int = -1
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     classes: tuple[str, ...] = ()
@@ -95,6 +98,11 @@ class Pipeline:
     def fused(self) -> bool:
         """Whether all of it is one graph, and so one model."""
         return len(self.parts) == 1
+
+    def configured(self, tensors: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+        """Return tensors as Triton's configurations have them: whole where Triton does not batch them."""
+        first = () if self.max_batch_size else (self.rows,)
+        return tuple(dataclasses.replace(item, shape=(*first, *item.shape)) for item in tensors)
 
 
 def write(pipeline: Pipeline) -> None:

@@ -29,7 +29,9 @@ def obstacle(network: onnx.ModelProto) -> str:
     return ""
 
 
-def write(part: Part, network: onnx.ModelProto | None, classes: tuple[str, ...]) -> onnx.ModelProto:
+def write(
+    part: Part, network: onnx.ModelProto | None, classes: tuple[str, ...], rows: int = -1
+) -> onnx.ModelProto:
     """Return the graph of a part without Python; tensors that it takes and gives have their names of the chain.
 
     Args:
@@ -37,6 +39,7 @@ def write(part: Part, network: onnx.ModelProto | None, classes: tuple[str, ...])
         network: The network, where it is in the part; its nodes, weights and operator sets stay as they are, and
             tensors are renamed where their names are the chain's.
         classes: Names of the classes.
+        rows: Samples that the network takes, no more and no less; -1 for any number.
 
     Raises:
         RecipeError: Labels do not fit.
@@ -65,8 +68,8 @@ def write(part: Part, network: onnx.ModelProto | None, classes: tuple[str, ...])
     model.graph.name = model.graph.name or "pipeline"
     model.graph.node.extend(kept)
     model.graph.initializer.extend(constants)
-    model.graph.input.extend(_value(item) for item in part.takes)
-    model.graph.output.extend(_value(item) for item in part.gives)
+    model.graph.input.extend(_value(item, rows) for item in part.takes)
+    model.graph.output.extend(_value(item, rows) for item in part.gives)
     model.ir_version = min(model.ir_version or onnx.IR_VERSION, max(8, needed_ir_version(model)))
     return model
 
@@ -116,7 +119,7 @@ def _rename_outputs(part: Part, names: dict[str, str], nodes: list[onnx.NodeProt
     graphs.rename(nodes, renamed)
 
 
-def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
+def _value(spec: TensorSpec, rows: int) -> onnx.ValueInfoProto:
     kind = onnx.TensorProto.DataType.Value(spec.dtype.onnx)
     sizes = [f"{spec.name}.{place}" if size == -1 else size for place, size in enumerate(spec.shape, 1)]
-    return helper.make_tensor_value_info(spec.name, kind, [_BATCH, *sizes])
+    return helper.make_tensor_value_info(spec.name, kind, [rows if rows > 0 else _BATCH, *sizes])

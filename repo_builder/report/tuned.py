@@ -91,7 +91,11 @@ def rate(value: Estimate) -> str:
 
 def time(value: Estimate) -> str:
     """Return a latency with its interval."""
-    return f"{numbers.time_us(value.value)} [{numbers.time_us(value.low)} – {numbers.time_us(value.high)}]"
+    low, high = numbers.time_us(value.low), numbers.time_us(value.high)
+    middle = numbers.time_us(value.value)
+    if len({item.split()[-1] for item in (low, middle, high)}) == 1:  # the unit is said once
+        low, high = low.split()[0], high.split()[0]
+    return f"{middle} [{low} – {high}]"
 
 
 def median(item: Finalist) -> tuple[float, float]:

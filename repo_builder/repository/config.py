@@ -143,6 +143,11 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def rows(engine: EngineArtifact) -> int:
+    """Return how many samples a network takes that Triton does not batch, on the first axis; -1 for any number."""
+    return _whole(engine, engine.inputs[:1])[0].shape[0]
+
+
 def _whole(engine: EngineArtifact, tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     """Put the samples where a tensor counts them, in its shape: -1, or the one number that the engine takes."""
     known: dict[str, tuple[int, ...]] = {}

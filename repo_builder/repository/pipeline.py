@@ -121,17 +121,17 @@ def _spec(pipeline: Pipeline, part: PartRecord, engine: EngineArtifact, name: st
     """Return the configuration of one model."""
     runs = f"Part of the pipeline '{pipeline.name}': {', '.join(part.runs)}."
     if part.kind != NETWORK:
-        batch, warm = pipeline.max_batch_size, config.warmup_sizes(engine)
-        varying = {item.name: tuple(pipeline.usual.get(item.name, ())) for item in part.inputs if -1 in item.shape}
-        ready = set(part.warmup) == {item.name for item in part.inputs} if part.python else all(varying.values())
+        varying = _usual(pipeline, part)
+        known = set(part.warmup) == {item.name for item in part.inputs} and abs(pipeline.rows) == 1  # one sample's file
+        ready = config.warmup_sizes(engine) and (known if part.python else all(varying.values()))
         return ModelConfigSpec(
             name=name,
             backend="python" if part.python else "onnxruntime",
-            max_batch_size=batch,
-            inputs=part.inputs,
-            outputs=part.outputs,
+            max_batch_size=pipeline.max_batch_size,
+            inputs=pipeline.configured(part.inputs),
+            outputs=pipeline.configured(part.outputs),
             instance_count=part.instance_count or engine.recipe.repository.instance_count,
-            warmup_batch_sizes=(1,) if warm and ready else (),
+            warmup_batch_sizes=(1,) if ready else (),
             warmup_shapes=varying if ready else {},
             warmup_files=part.warmup,
             notes=(f"Written by repo-builder, and anew by every build. {runs}",),
@@ -145,23 +145,35 @@ def _spec(pipeline: Pipeline, part: PartRecord, engine: EngineArtifact, name: st
     spec = dataclasses.replace(spec, name=name, parameters=own, labels=None, notes=(*spec.notes, runs), keep_versions=1)
     if not part.folder:
         return spec
-    varying = {item.name: tuple(pipeline.usual.get(item.name, ())) for item in part.inputs if -1 in item.shape}
+    varying = _usual(pipeline, part)
     return dataclasses.replace(
         spec,
-        inputs=part.inputs,
-        outputs=part.outputs,
+        inputs=pipeline.configured(part.inputs),
+        outputs=pipeline.configured(part.outputs),
         labels=_labelled(pipeline) if pipeline.fused else None,
         warmup_shapes=varying,
         warmup_batch_sizes=spec.warmup_batch_sizes if all(varying.values()) else (),
     )
 
 
+def _usual(pipeline: Pipeline, part: PartRecord) -> dict[str, tuple[int, ...]]:
+    """Return the usual shape of each input of a model that varies; nothing for one of which none is known."""
+    found = {}
+    for item, whole in zip(part.inputs, pipeline.configured(part.inputs), strict=True):
+        if -1 in whole.shape:
+            inner = tuple(pipeline.usual.get(item.name, ())) if -1 in item.shape else item.shape
+            known = bool(inner) or -1 not in item.shape
+            found[item.name] = (*whole.shape[: len(whole.shape) - len(item.shape)], *inner) if known else ()
+            found[item.name] = tuple(max(1, size) for size in found[item.name])
+    return found
+
+
 def _ensemble(pipeline: Pipeline, engine: EngineArtifact, named: tuple[str, ...]) -> EnsembleSpec:
     return EnsembleSpec(
         name=pipeline.name,
         max_batch_size=pipeline.max_batch_size,
-        inputs=pipeline.inputs,
-        outputs=pipeline.outputs,
+        inputs=pipeline.configured(pipeline.inputs),
+        outputs=pipeline.configured(pipeline.outputs),
         labels=_labelled(pipeline),
         steps=tuple(
             EnsembleStep(model=name, takes=part.takes, gives=part.gives)

@@ -10,7 +10,6 @@ from repo_builder.compile import CompileTarget
 from repo_builder.core import files, onnx_files, pipelines, progress
 from repo_builder.core.artifacts import EngineArtifact, hashes
 from repo_builder.core.details import OnnxRuntimeDetails
-from repo_builder.core.errors import RecipeError
 from repo_builder.core.pipelines import PartRecord, Pipeline
 from repo_builder.core.portable import make_portable
 from repo_builder.core.recipe import Recipe
@@ -21,6 +20,7 @@ from repo_builder.flows.build.piping import CODE, Piped
 from repo_builder.pipeline import graph, here, parts
 from repo_builder.pipeline.parts import Part
 from repo_builder.pipeline.scored import scored
+from repo_builder.repository import config
 
 _VERSION = "1"
 
@@ -74,12 +74,10 @@ def _made(
 ) -> tuple[Pipeline, tuple[Part, ...]]:
     """Write the models' folders; return the pipeline as far as it is known without samples, and its parts."""
     recipe, batch = options.recipe, engine.details.max_batch_size
-    if not batch:
-        said = engine.details.batching or "max_batch_size is 0"
-        raise RecipeError(f"needs a network that takes batches ({said})", where="pipeline")
+    rows = -1 if batch else config.rows(engine)
     split, apart = _split(piped, engine, recipe)
     network = onnx_files.load(engine.model) if engine.target == "onnxruntime" else None
-    records = tuple(_record(part, place, piped, engine, network, folder) for place, part in enumerate(split, 1))
+    records = tuple(_record(part, place, piped, engine, network, folder, rows) for place, part in enumerate(split, 1))
     judged = scored(piped.chain, recipe.measure, engine.classes)
     made = Pipeline(
         path=folder,
@@ -88,6 +86,7 @@ def _made(
         steps=piped.key,
         apart="" if len(split) == 1 else apart,
         max_batch_size=batch,
+        rows=rows,
         inputs=piped.chain.inputs,
         outputs=piped.chain.outputs,
         classes=engine.classes,
@@ -121,7 +120,7 @@ def _why_not(engine: EngineArtifact) -> str:
 
 
 def _record(
-    part: Part, place: int, piped: Piped, engine: EngineArtifact, network: Any, folder: Path  # noqa: ANN401 - a model
+    part: Part, place: int, piped: Piped, engine: EngineArtifact, network: Any, folder: Path, rows: int  # noqa: ANN401
 ) -> PartRecord:  # fmt: skip
     """Write a part's folder as it goes into the repository, and return what is known of it."""
     runs = tuple(map(str, part.links))
@@ -149,7 +148,7 @@ def _record(
         outputs = link.gives  # a step gives all of its tensors, in its order
         gives = {item.name: item.name for item in part.gives}
     else:
-        model = graph.write(part, network if part.kind == pipelines.NETWORK else None, engine.classes)
+        model = graph.write(part, network if part.kind == pipelines.NETWORK else None, engine.classes, rows)
         make_portable(model, ())
         onnx_files.save(model, version / "model.onnx")
     return PartRecord(

@@ -169,9 +169,6 @@ def _checked(options: BuildOptions) -> Chain:
     found = chain.resolve(recipe.pipeline, recipe.model)
     if recipe.pipeline.fuse:
         parts.split(found, fuse=True, why_not="")  # what is impossible whatever the target
-    if not recipe.repository.max_batch_size:
-        message = "is 0, and the models of a pipeline take batches"
-        raise RecipeError(message, where="repository.max_batch_size", hint="set it to 1 or more")
     if options.version != "replace":
         message = "a pipeline has one version: all of its models are replaced together"
         raise RecipeError(message, where="--version", hint="leave --version out")

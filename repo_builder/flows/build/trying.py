@@ -14,6 +14,7 @@ from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.details import OnnxRuntimeDetails
 from repo_builder.core.errors import MissingDependency
 from repo_builder.core.pipelines import NETWORK, PartRecord, Pipeline
+from repo_builder.core.samples import MOST, Batches
 from repo_builder.core.tensors import Array, DType, TensorSpec
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build.piping import Piped
@@ -89,10 +90,12 @@ def _runnables(
         for part, record in zip(split, made.parts, strict=True):
             version = made.path / record.folder / "1"
             if part.python:
-                found.append(here.python(part, version))
+                runnable = here.python(part, version)
+                found.append(runnable if made.max_batch_size else dataclasses.replace(runnable, alone=True))
             elif part.kind == NETWORK:
                 file = version / "model.onnx" if record.folder else engine.model
-                found.append(_network(part, record, opened.enter_context(target.runner(file, engine.details))))
+                runner = opened.enter_context(target.runner(file, engine.details))
+                found.append(_network(part, record, runner, None if made.max_batch_size else made.rows))
             else:
                 with loading.needs("onnxruntime", what="running the steps of a pipeline"):
                     from repo_builder.core.sessions import Session
@@ -100,11 +103,18 @@ def _runnables(
         yield found
 
 
-def _network(part: Part, record: PartRecord, runner: Runner) -> Runnable:
-    """Return the part that the network is in; its own names where it is alone, else those of the chain."""
+def _network(part: Part, record: PartRecord, runner: Runner, rows: int | None) -> Runnable:
+    """Return the part that the network is in; its own names where it is alone, else those of the chain.
+
+    Where Triton does not batch it (``rows`` is no None), as many samples are run together as a request holds.
+    """
+    given = tuple(item for item in record.outputs if item.name in record.gives)
+    size = MOST if rows is None else max(1, rows)
+    batches = Batches(inputs=record.inputs, outputs=given, size=size, fixed=rows is not None and rows > 0)
 
     def run(feed: dict[str, Array]) -> Mapping[str, Array]:
-        outputs = runner({own: feed[wire] for own, wire in record.takes.items()}, tuple(record.gives))
+        own = {name: feed[wire] for name, wire in record.takes.items()}
+        outputs = batches.run(lambda values: runner(values, tuple(record.gives)), own)
         return {wire: outputs[own] for own, wire in record.gives.items()}
 
     return Runnable(part=part, run=run)

@@ -10,15 +10,17 @@ from repo_builder.measure.load import processes
 from repo_builder.measure.load.rapl import Packages
 from repo_builder.results.tuning import Trial
 
-_EVERY_S = 0.1
+_EVERY_S = 0.2
 
 
 class Meter:
-    """Looks at the CPU time of a server's processes, and at the CPU's energy, ten times a second during a level."""
+    """Looks at the CPU time of a server's processes, and at the CPU's energy, five times a second during a level."""
 
     def __init__(self, group: int | None) -> None:
         self._group = group
         self._packages = Packages()
+        self._used_s = 0.0
+        self._before: dict[int, float] = {}  # process → its CPU time when it was last looked at
         self._seen: list[tuple[float, float]] = []
         self._energy: list[tuple[float, float]] = []
         self._end = threading.Event()
@@ -34,6 +36,7 @@ class Meter:
         self._end.set()
         if self._thread.is_alive():
             self._thread.join(2)
+            self.memory_bytes = float(processes.memory_bytes(self._before)) or None
 
     def cpu_rate(self, seconds: float) -> float | None:
         """Return the cores that were busy over the last seconds, those of the measured windows; None if unknown."""
@@ -45,17 +48,18 @@ class Meter:
         return None if power_w is None or not infer_per_s else power_w / infer_per_s
 
     def _run(self) -> None:
-        members: list[int] = []
-        while not self._end.wait(_EVERY_S):
-            if self._group is None:
-                return
-            if not members:
-                members = processes.members(self._group)
-                self.memory_bytes = float(processes.memory_bytes(members)) or None
-            self._seen.append((time.monotonic(), processes.cpu_s(members)))
-            joules = self._packages.joules()
-            if joules is not None:
-                self._energy.append((time.monotonic(), joules))
+        while self._group is not None and not self._end.wait(_EVERY_S):
+            self._look(self._group)
+
+    def _look(self, group: int) -> None:
+        """Add up what each process has used since: those of the configuration before may just be ending."""
+        now = {pid: processes.cpu_s([pid]) for pid in processes.members(group)}
+        self._used_s += sum(max(0.0, used - self._before.get(pid, used)) for pid, used in now.items())
+        self._before = now
+        self._seen.append((time.monotonic(), self._used_s))
+        joules = self._packages.joules()
+        if joules is not None:
+            self._energy.append((time.monotonic(), joules))
 
 
 def _slope(seen: list[tuple[float, float]], seconds: float) -> float | None:

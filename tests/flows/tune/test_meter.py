@@ -24,17 +24,29 @@ def test_cpu_and_energy_are_those_of_the_end_of_what_was_seen(tmp_path: Path, mo
     counter(tmp_path, "intel-rapl:0", 0)
     monkeypatch.setattr(meter, "Packages", lambda: rapl.Packages(tmp_path))
     with Meter(os.getpgid(0)) as found:
-        for step in range(1, 11):
+        for step in range(1, 21):
             counter(tmp_path, "intel-rapl:0", step * 1_500_000)  # 30 W
             time.sleep(0.05)
-    assert found.memory_bytes
     assert found.cpu_rate(0.4) is not None
     energy_j = found.energy_j(0.4, infer_per_s=100.0)
     assert energy_j is not None
     assert 0.02 < energy_j < 0.9
+    assert found.memory_bytes
     with Meter(None) as nothing:
         pass
     assert (nothing.cpu_rate(1.0), nothing.energy_j(1.0, 10.0), nothing.memory_bytes) == (None, None, None)
+
+
+def test_processes_that_end_or_begin_in_between_take_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the configuration before are still ending when the next one is measured."""
+    looks = iter([{1: 10.0, 2: 90.0}, {1: 10.5, 2: 90.1, 3: 7.0}, {1: 11.0, 3: 7.25}])
+    now: dict[int, float] = {}
+    monkeypatch.setattr(meter.processes, "members", lambda group: list(now))
+    monkeypatch.setattr(meter.processes, "cpu_s", lambda pids: sum(now[pid] for pid in pids))
+    found = Meter(1)
+    for now in looks:
+        found._look(1)
+    assert [used for _, used in found._seen] == pytest.approx([0.0, 0.6, 1.35])
 
 
 def test_what_no_load_has_a_figure_of_is_named_with_its_reason() -> None:
