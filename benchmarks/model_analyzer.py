@@ -92,7 +92,9 @@ def _search(given: argparse.Namespace, model: str) -> dict[str, Any]:
     best = max(held, key=lambda row: row["infer_per_s"], default=None)
     errors = [line for line in said.splitlines() if "ERROR" in line or "Exception" in line]
     return {
-        "version": next(given.analyzer.glob("triton_model_analyzer-*.dist-info")).name.split("-")[1].removesuffix(".dist"),
+        "version": next(given.analyzer.glob("triton_model_analyzer-*.dist-info"))
+        .name.split("-")[1]
+        .removesuffix(".dist"),
         "mode": "quick, remote",
         "seconds": round(seconds, 1),
         "exit_code": code,

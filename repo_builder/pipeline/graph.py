@@ -29,9 +29,7 @@ def obstacle(network: onnx.ModelProto) -> str:
     return ""
 
 
-def write(
-    part: Part, network: onnx.ModelProto | None, classes: tuple[str, ...], rows: int = -1
-) -> onnx.ModelProto:
+def write(part: Part, network: onnx.ModelProto | None, classes: tuple[str, ...], rows: int = -1) -> onnx.ModelProto:
     """Return the graph of a part without Python; tensors that it takes and gives have their names of the chain.
 
     Args:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tritonclient.http as client
 
@@ -92,10 +93,33 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
             data={"source": str(folder / "pixels.npz")}, **again,
         ),
     ]  # fmt: skip
+    fixed = _fixed(Path(network), folder / "four.onnx", 4)
+    texts = Recipe.load(folder / "sentences.toml")
+    recipes += [
+        recipe.changed(
+            name="four", pipeline={"before": before, "fuse": False, **shown},
+            **{**again, "model": {**again["model"], "source": str(fixed)}},
+        ),
+        recipe.changed(
+            name="four_pixels", pipeline=whole, data={"source": str(folder / "pixels.npz")},
+            **{**again, "model": {**again["model"], "source": str(fixed)}},
+        ),
+        texts.changed(name="one_text", repository={"max_batch_size": 0}, quantize={"layers": []}),
+    ]  # fmt: skip
     mine = Built(folder, {})
     for item in recipes:
         mine.results[item.name] = build(mine.options(item))
     return mine
+
+
+def _fixed(network: Path, path: Path, batch: int) -> Path:
+    """Write a network again that takes one number of samples and no other."""
+    model = onnx.load(network)
+    for item in (*model.graph.input, *model.graph.output):
+        item.type.tensor_type.shape.dim[0].dim_value = batch
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+    return path
 
 
 def called(folder: Path) -> dict[str, Any]:
@@ -242,6 +266,35 @@ def test_perf_sends_files_and_climbs_to_what_is_served(
     assert cli.run([*lines[1], *where]) == 0
     again = ["--concurrency", "1", "--duration", "0.3", "--no-accuracy", "--input-data", "digits/3", *where]
     assert cli.run(["perf", "digits_png", *again]) == 0
+
+
+def test_a_network_of_a_fixed_batch_has_its_pipeline_too(built: Built, server: Server) -> None:
+    files, _ = built.images(4)
+    sent = encoded.column(files)
+    four, any_number = ask(server, "four", image=sent), ask(server, "apart", image=sent)
+    paths = sorted(built.folder.glob("digits/*/*.png"), key=lambda path: path.name)[:4]
+    whole = ask(server, "four_pixels", pixels=np.stack([_pixels(path) for path in paths]))
+    for name in ("classes", "labels"):
+        np.testing.assert_array_equal(four.as_numpy(name), any_number.as_numpy(name))
+    for name in SHOWN:
+        np.testing.assert_array_equal(four.as_numpy(name), whole.as_numpy(name))
+    with pytest.raises(Exception, match="unexpected shape for input 'image'"):
+        ask(server, "four", image=sent[:3])
+    with pytest.raises(Exception, match="no image"):
+        ask(server, "four", image=encoded.column([*files[:3], b"no image"]))
+
+
+def test_one_request_a_run_without_batches_is_measured_through_its_pipeline(
+    built: Built, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(built.folder)
+    shortly = ["--concurrency", "1", "--duration", "0.3", "--url", server.grpc_url, "--json"]
+    for name, more in (("four", []), ("one_text", ["--input-data", "sentences.txt"])):
+        assert cli.run(["perf", name, *more, *shortly]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert [item["form"] for item in document["ladder"]["rungs"]][-2:] == ["pipeline", "served"]
+        assert document["ladder"]["culprit"] == ""
+        assert document["levels"][0]["requests"] > 0
 
 
 def test_the_repository_is_valid(built: Built, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,14 @@ def test_the_page_is_whole_and_names_everything() -> None:
     assert "the server &lt;died&gt;" in text
     assert "<script" not in text
     assert "http://" not in text.replace("http://www.w3.org", "")
-    for word in ("Pareto front", "1,500<br><small>[1,350 – 1,650]</small>", "same to the bit", "321 µs", "123 MB", "queueing model"):
+    for word in (
+        "Pareto front",
+        "1,500<br><small>[1,350 – 1,650]</small>",
+        "same to the bit",
+        "321 µs",
+        "123 MB",
+        "queueing model",
+    ):
         assert word in text, word
 
 

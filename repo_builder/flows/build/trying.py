@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 
-from repo_builder.compile import CompileTarget, Runner
+from repo_builder.compile import CompileTarget
 from repo_builder.core import environment, files, kept, loading, progress
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.details import OnnxRuntimeDetails
@@ -25,6 +26,7 @@ from repo_builder.pipeline.parts import Part
 from repo_builder.pipeline.running import Runnable, Values
 
 _ENGINE = "engine"
+Model = Callable[[dict[str, Array]], Mapping[str, Array]]
 
 
 def run(
@@ -85,6 +87,7 @@ def _runnables(
     made: Pipeline, split: Sequence[Part], engine: EngineArtifact, target: CompileTarget
 ) -> Iterator[list[Runnable]]:
     """Yield a pipeline's models, ready to run: the files that are placed."""
+    rows = None if made.max_batch_size else made.rows
     with ExitStack() as opened:
         found = []
         for part, record in zip(split, made.parts, strict=True):
@@ -95,16 +98,17 @@ def _runnables(
             elif part.kind == NETWORK:
                 file = version / "model.onnx" if record.folder else engine.model
                 runner = opened.enter_context(target.runner(file, engine.details))
-                found.append(_network(part, record, runner, None if made.max_batch_size else made.rows))
+                found.append(_whole(part, record, partial(runner, outputs=tuple(record.gives)), rows))
             else:
                 with loading.needs("onnxruntime", what="running the steps of a pipeline"):
                     from repo_builder.core.sessions import Session
-                found.append(Runnable(part=part, run=Session(version / "model.onnx").run))
+                session = Session(version / "model.onnx")
+                found.append(_whole(part, record, session.run, rows))
         yield found
 
 
-def _network(part: Part, record: PartRecord, runner: Runner, rows: int | None) -> Runnable:
-    """Return the part that the network is in; its own names where it is alone, else those of the chain.
+def _whole(part: Part, record: PartRecord, model: Model, rows: int | None) -> Runnable:
+    """Return a part that is a graph; the network where it is alone has its own names, the others those of the chain.
 
     Where Triton does not batch it (``rows`` is no None), as many samples are run together as a request holds.
     """
@@ -114,7 +118,7 @@ def _network(part: Part, record: PartRecord, runner: Runner, rows: int | None) -
 
     def run(feed: dict[str, Array]) -> Mapping[str, Array]:
         own = {name: feed[wire] for name, wire in record.takes.items()}
-        outputs = batches.run(lambda values: runner(values, tuple(record.gives)), own)
+        outputs = batches.run(model, own)
         return {wire: outputs[own] for own, wire in record.gives.items()}
 
     return Runnable(part=part, run=run)

@@ -72,8 +72,8 @@ def _batches(build: Build, session: Session) -> Batches | None:
     model = session.model
     if build.recipe is None or model.batch_axis:
         return None
-    spec = build.client(build.recipe) if build.recipe.pipeline.some else build.engine or build.exported
-    spec = spec or build.recipe.model
+    known = build.client(build.recipe) if build.recipe.pipeline.some else build.engine or build.exported
+    spec = known or build.recipe.model
     scalars = {item.name for item in (*spec.inputs, *spec.outputs) if item.shape == () and item.batch_axis == NONE}
     shapes = {item.name: () if item.name in scalars else item.shape for item in (*model.inputs, *model.outputs)}
     return Batches.of(spec.inputs, [item for item in spec.outputs if item.name in shapes], shapes, most=1)

@@ -80,7 +80,7 @@ def read(path: Path, model: ServedModel, shapes: Mapping[str, Sequence[int]]) ->
 
 def _read_files(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, Array | list[Array]]:
     """Return files as they are, or lines of text, for a model of one string a sample."""
-    texts = [spec for spec in specs.values() if spec.dtype is DType.STRING and spec.shape in ((), (1,))]
+    texts = [spec for spec in specs.values() if spec.dtype is DType.STRING and set(spec.shape) <= {1, -1}]
     if len(texts) != 1:
         takes = ", ".join(map(str, specs.values()))
         raise MeasureError(f"files fill one input of one string a sample, and the model takes {takes}")
@@ -92,7 +92,7 @@ def _read_files(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, Array 
         if not paths:
             raise MeasureError("holds no files", hint=f"files that end in {', '.join(encoded.SUFFIXES)}")
         found = encoded.contents(paths)
-    return {texts[0].name: found.reshape(len(found), *texts[0].shape)}
+    return {texts[0].name: found.reshape(len(found), *(1 for _ in texts[0].shape))}
 
 
 def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, Array | list[Array]]:

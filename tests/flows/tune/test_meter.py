@@ -39,12 +39,13 @@ def test_cpu_and_energy_are_those_of_the_end_of_what_was_seen(tmp_path: Path, mo
 
 def test_processes_that_end_or_begin_in_between_take_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the configuration before are still ending when the next one is measured."""
-    looks = iter([{1: 10.0, 2: 90.0}, {1: 10.5, 2: 90.1, 3: 7.0}, {1: 11.0, 3: 7.25}])
     now: dict[int, float] = {}
     monkeypatch.setattr(meter.processes, "members", lambda group: list(now))
     monkeypatch.setattr(meter.processes, "cpu_s", lambda pids: sum(now[pid] for pid in pids))
     found = Meter(1)
-    for now in looks:
+    for look in ({1: 10.0, 2: 90.0}, {1: 10.5, 2: 90.1, 3: 7.0}, {1: 11.0, 3: 7.25}):
+        now.clear()
+        now.update(look)
         found._look(1)
     assert [used for _, used in found._seen] == pytest.approx([0.0, 0.6, 1.35])
 
