@@ -60,7 +60,7 @@ def from_engine(engine: EngineArtifact) -> ModelConfigSpec:
         max_batch_size=batch,
         inputs=inputs,
         outputs=outputs,
-        labels=_labelled(engine),
+        labels=_labelled(engine, outputs),
         dynamic_batching=batch > 1,
         preferred_batch_sizes=tuple(size for size in asked.preferred_batch_sizes if size <= batch) if batch > 1 else (),
         max_queue_delay_us=asked.max_queue_delay_us,
@@ -208,10 +208,14 @@ def _with_warmup(spec: ModelConfigSpec, engine: EngineArtifact) -> ModelConfigSp
     return dataclasses.replace(spec, warmup_batch_sizes=sizes, warmup_shapes=shapes)
 
 
-def _labelled(engine: EngineArtifact) -> str | None:
-    """Return the first output that has one element a class."""
+def _labelled(engine: EngineArtifact, outputs: tuple[TensorSpec, ...]) -> str | None:
+    """Return the first output that has one element a class, as configured: of several samples Triton makes no rows."""
     classes = len(engine.classes)
-    fitting = (item.name for item in engine.outputs if -1 not in item.shape and math.prod(item.shape) == classes)
+    fitting = (
+        item.name
+        for item, whole in zip(engine.outputs, outputs, strict=True)
+        if -1 not in item.shape and math.prod(item.shape) == math.prod(max(1, size) for size in whole.shape) == classes
+    )
     return next(fitting, None) if classes else None
 
 

@@ -203,7 +203,8 @@ def _labelled(pipeline: Pipeline) -> str | None:
         for item in pipeline.outputs
         if item.dtype in floats and -1 not in item.shape and math.prod(item.shape) == len(pipeline.classes)
     )
-    return next(fitting, None) if pipeline.classes else None
+    several = not pipeline.max_batch_size and pipeline.rows > 1  # Triton reads all of a tensor as one sample's classes
+    return next(fitting, None) if pipeline.classes and not several else None
 
 
 def _fill(

@@ -239,7 +239,7 @@ class TuneRun:
         taken_over: Trials that earlier runs or other machines had measured.
         cores: Cores of the machine.
         space: What was searched: setting → its choices.
-        space_size: Number of different configurations in it.
+        space_size: Number of different configurations in it, the present one among them.
         builds: Paths of the builds.
         queue_model: The model that seeded the search; None before it was fitted.
         trials: All of them.

@@ -252,6 +252,9 @@ def test_labels_go_to_the_output_with_one_element_a_class(make_engine: MakeEngin
 
     assert config.from_engine(make_engine(model=outputs([5], [2, 2], [4]))).labels == "y1"
     assert config.from_engine(make_engine(model=outputs([5], [-1, 4]))).labels is None
+    for batch, labelled in ((1, "y"), (2, None)):  # without batching, Triton reads a whole output as one sample's
+        plan = make_engine(target="tensorrt", details={"max_batch_size": 0, "profiles": _profiles(*[batch] * 3)})
+        assert config.from_engine(plan).labels == labelled
 
 
 def test_accelerators_are_written_as_the_onnxruntime_backend_reads_them(make_engine: MakeEngine) -> None:

@@ -145,7 +145,7 @@ class _Tuning:
             taken_over=sum(bool(item.levels) for item in taken),
             cores=self._terms.cores,
             space={name: list(item) for name, item in self._space.choices.items()},
-            space_size=sum(1 for _ in self._space.all()),
+            space_size=len({self._present, *self._space.all()}),
             builds=tuple(map(str, (options.repository / options.model, *options.builds))),
             trials=taken,
             present=self._present,

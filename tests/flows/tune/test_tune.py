@@ -88,7 +88,7 @@ def test_the_documented_search_goes_on_after_a_kill_and_places_its_result(
 
     done = subprocess.run(shlex.split(search), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "of 4 configurations" in done.stdout
+    assert "of 5 configurations" in done.stdout
     run = json.loads((tmp_path / "tuned.json").read_text())
     assert run["taken_over"] >= 1
     assert run["same_outputs"] == {"samples": 64, "bit_equal": True, "max_abs_diff": 0.0}
