@@ -280,7 +280,7 @@ def test_a_network_of_a_fixed_batch_has_its_pipeline_too(built: Built, server: S
         np.testing.assert_array_equal(four.as_numpy(name), whole.as_numpy(name))
     with pytest.raises(Exception, match="unexpected shape for input 'image'"):
         ask(server, "four", image=sent[:3])
-    with pytest.raises(Exception, match="image 3 .* is no JPEG or PNG image"):
+    with pytest.raises(Exception, match=r"image 3 .* is no JPEG or PNG image"):
         ask(server, "four", image=encoded.column([*files[:3], b"no image"]))
 
 

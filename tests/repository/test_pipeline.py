@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.pipelines import PartRecord, Pipeline
 from repo_builder.core.tensors import DType, TensorSpec
-from repo_builder.repository import config, pipeline
+from repo_builder.flows.build import BuildOptions, joining, piping
+from repo_builder.repository import config, pipeline, validate
 
 RAW = TensorSpec(name="raw", dtype=DType.UINT8, shape=(4,))
 X = TensorSpec(name="x", dtype=DType.FP32, shape=(4,))
@@ -45,3 +49,27 @@ def test_steps_run_on_the_cpu_beside_a_plan_and_the_ensemble_has_the_labels(
     assert ensemble.output[0].label_filename == "labels.txt"
     assert ensemble.parameters["repo_builder_build_key"].string_value == "k"
     assert not any("repo_builder_build_key" in item.parameters for name, item in found.items() if name != "toy")
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(8, (1, 8, 8)), (0, (2, 2, 2))])
+def test_a_pipeline_around_a_plan_is_made_placed_and_valid_without_a_gpu(
+    make_engine: Callable[..., EngineArtifact], tmp_path: Path, batch: int, sizes: tuple[int, ...]
+) -> None:
+    profile = {"x": {key: [size, 4] for key, size in zip(("min", "opt", "max"), sizes, strict=True)}}
+    steps: dict[str, Any] = {
+        "inputs": [{"name": "x", "dtype": "fp32", "shape": [4]}],
+        "before": [{"step": "normalise", "mean": [1.0], "std": [3.0]}],
+        "after": [{"step": "softmax"}, {"step": "top_k", "k": 2}],
+    }
+    engine = make_engine(target="tensorrt", pipeline=steps, details={"max_batch_size": batch, "profiles": [profile]})
+    options = BuildOptions(recipe=engine.recipe, work=tmp_path / "work", repository=tmp_path / "repository")
+    piped = piping.begin(options)
+    assert piped is not None
+    target: Any = None  # nothing is run where there is no data
+    made, _ = joining.run(piped, engine, target, options, None)
+    assert [part.kind for part in made.parts] == ["steps", "network", "steps"]
+    placed = pipeline.place(made, engine, options.repository)
+    assert pipeline.is_placed(made, engine, options.repository)
+    found = config.parse_text((placed / "config.pbtxt").read_text(), "toy")
+    assert (found.max_batch_size, list(found.input[0].dims)) == ((8, [4]) if batch else (0, [2, 4]))
+    assert [item for item in validate.validate(options.repository) if item.level == "error"] == []
