@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from repo_builder.core.precisions import PRECISIONS
 from repo_builder.core.recipe import Precision
 
 UNKNOWN = "unknown"
 FUSED = "fused"
-# How many bits of a value a precision keeps. More than was asked costs time, fewer cost accuracy.
-_WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "bf16": 16, "fp16": 16, "fp32": 32}
+# How many bits of a value a precision keeps, those included that no rule asks for and a runtime may take.
+_WIDTH = {"int4": 4, "bf16": 16} | {name: kind.bits for name, kind in PRECISIONS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe.bounds import EIGHT_BITS, Count, Percent, Text
 from repo_builder.core.recipe.repair import RepairSpec
 
-Precision = Literal["int8", "fp16", "fp32"]
+Precision = Literal["int8", "fp8", "fp16", "fp32"]
 Keep = Literal["what pays", "all"]
 CalibratorName = Literal["max", "percentile", "mse", "entropy", "best"]
 InputCalibratorName = Literal["max", "percentile", "mse", "entropy", "best", "dynamic"]
