@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import onnx
 from onnx import numpy_helper
 
+from repo_builder.core.precisions import PRECISIONS, PrecisionKind
 from repo_builder.core.tensors import Array
 
 ONNX_DOMAINS = ("", "ai.onnx")
@@ -71,10 +72,28 @@ class Graph:
 
     def dequantized(self, name: str) -> bool:
         """Whether a tensor comes out of a DequantizeLinear, directly or through nodes that only move values."""
+        return self._dequantizer(name) is not None
+
+    def codes(self, name: str) -> str | None:
+        """Return the precision whose codes a tensor is dequantized from, ``int8`` or ``fp8``; None where it is not."""
+        maker = self._dequantizer(name)
+        if maker is None:
+            return None
+        zero = maker.input[2] if len(maker.input) > 2 else ""
+        stored = self.constants.get(zero) or self.constants.get(maker.input[0])
+        kind = 0 if stored is None else stored.data_type
+        return next((name for name, row in PRECISIONS.items() if kind == _element(row)), "int8")
+
+    def _dequantizer(self, name: str) -> onnx.NodeProto | None:
         maker = self.producers.get(name)
         while maker is not None and maker.op_type in MOVES:
             maker = self.producers.get(maker.input[0])
-        return maker is not None and maker.op_type == DQ
+        return maker if maker is not None and maker.op_type == DQ else None
+
+
+def _element(row: PrecisionKind) -> int:
+    """Return the element type of a precision's codes; 0 where it has none."""
+    return 0 if row.codes == "none" else int(onnx.TensorProto.DataType.Value(row.element))
 
 
 def opset(model: onnx.ModelProto) -> int:

@@ -25,11 +25,11 @@ class LayerRecord:
         got: What the compiled model computes it in; None until a target has said so.
         reason: Why it is not what was asked, one sentence; empty where it is.
         calibrator: Input calibrator, as in ``percentile``, or ``best: percentile`` where it was chosen; empty unless
-            int8.
+            int8 or fp8.
         weight_calibrator: The weight's, where it was chosen, as in ``best: mse``; else empty.
         percentile: Percent of absolute inputs kept; None for the other calibrators.
-        input_amax: Largest absolute input that the int8 range keeps; None unless int8.
-        weight_amax: Largest absolute weight kept, over all channels; None unless int8 with a weight.
+        input_amax: Largest absolute input that the range keeps; None unless int8 or fp8.
+        weight_amax: Largest absolute weight kept, over all channels; None unless int8 or fp8 with a weight.
         sqnr_db: Signal to noise of the layer's output on its own, on calibration data, dB; None for fp32, and where it
             was not measured.
     """
@@ -54,7 +54,7 @@ class LayerRecord:
 
     @property
     def calibration(self) -> str:
-        """The calibrator as people read it, as in ``percentile 99.99``; empty unless int8."""
+        """The calibrator as people read it, as in ``percentile 99.99``; empty unless int8 or fp8."""
         found = self.calibrator if self.percentile is None else f"{self.calibrator} {self.percentile:g}"
         return f"{found}, weight {self.weight_calibrator}" if self.weight_calibrator else found
 
@@ -176,7 +176,7 @@ class Verdict:
     Attributes:
         layer: Its name in the recipe.
         node: Its ONNX node.
-        asked: ``int8``, ``fp16`` or ``fp32``.
+        asked: ``int8``, ``fp8``, ``fp16`` or ``fp32``.
         got: What the engine computes it in; ``fused`` where it is part of a region, ``unknown`` where it is not said.
         engine_layer: The engine's layer that stands for it; empty where none was found.
         kind: That layer's type.

@@ -2,7 +2,7 @@
 
 TensorRT 8.5 takes quantization only as QuantizeLinear followed by DequantizeLinear with a zero point of type int8 that
 is 0, a constant fp32 scale above 0 and, per channel, an axis that is written out; weights are fp32 initializers behind
-such a pair. Later versions take more, but all take this.
+such a pair. Later versions take more, but all take this. What has fp8 (E4M3) takes its codes as stored weights, too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -18,10 +17,12 @@ from onnx import TensorProto
 
 from repo_builder.core.errors import ExportError, first_line
 from repo_builder.core.graphs import DQ, DYNAMIC_OPS, LAYER_OPS, Graph, Q, layer_of, opset
+from repo_builder.core.recipe import Precision
 
 __all__ = ["Finding", "check", "layer_of", "layer_precisions", "lint"]
 
 OLDEST_OPSET = 13  # per-channel QuantizeLinear
+_CODES = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +79,15 @@ def check(path: Path, *, strict: bool, newest_opset: int | None = None) -> None:
         raise ExportError(f"its Q/DQ is not what TensorRT takes: {listed}", where=str(path))
 
 
-def layer_precisions(model: onnx.ModelProto) -> dict[str, Literal["int8", "fp16", "fp32"]]:
-    """Read back each layer's precision: layer → ``int8``, ``fp16`` or ``fp32``, in graph order.
+def layer_precisions(model: onnx.ModelProto) -> dict[str, Precision]:
+    """Read back each layer's precision: layer → ``int8``, ``fp8``, ``fp16`` or ``fp32``, in graph order.
 
-    A layer with a weight is int8 where its input and its weight come from a DequantizeLinear, fp16 where its weight is
-    an fp16 tensor. Pooling and Add are listed only where all their inputs come from a DequantizeLinear.
+    A layer with a weight is int8 or fp8 where its input and its weight come from a DequantizeLinear of such codes, fp16
+    where its weight is an fp16 tensor. Pooling and Add are listed only where all their inputs come from a
+    DequantizeLinear.
     """
     graph = Graph(model)
-    found: dict[str, Literal["int8", "fp16", "fp32"]] = {}
+    found: dict[str, Precision] = {}
     for node in model.graph.node:
         layer = layer_of(node)
         if layer is None:
@@ -95,8 +97,9 @@ def layer_precisions(model: onnx.ModelProto) -> dict[str, Literal["int8", "fp16"
             continue
         weight = graph.weight(node)
         inputs = node.input[:2] if node.op_type in LAYER_OPS | {"Add"} else node.input[:1]
-        if all(graph.dequantized(name) for name in inputs):
-            found[layer] = "int8"
+        codes = {graph.codes(name) for name in inputs}
+        if None not in codes:
+            found[layer] = "fp8" if codes == {"fp8"} else "int8"
         elif weight is not None:
             found[layer] = "fp16" if graph.constants[weight].data_type == TensorProto.FLOAT16 else "fp32"
     return found
@@ -131,15 +134,16 @@ def _pair(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
         yield f"its scale is {scale.dtype}, not float32"
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         yield "its scale is not above 0 everywhere"
-    if zero.dtype != np.int8:
+    kind = graph.constants[node.input[2]].data_type
+    if kind not in _CODES:
         yield f"its zero point is {zero.dtype}, not int8"
-    if zero.any():
+    if zero.astype(np.float32).any():
         yield "its zero point is not 0"
     if zero.size != scale.size:
         yield f"it has {scale.size} scales and {zero.size} zero points"
     if scale.size > 1 and not any(attribute.name == "axis" for attribute in node.attribute):
         yield "its scale is per channel and no axis is written out"
-    if node.op_type == DQ and node.input[0] in graph.constants:
+    if node.op_type == DQ and node.input[0] in graph.constants and kind == TensorProto.INT8:
         yield "dequantizes stored integers; TensorRT 8.5 takes an fp32 initializer behind QuantizeLinear"
     if node.op_type == Q and not _dequantized_alike(graph, node):
         yield "is not followed by DequantizeLinear nodes with its own scale"

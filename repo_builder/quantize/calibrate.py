@@ -16,9 +16,10 @@ import onnx
 from repo_builder.core import codec, files, progress
 from repo_builder.core.errors import QuantizeError
 from repo_builder.core.graphs import LAYER_OPS, layer_of, own
-from repo_builder.core.recipe import InputQuantizer, LayerRule, QuantizeSpec, WeightQuantizer
+from repo_builder.core.recipe import InputQuantizer, LayerRule, QuantizeSpec
 from repo_builder.core.tensors import Array
 from repo_builder.quantize import choosing, finders
+from repo_builder.quantize.finders import calibrator_name
 from repo_builder.quantize.judge import Judge, parts
 from repo_builder.quantize.observe import stream
 from repo_builder.quantize.placement import PROFILES, wanted
@@ -29,11 +30,6 @@ from repo_builder.quantize.rules import LayerPlan
 
 _MAX = InputQuantizer(calibrator="max")
 _FEWEST_STEPS = 4  # that an output's channel has to span
-
-
-def calibrator_name(spec: InputQuantizer | WeightQuantizer) -> str:
-    """Return a calibrator as the table shows it, as in ``percentile 99.99``."""
-    return spec.calibrator if spec.percentile is None else f"{spec.calibrator} {spec.percentile:g}"
 
 
 def calibrate(
@@ -61,11 +57,11 @@ def calibrate(
         The ranges, what they were made of, and whether the graph had to run for them.
 
     Raises:
-        QuantizeError: The model does not run, an int8 layer's input is not finite, or a range cannot be found.
+        QuantizeError: The model does not run, a lowered layer's input is not finite, or a range cannot be found.
         RecipeError: The back end is unknown.
     """
     needed = _needed(model, plans)
-    if not any(item.precision == "int8" for item in plans):
+    if not any(item.coded for item in plans):
         return Ranges(), known or Observed(), False
     make = finders.backend(spec.backend)
     if needed:
@@ -137,11 +133,7 @@ def _needed(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, tup
         for name, one in wanted(model, item, profiles).items():
             for spec in one.calibrators:
                 found.setdefault(name, set()).update(choosing.inputs() if spec.calibrator == BEST else [spec])
-    return {name: tuple(sorted(specs, key=_order)) for name, specs in found.items()}
-
-
-def _order(spec: InputQuantizer) -> tuple[str, float]:
-    return spec.calibrator, spec.percentile or 0.0
+    return {name: tuple(sorted(specs, key=calibrator_name)) for name, specs in found.items()}
 
 
 def _as_int8(item: LayerPlan) -> LayerPlan:
@@ -229,11 +221,11 @@ def _amax(
 
 
 def _readers(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, str]:
-    """Return for each tensor that an int8 layer with a weight reads that layer's name."""
-    int8 = {item.name for item in plans if item.precision == "int8"}
+    """Return for each tensor that a layer of codes with a weight reads that layer's name."""
+    coded = {item.name for item in plans if item.coded}
     found: dict[str, str] = {}
     for node in model.graph.node:
-        if own(node) and node.op_type in LAYER_OPS and layer_of(node) in int8:
+        if own(node) and node.op_type in LAYER_OPS and layer_of(node) in coded:
             found.setdefault(node.input[0], layer_of(node) or "")
     return found
 
@@ -241,25 +233,26 @@ def _readers(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, st
 def _weights(
     model: onnx.ModelProto, plans: Sequence[LayerPlan], make: finders.FinderMaker
 ) -> dict[str, dict[str, WeightRange]]:
-    """Return for each int8 layer the ranges of its weight, by calibrator: one, or all that ``best`` chooses among."""
+    """Return for each layer of codes its weight's ranges, by calibrator: one, or all that ``best`` chooses among."""
     index = Index(model)
-    int8 = {item.name: item for item in plans if item.precision == "int8"}
+    coded = {item.name: item for item in plans if item.coded}
     found: dict[str, dict[str, WeightRange]] = {}
     for node in index.nodes:
         layer = layer_of(node) if own(node) and node.op_type in LAYER_OPS else None
-        if layer not in int8 or layer in found or layer is None:
+        if layer not in coded or layer in found or layer is None:
             continue
         weight = index.value(node.input[1])
         if weight is None or weight.dtype != np.float32 or weight.size == 0 or weight.ndim < 2:
             continue  # placement says why it stays float
-        found[layer] = dict(_weight_ranges(weight, channel_axis(node), int8[layer], make))
+        found[layer] = dict(_weight_ranges(weight, channel_axis(node), coded[layer], make))
     return found
 
 
 def _weight_ranges(
     weight: Array, axis: int, plan: LayerPlan, make: finders.FinderMaker
 ) -> Iterator[tuple[str, WeightRange]]:
-    candidates = choosing.weights(plan.int8_rule.weight)
+    spec = plan.coded_rule.weight
+    candidates = choosing.weights(spec if plan.precision == "int8" else finders.float8_weight(spec))
     for spec in candidates:
         rows = np.moveaxis(weight, axis, 0) if spec.per_channel else weight[None]
         finder = make(spec, channels=len(rows), where=plan.name)

@@ -1,4 +1,4 @@
-"""Range finders: which absolute value an int8 scale maps to 127. numpy only, one pass, deterministic.
+"""Range finders: which absolute value a scale maps to the largest code. numpy only, one pass, deterministic.
 
 ``max`` keeps the largest absolute value. The others search a histogram of absolute values, whose memory does not
 depend on the number of samples. A histogram's range is always a power of two and grows by merging neighbouring bins,
@@ -14,11 +14,15 @@ Zero is exact at every scale. Zeros are counted apart: only the percentile, a st
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from repo_builder.core.errors import QuantizeError
+from repo_builder.core.precisions import PRECISIONS
 from repo_builder.core.tensors import Array
+from repo_builder.quantize import e4m3
 
 BINS = 2048
 _COARSE = 128  # below this edge a linear bin is more than 1/128 of the percentile: outliers have stretched the range
@@ -88,12 +92,20 @@ class Calibrator:
         percentile: Percent of the absolute values that the range keeps, in (0, 100]; for ``percentile`` only.
         channels: Number of ranges, 1 for a per-tensor range.
         where: The layer that errors name.
+        precision: What the codes are of, ``int8`` or ``fp8``: ``mse`` is the error that they make.
     """
 
     def __init__(
-        self, name: str, percentile: float | None = None, *, channels: int = 1, where: str | None = None
+        self,
+        name: str,
+        percentile: float | None = None,
+        *,
+        channels: int = 1,
+        where: str | None = None,
+        precision: Literal["int8", "fp8"] = "int8",
     ) -> None:
         self.name = name
+        self.precision = precision
         self.percentile = percentile
         self.where = where
         self._largest = np.zeros(channels, np.float32)
@@ -137,7 +149,9 @@ class Calibrator:
                 raise ValueError("the percentile calibrator needs a percentile")
             edges = percentile_edges(histogram, self.percentile)
         else:
-            edges = {"mse": mse_edges, "entropy": entropy_edges}[self.name](histogram.counts)
+            if (self.name, self.precision) not in _SEARCHES:
+                raise ValueError(f"there is no {self.name} calibrator of {self.precision}")
+            edges = _SEARCHES[self.name, self.precision](histogram.counts)
         found = np.minimum(self._refined(edges, edges * histogram.widths), self._largest).astype(np.float32)
         if (found[self._largest > 0] == 0).any():
             raise QuantizeError(
@@ -183,19 +197,20 @@ def percentile_edges(histogram: Histogram, percentile: float) -> Array:
     return edges
 
 
-def mse_edges(counts: Array) -> Array:
-    """Return for each channel the range with the least mean squared error of symmetric int8.
+def mse_edges(counts: Array, precision: Literal["int8", "fp8"] = "int8") -> Array:
+    """Return for each channel the range with the least mean squared error of symmetric codes.
 
     Every bin edge from 128 to the last bin in use is tried; values stand at the centres of their bins. Errors of all
     ranges for all channels are one matrix product.
 
     Args:
         counts: int64 (channels, BINS).
+        precision: What the codes are of.
 
     Returns:
         Edges in bins, int64 (channels,); 0 for an empty channel.
     """
-    losses = counts.astype(np.float64) @ _squared_errors()
+    losses = counts.astype(np.float64) @ _squared_errors(precision)
     last = _last_edges(counts)
     losses[_candidates()[None, :] > last[:, None]] = np.inf
     return np.where(last > 0, _widest_best(losses, losses.min(axis=1) * (1 + _TIE)), 0)
@@ -266,11 +281,13 @@ def _candidates() -> Array:
 
 
 @functools.cache
-def _squared_errors() -> Array:
+def _squared_errors(precision: str) -> Array:
     """Return the squared error of each bin's centre under each candidate, in bins², float64 (BINS, candidates)."""
     centres = (np.arange(BINS) + 0.5)[:, None]
-    scales = _candidates()[None, :] / LARGEST
-    errors: Array = np.square(np.minimum(np.rint(centres / scales), LARGEST) * scales - centres)
+    scales = _candidates()[None, :] / PRECISIONS[precision].largest
+    steps = centres / scales
+    found = e4m3.rounded(steps) if precision == "fp8" else np.minimum(np.rint(steps), LARGEST)
+    errors: Array = np.square(found * scales - centres)
     return errors
 
 
@@ -279,3 +296,11 @@ def _level_edges() -> Array:
     """Return the first bin of each of the 128 levels, and the end, for each candidate, int64 (candidates, 129)."""
     edges: Array = -(-np.arange(_LEVELS + 1)[None, :] * _candidates()[:, None] // _LEVELS)
     return edges
+
+
+# (calibrator, what the codes are of) → the range in bins. Entropy compares levels of one size, which fp8 has not.
+_SEARCHES: dict[tuple[str, str], Callable[[Array], Array]] = {
+    ("mse", "int8"): mse_edges,
+    ("mse", "fp8"): functools.partial(mse_edges, precision="fp8"),
+    ("entropy", "int8"): entropy_edges,
+}

@@ -6,7 +6,7 @@ Every back end is shown the same tensors of the same fp32 graph, so their ranges
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from repo_builder.core import loading
 from repo_builder.core.errors import RecipeError, did_you_mean
@@ -53,9 +53,40 @@ class FinderMaker(Protocol):
         """
 
 
+class Float8Input(InputQuantizer):
+    """How an fp8 layer's input range is found, where that is another one than int8's."""
+
+
+class Float8Weight(WeightQuantizer):
+    """How an fp8 layer's weight range is found, where that is another one than int8's."""
+
+
+def float8_input(spec: InputQuantizer) -> InputQuantizer:
+    """Return a rule's calibrator for an fp8 layer: ``mse`` alone depends on what the codes are of."""
+    return Float8Input(calibrator="mse") if spec.calibrator == "mse" else spec
+
+
+def float8_weight(spec: WeightQuantizer) -> WeightQuantizer:
+    """Return the same of a weight."""
+    return Float8Weight(calibrator="mse", per_channel=spec.per_channel) if spec.calibrator == "mse" else spec
+
+
+def calibrator_name(spec: InputQuantizer | WeightQuantizer) -> str:
+    """Return a calibrator as the table shows it, as in ``percentile 99.99`` or ``mse fp8``."""
+    if isinstance(spec, Float8Input | Float8Weight):
+        return f"{spec.calibrator} fp8"
+    return spec.calibrator if spec.percentile is None else f"{spec.calibrator} {spec.percentile:g}"
+
+
+def calibrator(spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str | None) -> Calibrator:
+    """Return one of our own calibrators, which every back end puts behind its interface."""
+    precision: Literal["int8", "fp8"] = "fp8" if isinstance(spec, Float8Input | Float8Weight) else "int8"
+    return Calibrator(spec.calibrator, spec.percentile, channels=channels, where=where, precision=precision)
+
+
 def own(spec: InputQuantizer | WeightQuantizer, *, channels: int, where: str) -> Finder:
-    """Return one of our own calibrators."""
-    return Calibrator(spec.calibrator, spec.percentile, channels=channels, where=where)
+    """Return our own calibrator."""
+    return calibrator(spec, channels=channels, where=where)
 
 
 def named_in(table: Mapping[str, tuple[str, str]], name: str) -> Any:  # noqa: ANN401 - what the table's rows make

@@ -10,6 +10,7 @@ import torch
 from repo_builder.core.recipe import InputQuantizer, WeightQuantizer
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.calibrators import Calibrator
+from repo_builder.quantize.finders import calibrator
 
 
 class PluggedCalibrator:
@@ -34,9 +35,7 @@ class PluggedCalibrator:
 
     def reset(self) -> None:
         """Forget what was collected."""
-        self._calibrator = Calibrator(
-            self._spec.calibrator, self._spec.percentile, channels=self._channels, where=self._where
-        )
+        self._calibrator = calibrator(self._spec, channels=self._channels, where=self._where)
         self._seen, self._dims = False, 1
 
     def compute_amax(self, *_: Any, **__: Any) -> torch.Tensor | None:  # noqa: ANN401 - the libraries' signature

@@ -51,21 +51,30 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         raise QuantizeError(f"ONNX cannot infer the model's shapes: {first_line(error)}") from error
 
 
-def current(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model of an opset that has per-channel Q/DQ: the model itself, or one converted to it.
+def current(model: onnx.ModelProto, needed: int = _OPSET) -> onnx.ModelProto:
+    """Return a model of an opset that has the Q/DQ that is needed: the model itself, or one converted to it.
+
+    Args:
+        model: The model.
+        needed: The oldest version of the default operator set that will do.
 
     Raises:
         QuantizeError: It is too old and cannot be converted.
     """
-    if opset(model) >= _OPSET:
+    if opset(model) >= needed:
         return model
+    hint = f"export the model again with opset {needed} or later"
+    why = f"the model has opset {opset(model)}, and converting it to {needed} fails"
+    if model.functions:  # the converter drops them
+        raise QuantizeError(f"{why}: it brings functions of its own", hint=hint)
     try:
-        return version_converter.convert_version(model, _OPSET)
+        made = version_converter.convert_version(model, needed)
     except Exception as error:  # onnx's errors share no base class
-        raise QuantizeError(
-            f"the model has opset {opset(model)}, and converting it to {_OPSET} fails: {first_line(error)}",
-            hint=f"export the model again with opset {_OPSET} or later",
-        ) from error
+        raise QuantizeError(f"{why}: {first_line(error)}", hint=hint) from error
+    metadata = {node.output[0]: node.metadata_props for node in model.graph.node if node.metadata_props}
+    for node in made.graph.node:  # the converter keeps names, and drops what they stand for
+        node.metadata_props.extend(metadata.get(node.output[0], ()) if node.output else ())
+    return made
 
 
 def _close_inputs(model: onnx.ModelProto) -> None:

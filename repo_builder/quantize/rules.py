@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from repo_builder.core.errors import RecipeError, did_you_mean
+from repo_builder.core.precisions import PRECISIONS
 from repo_builder.core.recipe import LayerRule, Precision, QuantizeSpec
 
 WEIGHTED = frozenset({
@@ -53,7 +54,7 @@ class LayerPlan:
         type: Layer type, as in ``Conv2d``.
         rule: The rule that won, or None where none selects the layer.
         rule_index: That rule's place in ``quantize.layers``.
-        precision: ``int8``, ``fp16`` or ``fp32``.
+        precision: ``int8``, ``fp8``, ``fp16`` or ``fp32``.
     """
 
     name: str
@@ -66,6 +67,18 @@ class LayerPlan:
     def weighted(self) -> bool:
         """Whether the layer has a weight to quantize."""
         return self.type in WEIGHTED
+
+    @property
+    def coded(self) -> bool:
+        """Whether the layer's input and weight are to be codes, whose ranges its rule says how to find."""
+        return PRECISIONS[self.precision].codes == "weight and input"
+
+    @property
+    def coded_rule(self) -> LayerRule:
+        """The rule of such a layer."""
+        if self.rule is None or not self.coded:
+            raise ValueError(f"{self.name} is {self.precision}")
+        return self.rule
 
     @property
     def int8_rule(self) -> LayerRule:

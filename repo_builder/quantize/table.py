@@ -34,13 +34,13 @@ def records(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges) 
 def _record(plan: LayerPlan, inputs: Sequence[str], ranges: Ranges) -> LayerRecord:
     rule = plan.rule.selector if plan.rule else ""
     row = LayerRecord(name=plan.name, type=plan.type, rule=rule, asked=plan.precision)
-    if plan.precision != "int8":
+    if not plan.coded:
         return row
     weight = ranges.weights.get(plan.name)
     read = inputs[:1] if weight is not None else inputs
     found = [ranges.tensors[name] for name in read if name in ranges.tensors]
-    calibrator: str = plan.int8_rule.input.calibrator
-    percentile = plan.int8_rule.input.percentile
+    calibrator: str = plan.coded_rule.input.calibrator
+    percentile = plan.coded_rule.input.percentile
     if calibrator == BEST and found:
         name, _, share = max(found, key=lambda item: item.amax).calibrator.partition(" ")
         calibrator, percentile = f"{BEST}: {name}", float(share) if share else None

@@ -13,6 +13,8 @@ from repo_builder.core.recipe.repair import RepairSpec
 Precision = Literal["int8", "fp8", "fp16", "fp32"]
 Keep = Literal["what pays", "all"]
 CalibratorName = Literal["max", "percentile", "mse", "entropy", "best"]
+# of layers in fp8, whose codes keep small values whatever the range is
+FP8_CALIBRATORS = ("max", "percentile", "mse")
 InputCalibratorName = Literal["max", "percentile", "mse", "entropy", "best", "dynamic"]
 
 
@@ -70,9 +72,9 @@ class LayerRule:
     Attributes:
         type: Module type, as in ``Conv2d`` (fnmatch pattern); left out, any.
         name: Qualified module name (fnmatch pattern), as in ``feature_layers.*``; left out, any.
-        precision: ``int8``, ``fp16`` or ``fp32``.
-        input: Range of the layer's input; int8 only.
-        weight: Range of the layer's weight; int8 only.
+        precision: ``int8``, ``fp8`` (E4M3), ``fp16`` or ``fp32``.
+        input: Range of the layer's input; int8 and fp8 only.
+        weight: Range of the layer's weight; int8 and fp8 only.
         optional: Whether the rule may select nothing, which is an error else.
         num_bits: 8; anything else is refused with the reason.
     """
@@ -84,6 +86,16 @@ class LayerRule:
     weight: WeightQuantizer = field(default_factory=WeightQuantizer)
     optional: bool = False
     num_bits: Annotated[int, EIGHT_BITS] = 8
+
+    def __post_init__(self) -> None:
+        """Refuse calibrators that are of steps of one size where the codes' steps grow with the values."""
+        if self.precision != "fp8":
+            return
+        for key, spec in (("input", self.input), ("weight", self.weight)):
+            if spec.calibrator not in FP8_CALIBRATORS:
+                names = ", ".join(FP8_CALIBRATORS)
+                message = f"the {spec.calibrator} calibrator is for int8, whose steps are all of one size, not for fp8"
+                raise RecipeError(message, where=f"{key}.calibrator", hint=f"fp8 takes {names}")
 
     @property
     def selector(self) -> str:

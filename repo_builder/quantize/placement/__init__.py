@@ -7,6 +7,7 @@
     scales.py     their codes, from ranges (codes.py: one tensor's)
     weights.py    weights and biases as the target wants them
     lower.py      glue without an int8 kernel, written with those that there are
+    float8.py     layers in fp8, apart from all that (dynamic.py: those that find their ranges as they run)
     write.py      the placed graph (write_layer.py: an int8 layer, writer.py: its names)
     place.py      the order of these
 

@@ -34,8 +34,10 @@ def is_dynamic(plan: LayerPlan) -> bool:
 
 
 def static(plans: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
-    """Return the plans as the rest of placement sees them: such layers are float."""
-    return tuple(dataclasses.replace(item, precision="fp32") if is_dynamic(item) else item for item in plans)
+    """Return the plans as the rest of placement sees them: such layers are float, and so are those in fp8."""
+    apart = (item.precision == "fp8" or is_dynamic(item) for item in plans)
+    pairs = zip(plans, apart, strict=True)
+    return tuple(dataclasses.replace(item, precision="fp32") if alone else item for item, alone in pairs)
 
 
 def find_dynamic(index: Index, plans: Sequence[LayerPlan], profile: Profile) -> dict[str, str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
+from repo_builder.core.precisions import opset_of
 from repo_builder.core.recipe import InputQuantizer
+from repo_builder.quantize.finders import calibrator_name, float8_input
 from repo_builder.quantize.placement.choose import Choice, choose
 from repo_builder.quantize.placement.codes import Codes
 from repo_builder.quantize.placement.dynamic import find_dynamic, rewrite, static
+from repo_builder.quantize.placement.float8 import find_float8, without_ranges
+from repo_builder.quantize.placement.float8 import rewrite as rewrite_float8
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import find
 from repo_builder.quantize.placement.placed import LayerOutcome, Placed, PlacedTensor, Wanted
@@ -35,12 +39,12 @@ def wanted(model: onnx.ModelProto, plans: Sequence[LayerPlan], profiles: Sequenc
     Returns:
         Tensor → its calibrators, in graph order.
     """
-    index, plans = Index(current(model)), static(plans)
+    index = Index(current(model))
     found: dict[str, tuple[set[InputQuantizer], dict[str, None]]] = {}
     for profile in profiles:
-        layers = find(index, plans, profile)
-        choice = choose(index, layers, profile, lambda _: True)
-        for tensor, (calibrators, names) in choice.demands.items():
+        choice = choose(index, find(index, static(plans), profile), profile, lambda _: True)
+        asked = [(tensor, calibrators, names) for tensor, (calibrators, names) in choice.demands.items()]
+        for tensor, calibrators, names in (*asked, *_of_float8(index, plans, profile)):
             specs, asking = found.setdefault(tensor, (set(), {}))
             specs.update(calibrators)
             asking.update(dict.fromkeys(names))
@@ -48,10 +52,20 @@ def wanted(model: onnx.ModelProto, plans: Sequence[LayerPlan], profiles: Sequenc
     return {name: _wanted(*found[name]) for name in dict.fromkeys(ordered) if name in found}
 
 
+def _of_float8(
+    index: Index, plans: Sequence[LayerPlan], profile: Profile
+) -> Iterator[tuple[str, tuple[InputQuantizer], tuple[str]]]:
+    """Yield what the fp8 layers of a target read, with their rule's calibrator and their name."""
+    rules = {item.name: item.coded_rule for item in plans if item.precision == "fp8"}
+    for layer, tensors in find_float8(index, plans, profile).reads.items():
+        for tensor in tensors:
+            yield tensor, (float8_input(rules[layer].input),), (layer,)
+
+
 def _wanted(specs: set[InputQuantizer], layers: Mapping[str, None]) -> Wanted:
     widest = {spec for spec in specs if spec.calibrator == "max"} or specs
     return Wanted(
-        calibrators=tuple(sorted(widest, key=lambda spec: (spec.calibrator, spec.percentile or 0))),
+        calibrators=tuple(sorted(widest, key=calibrator_name)),
         layers=tuple(layers),
     )
 
@@ -62,9 +76,10 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     Args:
         model: The fp32 graph as ``prepare.prepare`` leaves it. Its inputs, outputs and node names stay; a graph
             before opset 13 is converted to 13.
-        plans: What each layer is to become. Layers that are to be int8 get Q/DQ; others stay as they are, fp32 ones
-            also where the target would make them int8 on its own.
-        ranges: The range of every tensor that ``wanted`` names, and of each int8 layer's weight. A tensor without one
+        plans: What each layer is to become. Layers that are to be int8 or fp8 get Q/DQ; others stay as they are, fp32
+            ones also where the target would make them int8 on its own. With an fp8 layer the graph's opset is raised
+            to 19, the first whose Q/DQ takes E4M3.
+        ranges: The range of every tensor that ``wanted`` names, and of each such layer's weight. A tensor without one
             was never reached, and carries no Q/DQ.
         profile: The target.
 
@@ -76,13 +91,18 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     choice, codes = decide(model, plans, ranges, profile)
     index = choice.index
     dynamic = find_dynamic(index, plans, profile)
+    float8 = without_ranges(find_float8(index, plans, profile), ranges.tensors)
     made = write(model, choice, codes, ranges.weights, profile)
     able = frozenset(name for name, why in dynamic.items() if not why)
+    if able:
+        made = rewrite(made, index, able, ranges.weights, profile)
+    if float8.reads:
+        made = rewrite_float8(current(made, opset_of(["fp8"])), index, float8, ranges)
     return Placed(
-        model=rewrite(made, index, able, ranges.weights, profile) if able else made,
+        model=made,
         profile=profile.name,
         tensors={tensor: _placed(choice, tensor, codes[tensor]) for tensor in choice.tensors},
-        layers=tuple(_outcome(item, choice, dynamic) for item in plans),
+        layers=tuple(_outcome(item, choice, {**dynamic, **float8.why_not}) for item in plans),
     )
 
 
@@ -124,11 +144,17 @@ def _placed(choice: Choice, tensor: str, codes: Codes) -> PlacedTensor:
     )
 
 
-def _outcome(plan: LayerPlan, choice: Choice, dynamic: Mapping[str, str]) -> LayerOutcome:
-    """Return a layer's row."""
-    if plan.name in dynamic:
-        why = dynamic[plan.name]
-        return LayerOutcome(name=plan.name, type=plan.type, asked="int8", placed="fp32" if why else "int8", reason=why)
+def _outcome(plan: LayerPlan, choice: Choice, apart: Mapping[str, str]) -> LayerOutcome:
+    """Return a layer's row.
+
+    Args:
+        plan: What it is to become.
+        choice: What the rest of placement made of it.
+        apart: Layer that was written apart from that → why it stays fp32; empty where it does not.
+    """
+    if plan.name in apart:
+        why, asked = apart[plan.name], plan.precision
+        return LayerOutcome(name=plan.name, type=plan.type, asked=asked, placed="fp32" if why else asked, reason=why)
     layers = choice.layers
     reason, precision = layers.reasons.get(plan.name, ""), plan.precision
     if precision == "int8" and not reason:

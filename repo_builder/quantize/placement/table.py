@@ -75,6 +75,7 @@ class Profile:
             those of linear layers as (outputs, inputs), and biases float32.
         fuses_bias: MatMul and the Add of a constant behind it become one Gemm, whose bias has to be int32, too.
         dynamic: Linear layers may find their input's range in every run.
+        float8: Operator → why it has no fp8 form, empty where it has one; others stay float.
         guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own.
     """
 
@@ -87,3 +88,4 @@ class Profile:
     fuses_bias: bool = False
     guard_float: bool = False
     dynamic: bool = False
+    float8: Mapping[str, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder.core.graphs import DQ, Q, free_name
 from repo_builder.core.tensors import Array
@@ -35,6 +35,16 @@ class Writer:
         if key not in self._stored:
             self._stored[key] = self.name(stem)
             self.initializers.append(numpy_helper.from_array(value, self._stored[key]))
+        return self._stored[key]
+
+    def stored(self, stem: str, patterns: Array, element: int = TensorProto.FLOAT8E4M3FN) -> str:
+        """Store a constant of a type that numpy lacks, one uint8 pattern a value; equal ones are stored once."""
+        patterns = np.ascontiguousarray(patterns, np.uint8).reshape(patterns.shape)
+        key = (str(element), str(patterns.shape), hashlib.sha256(patterns.tobytes()).digest())
+        if key not in self._stored:
+            self._stored[key] = self.name(stem)
+            made = helper.make_tensor(self._stored[key], element, patterns.shape, patterns.tobytes(), raw=True)
+            self.initializers.append(made)
         return self._stored[key]
 
     def node(self, kind: str, inputs: list[str], output: str, stem: str, **settings: int | list[int]) -> str:

@@ -21,7 +21,7 @@ from repo_builder.compile.tensorrt import graph, versions
 from repo_builder.core.profiles import Profile
 from repo_builder.export import qdq
 
-_TYPES = {"float": "fp32", "half": "fp16", "int8": "int8", "e4m3": "fp8", "f8e4m3": "fp8", "bfloat16": "bf16"}
+_TYPES = {"float": "fp32", "half": "fp16", "int8": "int8", "fp8_e4m3": "fp8", "bfloat16": "bf16"}
 _TENSOR = re.compile(r"^  (?:sub_)?tensor=\{.*?\bname=(\"[^\"]*\"|\S+).*?\btype=(\w+)", re.MULTILINE)
 _KERNEL = re.compile(r"^  (\w+)=\{ name=(\"[^\"]*\"|\S+)(.*)$", re.MULTILINE)
 _MODULES = ("log", "build")

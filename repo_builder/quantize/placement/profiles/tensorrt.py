@@ -36,4 +36,8 @@ TENSORRT = Profile(
         "Unsqueeze": _PASSES,
     },
     stored_codes=False,
+    float8={
+        **dict.fromkeys(("Conv", "Gemm", "MatMul"), ""),
+        "ConvTranspose": "TensorRT computes an fp8 ConvTranspose in fp32",  # seen in TensorRT for RTX 1.7
+    },
 )
