@@ -11,6 +11,7 @@ import click
 from repo_builder.cli.durations import Seconds
 
 if TYPE_CHECKING:
+    from repo_builder.core.recipe import Precision
     from repo_builder.results.sensing import Sensed
 
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     default="10m",
     show_default=True,
     help="How long may be measured, as in 90s or 10m; layers that take most time come first.",
+)
+@click.option(
+    "--also",
+    type=click.Choice(["fp8", "fp16"]),
+    multiple=True,
+    help="Measure what this precision costs in accuracy, too, where the target does not have it: its time is then "
+    "unknown. Repeatable.",
 )
 @click.option(
     "--report",
@@ -52,6 +60,7 @@ if TYPE_CHECKING:
 def command(
     recipe: str,
     budget: float,
+    also: tuple[Precision, ...],
     report: Path | None,
     target: str | None,
     work: Path,
@@ -62,14 +71,15 @@ def command(
 ) -> None:
     """Measure what each layer of RECIPE gains and costs in a lower precision.
 
-    Each layer alone is made int8 (and fp16 where the target has it), all others stay fp32: how much time the network
-    saves, in turns with all in fp32, and what it loses, in signal to noise and accuracy of the outputs on validation
-    samples, each with its 95 % interval, what pays best first. How long that takes is told before it starts. Run again,
-    it goes on where it was stopped. Layers that a rule calls by their full name stay as they are.
+    Each layer alone is made int8 (and fp8 and fp16 where the target has them), all others stay fp32: how much time the
+    network saves, in turns with all in fp32, and what it loses, in signal to noise and accuracy of the outputs on
+    validation samples, each with its 95 % interval, what pays best first. How long that takes is told before it starts.
+    Run again, it goes on where it was stopped. Layers that a rule calls by their full name stay as they are.
 
     \b
     repo-builder sense vgg
     repo-builder sense my_model.toml --budget 2m --report sense.html
+    repo-builder sense vgg --also fp8
     repo-builder sense vgg --json
     """
     from repo_builder import recipes
@@ -88,7 +98,7 @@ def command(
         checkpoint=checkpoint,
         data_dir=data_dir,
     )
-    found = search.sense(options, budget_s=budget)
+    found = search.sense(options, budget_s=budget, also=also)
     if report is not None:
         files.write_text(report, precision_page.sense_page(found, environment.describe()))
     if as_json:
@@ -110,10 +120,14 @@ def _show(found: Sensed, report: Path | None) -> None:
     for heading in ("saves µs", "95 % interval", "of fp32", "outputs keep dB", "points lost", "95 % interval"):
         table.add_column(heading, justify="right")
     for row in found.rows:
-        saved, low, high = row.saved_us
         drop = ("", "") if row.drop is None else (f"{row.drop.points:.2f}", f"{row.drop.low:.2f} – {row.drop.high:.2f}")
-        share = f"{100 * saved / row.speed[0].reference_us:.1f} %" if row.speed else row.refused or "not timed"
-        times = (f"{saved:.1f}", f"{low:.1f} – {high:.1f}") if row.speed else ("", "")
+        times, share = ("", ""), row.refused or row.untimed or "not timed"
+        if row.saved_us is not None:
+            saved, low, high = row.saved_us
+            times, share = (
+                (f"{saved:.1f}", f"{low:.1f} – {high:.1f}"),
+                f"{100 * saved / row.speed[0].reference_us:.1f} %",
+            )
         table.add_row(Text(row.name), row.precision, *times, Text(share), f"{row.sqnr_db:.1f}", *drop)
     console = stdout_console()
     console.print(table)

@@ -97,6 +97,14 @@ class CompileTarget(Protocol):
         """Return why the target cannot be used on this machine, None where it can. Cheap, never raises."""
         ...
 
+    def check(self, recipe: Recipe) -> None:
+        """See that the target runs every precision that rules ask for.
+
+        Raises:
+            CompileError: It does not; the rule, the reason and what runs it are named.
+        """
+        ...
+
     def versions(self, recipe: Recipe) -> dict[str, str]:
         """Return what of this machine the result depends on: library versions, GPU, choices made from CPU flags."""
         ...
@@ -149,6 +157,12 @@ class CompileTarget(Protocol):
             CompileError: The file cannot be run here.
         """
         ...
+
+
+def asking(recipe: Recipe, precision: Precision) -> str | None:
+    """Return the key of the first rule that asks for a precision; None where none does."""
+    places = (place for place, rule in enumerate(recipe.quantize.layers) if rule.precision == precision)
+    return next((f"quantize.layers[{place}]" for place in places), None)
 
 
 def target(name: str) -> CompileTarget:

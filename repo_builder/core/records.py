@@ -24,6 +24,8 @@ class LayerRecord:
         asked: The precision that the recipe asks for.
         got: What the compiled model computes it in; None until a target has said so.
         reason: Why it is not what was asked, one sentence; empty where it is.
+        values: What its input and weight are rounded to, where it computes in more than that, as fp8 on a CPU; else
+            empty.
         calibrator: Input calibrator, as in ``percentile``, or ``best: percentile`` where it was chosen; empty unless
             int8 or fp8.
         weight_calibrator: The weight's, where it was chosen, as in ``best: mse``; else empty.
@@ -40,6 +42,7 @@ class LayerRecord:
     asked: Precision
     got: str | None = None
     reason: str = ""
+    values: str = ""
     calibrator: str = ""
     weight_calibrator: str = ""
     percentile: float | None = None
@@ -51,6 +54,11 @@ class LayerRecord:
     def precision(self) -> str:
         """What the layer is: what it became where that is known, else what was asked."""
         return self.got or self.asked
+
+    @property
+    def exactness(self) -> str:
+        """The precision that says how exact the layer is: that of its values, whatever it computes in."""
+        return self.values or self.precision
 
     @property
     def calibration(self) -> str:

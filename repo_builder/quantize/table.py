@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from repo_builder.core.graphs import layer_of
+from repo_builder.core.precisions import PRECISIONS
 from repo_builder.core.records import FUSED, UNKNOWN, LayerRecord, Verdict
 from repo_builder.quantize.placement import LayerOutcome
 from repo_builder.quantize.ranges import BEST, Ranges
 from repo_builder.quantize.rules import LayerPlan
 
 LEAST_SQNR_DB = 10.0  # below, a layer's noise is a third of its signal
+_CODED = frozenset(name for name, kind in PRECISIONS.items() if kind.codes == "weight and input")
 _SHOWN = 4  # layers that a sentence names
 
 
@@ -88,7 +90,8 @@ def became(rows: Sequence[LayerRecord], verdicts: Sequence[Verdict]) -> tuple[La
         item = told.get(row.name)
         if item is not None and item.got != row.got:
             reason = row.reason or f"the runtime runs it in {item.got}{f' ({item.kind})' if item.kind else ''}"
-            row = dataclasses.replace(row, got=item.got, reason=reason if item.got != row.asked else "")
+            values = row.got or "" if item.asked == row.got and row.got in _CODED else ""
+            row = dataclasses.replace(row, got=item.got, values=values, reason=reason if item.got != row.asked else "")
         made.append(row)
     return tuple(made)
 

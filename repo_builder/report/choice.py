@@ -52,6 +52,11 @@ def cost(row: TriedRecord) -> str:
 
 def _serve(engine: EngineArtifact) -> str:
     rows, form, other = _speed(engine), _form(engine), _reference(engine)
+    rounded = [row for row in engine.layers if row.values == "fp8"]
+    if rounded:
+        paced = f": {speeds(rows)}" if rows else ""
+        what = f"its {len(rounded)} layers in fp8 are computed in float on rounded values, to tell their accuracy alone"
+        return f"serve something else here: {what}{paced}. {_accuracy(engine.accuracy)}".rstrip()
     if form == "fp32" or (other != "fp32" and not rows):
         return f"serve {form} here{_why_reference(engine)}. {_accuracy(engine.accuracy)}".rstrip()
     said = {row.verdict for row in rows}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,27 +18,25 @@ class LayerSense:
         name: The layer.
         type: Its type.
         precision: The precision.
-        speed: The network's time against all in fp32, one row a batch size; empty where it does not build.
+        speed: The network's time against all in fp32, one row a batch size; empty where it does not build, and where
+            the target has no such arithmetic.
         saved_us: Time that the network saves at the first batch size, microseconds, with the low and high end of its
-            95 % interval.
+            95 % interval; None where ``speed`` is empty.
         sqnr_db: Least signal to noise of an output, dB.
         drop: Accuracy that it costs; None where outputs are no classes.
         refused: Why it does not build; empty where it does.
+        untimed: Why its time is unknown though it builds; empty where it was timed.
     """
 
     name: str
     type: str
     precision: Precision
     speed: tuple[SpeedRecord, ...] = ()
-    saved_us: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    saved_us: tuple[float, float, float] | None = None
     sqnr_db: float
     drop: DropRecord | None = None
     refused: str = ""
-
-    @property
-    def gain(self) -> float:
-        """How many times as fast the network is, geometric mean over batch sizes; 1 where it does not build."""
-        return statistics.geometric_mean([row.speedup for row in self.speed]) if self.speed else 1.0
+    untimed: str = ""
 
     @property
     def faster(self) -> bool:

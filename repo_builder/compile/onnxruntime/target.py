@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 import onnxruntime as ort
 
-from repo_builder.compile import CompileOptions, timed
+from repo_builder.compile import CompileOptions, asking, timed
 from repo_builder.compile.onnxruntime import node_times, speed
 from repo_builder.compile.onnxruntime.became import became
 from repo_builder.core import environment
@@ -25,6 +25,7 @@ from repo_builder.core.records import FUSED, Verdict
 from repo_builder.core.tensors import Array
 
 _BATCH = 64
+_SIMULATED = "computed in float on values that are rounded to fp8, which costs time and gains none"
 _PROVIDERS = {"none": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -37,6 +38,19 @@ class OnnxRuntimeTarget:
     def unavailable(self) -> str | None:
         """Return None: the CPU provider runs wherever the library does."""
         return None
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse fp8: no provider that this target serves with has its arithmetic, as far as was tried."""
+        rule, spec = asking(recipe, "fp8"), recipe.compile.onnxruntime
+        if rule is None or (spec.accelerator == "none" and spec.fp8 == "simulate"):
+            return
+        hint = "give the layers int8, or compile for TensorRT 10 or later on a GPU of compute capability 8.9 or later"
+        if spec.accelerator != "none":
+            message = f"fp8 was never tried with ONNX Runtime's {_PROVIDERS[spec.accelerator]}"
+            raise CompileError(message, where=rule, hint=hint)
+        message = "ONNX Runtime's CPU provider has no fp8 arithmetic: it would compute in float, and round besides"
+        only = "to measure their accuracy alone, set compile.onnxruntime.fp8=simulate"
+        raise CompileError(message, where=rule, hint=f"{hint}; {only}")
 
     def versions(self, recipe: Recipe) -> dict[str, str]:
         """Return the library's version and what the CPU's flags decide."""
@@ -57,11 +71,15 @@ class OnnxRuntimeTarget:
             shutil.copyfile(options.graph, path)
         kind, why = saturation(spec.first_layer)
         matters = kind != "none" and spec.accelerator == "none" and "int8" in options.layer_precisions.values()
+        notes = (f"weights of int8 layers: {kind} ({why})",) if matters else ()
+        simulated = sum(item == "fp8" for item in options.layer_precisions.values())
+        if simulated:
+            notes = (*notes, f"{simulated} layers in fp8 are {_SIMULATED}: this build is for measuring accuracy")
         details = OnnxRuntimeDetails(
             max_batch_size=options.recipe.repository.max_batch_size,
             accelerator=spec.accelerator,
             onnxruntime_version=ort.__version__,
-            notes=(f"weights of int8 layers: {kind} ({why})",) if matters else (),
+            notes=notes,
         )
         if spec.accelerator != "none":
             return details

@@ -13,7 +13,7 @@ import tensorrt as trt
 
 from repo_builder.compile.tensorrt.graph import GraphPrecisions
 from repo_builder.compile.tensorrt.log import Log, RateLimited, Say, monitor
-from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, Dialect, dialect
+from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, Dialect, dialect, strongly_typed
 from repo_builder.core import files
 from repo_builder.core.errors import CompileError
 from repo_builder.core.profiles import Profile
@@ -87,6 +87,8 @@ def build(request: BuildRequest, say: Say) -> Built:
     """
     started = time.perf_counter()
     speaks = dialect(trt.__version__)
+    if request.precisions.has_float8:  # which a builder that chooses types by itself need not take
+        speaks = strongly_typed(speaks)
     said = RateLimited(say)
     log = Log(None if speaks.progress_monitor else said)
     try:

@@ -1,7 +1,7 @@
 """What an ONNX graph says about precision, for a builder that has to be told: its layers and its tensors' types.
 
-int8 stands in the graph as Q/DQ, fp16 as float16 tensors. A weakly typed builder chooses freely among the precisions
-that its flags allow, so the graph's tensor types are handed to it as constraints.
+int8 and fp8 stand in the graph as Q/DQ, fp16 as float16 tensors. A weakly typed builder chooses freely among the
+precisions that its flags allow, so the graph's tensor types are handed to it as constraints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class GraphLayer:
     Attributes:
         name: The layer.
         node: The node; a layer that runs more than once has several.
-        asked: ``int8``, ``fp16`` or ``fp32``.
+        asked: ``int8``, ``fp8``, ``fp16`` or ``fp32``.
     """
 
     name: str
@@ -43,8 +43,9 @@ class GraphPrecisions:
             make, and what is made of that alone: a Relu behind an int8 layer is fused into it and belongs to its
             precision.
         float_nodes: Node → ``fp32`` or ``fp16``, the type of its output, likewise.
-        has_int8: Whether there is a quantizer.
+        has_int8: Whether there is a quantizer to int8.
         has_fp16: Whether there is a float16 tensor.
+        has_float8: Whether there is a quantizer to fp8, or a weight of it.
     """
 
     layers: tuple[GraphLayer, ...]
@@ -53,6 +54,7 @@ class GraphPrecisions:
     float_nodes: dict[str, str]
     has_int8: bool
     has_fp16: bool
+    has_float8: bool = False
 
 
 def read(model: onnx.ModelProto, layer_precisions: Mapping[str, str]) -> GraphPrecisions:
@@ -78,7 +80,7 @@ def read(model: onnx.ModelProto, layer_precisions: Mapping[str, str]) -> GraphPr
             free.update(node.output)
         if node.op_type in (Q, DQ, "Cast", "Constant"):
             continue
-        is_layer = layer_precisions.get(layer_of(node) or "", "int8") != "int8"
+        is_layer = layer_precisions.get(layer_of(node) or "", "int8") not in ("int8", "fp8")
         if not is_layer and all(name in free for name in node.input):
             free.update(node.output)
         if set(node.output) <= free:
@@ -86,11 +88,13 @@ def read(model: onnx.ModelProto, layer_precisions: Mapping[str, str]) -> GraphPr
         for output in node.output:
             if kinds.get(output) in _FLOATS:
                 float_makers[output], float_nodes[node.name] = node.name, _FLOATS[kinds[output]]
+    codes = {graph.codes(node.output[0]) for node in model.graph.node if node.op_type == DQ}
     return GraphPrecisions(
         layers=tuple(layers),
         nodes=tuple(node.name for node in model.graph.node),
         float_makers=float_makers,
         float_nodes=float_nodes,
-        has_int8=any(node.op_type == Q for node in model.graph.node),
+        has_int8="int8" in codes,
         has_fp16=TensorProto.FLOAT16 in kinds.values(),
+        has_float8="fp8" in codes,
     )

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from repo_builder.compile import CompileOptions
+from repo_builder.compile import CompileOptions, asking
 from repo_builder.compile.tensorrt import graph, inspector, profiles
 from repo_builder.compile.tensorrt.normalization import without_layer_normalization
 from repo_builder.compile.tensorrt.regions import Piece
 from repo_builder.compile.tensorrt.settle import MOST_BUILDS, settle
-from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, dialect
+from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, dialect, why_no_float8
 from repo_builder.compile.timed import LayerTimes
 from repo_builder.core import device, environment, onnx_files
 from repo_builder.core.artifacts import OnnxArtifact
@@ -51,6 +51,12 @@ class TensorRTTarget:
         if not environment.gpus():
             return "this machine has no NVIDIA GPU (nvidia-smi lists none)"
         return None
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse fp8 where this TensorRT or this GPU has none."""
+        rule, why = asking(recipe, "fp8"), why_no_float8(trt.__version__, environment.gpus()[0].compute_capability)
+        if rule is not None and why:
+            raise CompileError(f"fp8 does not run here: {why}", where=rule, hint="give the layers int8 or fp16")
 
     def versions(self, recipe: Recipe) -> dict[str, str]:
         """Return what a plan depends on: TensorRT's version and the GPU."""
@@ -122,8 +128,9 @@ class TensorRTTarget:
         )
 
     def below_fp32(self, recipe: Recipe) -> tuple[Precision, ...]:
-        """Return int8 and fp16."""
-        return "int8", "fp16"
+        """Return int8 and fp16, and fp8 where this TensorRT and this GPU have it."""
+        why = why_no_float8(trt.__version__, environment.gpus()[0].compute_capability)
+        return ("int8", "fp16") if why else ("int8", "fp8", "fp16")
 
     def trial(self, artifact: OnnxArtifact, folder: Path, *, options: CompileOptions) -> tuple[Path, EngineDetails]:
         """Build the plan as ``compile`` does: a choice whose precisions the engine does not keep is none.

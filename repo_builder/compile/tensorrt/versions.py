@@ -14,6 +14,7 @@ converted, which precisions come out, how the inspector names fused layers.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from repo_builder.core.errors import CompileError
@@ -35,6 +36,7 @@ class Dialect:
         progress_monitor: Whether ``IProgressMonitor`` reports progress; where not, the logger's lines do.
         names_refused_node: Whether a parser error says the node's name and operator; where not, only its position.
         layer_normalization: Whether the parser knows opset 17's LayerNormalization.
+        float8: Whether fp8 Q/DQ is parsed, which opset 19 brought, and its networks may be strongly typed.
     """
 
     network_flags: tuple[str, ...]
@@ -43,6 +45,7 @@ class Dialect:
     progress_monitor: bool
     names_refused_node: bool
     layer_normalization: bool = True
+    float8: bool = False
 
 
 # (major, minor) from which a row holds → the row
@@ -68,6 +71,7 @@ _TABLE: dict[tuple[int, int], Dialect] = {
         optimization_level=True,
         progress_monitor=True,
         names_refused_node=True,
+        float8=True,
     ),
     (11, 0): Dialect(
         network_flags=("STRONGLY_TYPED",),
@@ -75,8 +79,31 @@ _TABLE: dict[tuple[int, int], Dialect] = {
         optimization_level=True,
         progress_monitor=True,
         names_refused_node=True,
+        float8=True,
     ),
 }
+# From which compute capability on GPUs have fp8 units (Ada, Hopper): NVIDIA, "Working with Quantized Types".
+_FLOAT8_CAPABILITY = (8, 9)
+
+
+def strongly_typed(row: Dialect) -> Dialect:
+    """Return how a version is spoken to where the types of the graph's tensors are to be the precisions."""
+    return dataclasses.replace(row, network_flags=("STRONGLY_TYPED",), weakly_typed=False)
+
+
+def why_no_float8(version: str, capability: str) -> str:
+    """Return why a TensorRT builds no fp8 layers for a GPU, an empty text where it does.
+
+    Args:
+        version: As for ``dialect``.
+        capability: Compute capability, as in ``9.0``.
+    """
+    if not dialect(version).float8:
+        return f"TensorRT {version} parses no fp8 Q/DQ (opset 19), which TensorRT 10 does"
+    if tuple(int(part) for part in capability.split(".")) < _FLOAT8_CAPABILITY:
+        least = ".".join(map(str, _FLOAT8_CAPABILITY))
+        return f"a GPU of compute capability {capability} has no fp8 units, which begin with {least}"
+    return ""
 
 
 def dialect(version: str) -> Dialect:

@@ -20,6 +20,8 @@ class OnnxRuntimeSpec:
     Attributes:
         first_layer: int8 on a CPU whose sums of 8-bit products saturate (AVX2 without VNNI): ``auto`` gives weights 7
             bits there, ``int8`` keeps 8, ``fp32`` leaves the layers in floating point.
+        fp8: Whether the CPU provider, which has no fp8 arithmetic, refuses layers in fp8 or computes them in float on
+            values that are rounded to fp8: the accuracy is fp8's, the time is not.
         accelerator: ``none``, or the execution accelerator written to config.pbtxt: ``cuda`` or ``tensorrt``.
         accelerator_precision: Precision mode of the TensorRT accelerator.
         engine_cache: Whether the TensorRT accelerator keeps its engines, in a folder of the server's working directory.
@@ -28,6 +30,7 @@ class OnnxRuntimeSpec:
     """
 
     first_layer: Literal["auto", "int8", "fp32"] = "auto"
+    fp8: Literal["refuse", "simulate"] = "refuse"
     accelerator: Literal["none", "cuda", "tensorrt"] = "none"
     accelerator_precision: Literal["fp32", "fp16", "int8"] = "fp32"
     engine_cache: bool = True

@@ -35,7 +35,8 @@ def choose(options: BuildOptions, graph: Path | None = None) -> CompileTarget:
         graph: The network as .onnx, where there is one already: what no TensorRT takes is told without one.
 
     Raises:
-        CompileError: It is unavailable on this machine, or TensorRT, asked for by name, does not take the graph.
+        CompileError: It is unavailable on this machine, or does not run a precision that a rule asks for; or TensorRT,
+            asked for by name, does not take the graph.
         MissingDependency: Its library is not installed.
     """
     name = options.target or options.recipe.compile.target
@@ -43,6 +44,7 @@ def choose(options: BuildOptions, graph: Path | None = None) -> CompileTarget:
         _say_refusals(graph, name)
     target, reason = choose_target(name)
     progress.stderr_console().print(f"target: {reason}")
+    target.check(options.recipe)
     return target
 
 

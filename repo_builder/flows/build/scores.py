@@ -47,7 +47,7 @@ def score_forms(
         {form.replace("_", "-"): outputs for form, outputs in forms.items()},
         samples.labels if labelled else None,
         scored=ladder.scored_output(recipe.model.outputs, recipe.measure.output, len(classes)),
-        limits=Limits.of(recipe.measure, (item.precision for item in layers)),
+        limits=Limits.of(recipe.measure, (item.exactness for item in layers)),
         classes=classes,
     )
     return found.rungs

@@ -76,7 +76,7 @@ def run(
         {form: ranked.spread(outputs, made.ranked, made.width) for form, outputs in forms.items()},
         samples.labels if recipe.measure.task == "classification" else None,
         scored=made.scored,
-        limits=Limits.of(recipe.measure, (item.precision for item in engine.layers)),
+        limits=Limits.of(recipe.measure, (item.exactness for item in engine.layers)),
         classes=made.classes,
     )
     return dataclasses.replace(made, accuracy=climbed.rungs[1:], data_sha256=raw.fingerprint)

@@ -139,7 +139,7 @@ def _ladder(
     if not build.is_of(dataset.fingerprint) or counts != {len(served[client.scored])}:
         collected.note("the build's outputs are of other samples: there is no accuracy ladder")
         return None
-    limits = Limits.of(spec, (item.precision for item in build.layers))
+    limits = Limits.of(spec, (item.exactness for item in build.layers))
     through = build.through()
     if not through or build.recipe is None:
         return ladder.climb(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from repo_builder.compile import CompileTarget
 from repo_builder.core import codec, files, progress
 from repo_builder.core.details import TriedRecord
 from repo_builder.core.errors import DataError, DepartureError, MeasureError, RecipeError
-from repo_builder.core.recipe import Recipe, SearchSpec
+from repo_builder.core.recipe import Precision, Recipe, SearchSpec
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import compiling, exporting, piping
 from repo_builder.flows.build.options import BuildOptions
@@ -83,21 +83,22 @@ def wanted(recipe: Recipe, options: BuildOptions) -> SearchSpec | None:
     return spec
 
 
-def sense(options: BuildOptions, *, budget_s: float) -> Sensed:
+def sense(options: BuildOptions, *, budget_s: float, also: Sequence[Precision] = ()) -> Sensed:
     """Measure each layer alone.
 
     Args:
         options: As for a build; ``repository`` is not used.
         budget_s: Seconds that may be spent.
+        also: Precisions of which the loss alone is measured where the target does not have them.
 
     Raises:
         RepoBuilderError: The branch tells what failed; what was measured stays and is not measured again.
     """
-    target = compiling.choose(options)
+    target = compiling.choose(dataclasses.replace(options, recipe=widest(options.recipe)))
     dataset = _data(options)
     spec = options.recipe.search or SearchSpec()
     with _bench(options, target, dataset, spec, None) as bench:
-        return sensing.run(bench, budget_s=budget_s, name=options.recipe.name)
+        return sensing.run(bench, budget_s=budget_s, name=options.recipe.name, also=also)
 
 
 def search(

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from repo_builder.core import codec
+from repo_builder.core.precisions import PRECISIONS
 from repo_builder.core.recipe import InputQuantizer, LayerRule, Precision, QuantizeSpec, Recipe, WeightQuantizer
+from repo_builder.core.recipe.precision import FP8_CALIBRATORS
 from repo_builder.quantize.rules import WEIGHTED, Layer, LayerPlan
 
 _WILDCARDS = frozenset("*?[")
@@ -84,16 +86,21 @@ class Space:
     def key(self, choice: Choice) -> list[Any]:
         """Return what a choice's graph depends on beside the model and its samples, as JSON values."""
         return [
-            [item.name, item.precision, *([codec.plain(item.rule)] if item.precision == "int8" else [])]
+            [item.name, item.precision, *([codec.plain(item.rule)] if item.coded else [])]
             for item in self.planned(choice)
         ]
 
 
 def _changed(plan: LayerPlan, precision: Precision, calibrator: InputQuantizer | None) -> LayerPlan:
     rule = plan.rule or LayerRule(name=plan.name, precision=precision)
-    rule = dataclasses.replace(rule, type=None, name=plan.name, precision=precision)
+    found: dict[str, Any] = {"input": rule.input, "weight": rule.weight}
     if calibrator is not None and rule.input.calibrator != "dynamic":
-        rule = dataclasses.replace(rule, input=calibrator)
+        found["input"] = calibrator
+    if precision == "fp8":  # it takes fewer calibrators, and the plain one for the others
+        plain = {"calibrator": "max", "percentile": None}
+        for key, spec in found.items():
+            found[key] = spec if spec.calibrator in FP8_CALIBRATORS else dataclasses.replace(spec, **plain)
+    rule = dataclasses.replace(rule, type=None, name=plan.name, precision=precision, **found)
     return dataclasses.replace(plan, rule=rule, rule_index=None, precision=precision)
 
 
@@ -125,9 +132,9 @@ def _fixed(rule: LayerRule) -> LayerRule:
 def searched(recipe: Recipe, rules: tuple[LayerRule, ...]) -> Recipe:
     """Return the recipe that a search ends with: plain rules, each taken as it stands."""
     old = recipe.quantize
-    if any(rule.precision == "int8" for rule in rules):
+    if any(PRECISIONS[rule.precision].codes != "none" for rule in rules):
         spec = dataclasses.replace(old, keep="all", layers=rules)
-    else:  # what else the table says is of int8 layers, and there are none
+    else:  # what else the table says is of layers of codes, and there are none
         spec = QuantizeSpec(backend=old.backend, batch_size=old.batch_size, keep="all", layers=rules)
     return dataclasses.replace(recipe, search=None, quantize=spec)
 

@@ -1,6 +1,6 @@
 """The search: from all in int8 to the fastest choice within the limits, by what was measured and nothing else.
 
-1. *Starts*: everything in fp32, in fp16 where the target has it, in int8 by each calibrator.
+1. *Starts*: everything in fp32, in fp16 and fp8 where the target has them, in int8 by each calibrator.
 2. *Accuracy*: where int8 costs too much, pieces of the graph are made int8 alone and looked at. The noisiest try other
    calibrators; then pieces go back, most noise for the least time first, until the limit is kept (a bisection); those
    that went back for nothing return.
@@ -93,7 +93,12 @@ class Hunt:
     @property
     def floor(self) -> Precision:
         """What a layer is that int8 does not suit: fp16 where the target has it, else fp32."""
-        return "fp16" if "fp16" in self.bench.target.below_fp32(self.bench.options.recipe) else "fp32"
+        return "fp16" if "fp16" in self.others else "fp32"
+
+    @property
+    def others(self) -> tuple[Precision, ...]:
+        """The precisions below fp32 that the target has beside int8."""
+        return tuple(item for item in self.bench.target.below_fp32(self.bench.options.recipe) if item != "int8")
 
     def look(self, what: str, choice: Choice) -> Look:
         """Look at all samples, and write it down."""
@@ -130,10 +135,10 @@ class Hunt:
     def everything(self) -> Choice:
         """Try all in one precision; return all in int8 by the calibrator that costs least."""
         bench = self.bench
-        if self.floor == "fp16":
-            half = Choice().but(bench.space.free, "fp16")
-            self.look("all in fp16", half)
-            self.time(half)
+        for precision in self.others:
+            alike = Choice().but(bench.space.free, precision)
+            self.look(f"all in {precision}", alike)
+            self.time(alike)
         best = Choice()
         self.look("all in int8", best)
         self.time(best)
@@ -247,7 +252,7 @@ class Hunt:
         """Try moves from the best so far; return what is best then."""
         key, refused = self.bench.key, set[str]()
         for _ in range(_ROUNDS):
-            for what, choice in moves(self.bench, best, self.floor):
+            for what, choice in moves(self.bench, best, self.floor, float8="fp8" in self.others):
                 if not self.left_s:
                     return best
                 if key(choice) != key(best) and key(choice) not in refused:

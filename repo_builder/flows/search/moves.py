@@ -10,16 +10,20 @@ from repo_builder.flows.search.bench import Bench
 from repo_builder.flows.search.choices import Choice
 
 
-def moves(bench: Bench, best: Choice, floor: Precision) -> Iterator[tuple[str, Choice]]:
+def moves(bench: Bench, best: Choice, floor: Precision, *, float8: bool = False) -> Iterator[tuple[str, Choice]]:
     """Yield moves away from a choice, what promises most first.
 
     Args:
         bench: What measures.
         best: The choice.
         floor: What a layer is that int8 does not suit.
+        float8: Whether the target has fp8.
     """
     space = bench.space
     int8 = [name for name in space.free if name not in dict(best.precisions)]
+    put_back = [name for name in space.free if name in best.of(floor)]
+    if float8 and put_back:
+        yield f"fp8 in place of {floor}", best.but(put_back, "fp8")
     runs, first = bench.groups(best)
     if first:
         yield "int8 but the first convolution", best.but(set(first) & set(int8), floor)

@@ -12,13 +12,14 @@ from repo_builder.flows.search.choices import Choice
 from repo_builder.results.sensing import LayerSense, Sensed
 
 
-def run(bench: Bench, *, budget_s: float, name: str) -> Sensed:
+def run(bench: Bench, *, budget_s: float, name: str, also: Sequence[Precision] = ()) -> Sensed:
     """Measure every free layer alone in each lower precision of the target, what takes most time first.
 
     Args:
         bench: What measures.
         budget_s: Seconds that may be spent; layers beyond are left out and named.
         name: The model's.
+        also: Precisions of which the loss alone is measured where the target does not have them.
 
     Raises:
         MeasureError: There is nothing to measure, or the budget is over before the first layer.
@@ -28,7 +29,8 @@ def run(bench: Bench, *, budget_s: float, name: str) -> Sensed:
     if not space.free:
         hint = "layers that a rule calls by their full name stay as they are"
         raise MeasureError(f"no layer of {name} is free to be {' or '.join(lower)} on {bench.target.name}", hint=hint)
-    everything = _everything(bench, lower, budget_s)
+    untimed = tuple(item for item in dict.fromkeys(also) if item not in (*lower, "fp32"))
+    everything = _everything(bench, (*lower, *untimed), budget_s)
     kinds = {layer[0]: layer[1] for layer in space.layers}
     rows: list[LayerSense] = []
     left: list[str] = []
@@ -37,9 +39,9 @@ def run(bench: Bench, *, budget_s: float, name: str) -> Sensed:
             left.append(layer)
             continue
         others = [item for item in space.free if item != layer]
-        for precision in lower:
+        for precision in (*lower, *untimed):
             choice = Choice().but(others, "fp32").but([layer], None if precision == "int8" else precision)
-            rows.append(_sensed(bench, layer, kinds[layer], precision, choice))
+            rows.append(_sensed(bench, layer, kinds[layer], precision, choice, timed=precision in lower))
     if not rows:
         hint = f"give --budget at least {2 * ledger.spent_s:.0f}s"
         raise MeasureError(f"the budget of {budget_s:g} s was over before the first layer was timed", hint=hint)
@@ -73,7 +75,9 @@ def _everything(bench: Bench, lower: Sequence[Precision], budget_s: float) -> La
 def _rank(row: LayerSense) -> tuple[bool, float]:
     """Order rows: those that are faster by time saved for the noise, then the others by what they leave of a signal."""
     noise = 10 ** (-row.sqnr_db / 10)
-    return not row.faster, -row.saved_us[0] / max(noise, 1e-20) if row.faster else -row.sqnr_db
+    if row.faster and row.saved_us is not None:
+        return False, -row.saved_us[0] / max(noise, 1e-20)
+    return True, -row.sqnr_db
 
 
 def _largest(bench: Bench) -> Sequence[str]:
@@ -83,14 +87,17 @@ def _largest(bench: Bench) -> Sequence[str]:
     return sorted(bench.space.free, key=key)
 
 
-def _sensed(bench: Bench, name: str, kind: str, precision: Precision, choice: Choice) -> LayerSense:
+def _sensed(
+    bench: Bench, name: str, kind: str, precision: Precision, choice: Choice, *, timed: bool = True
+) -> LayerSense:
     look = bench.look(choice, few=True)
-    speed = bench.speed(choice, bench.rest)
-    saved = (0.0, 0.0, 0.0)
+    speed = bench.speed(choice, bench.rest) if timed else ()
+    saved = None
     if speed:
         first = speed[0]
-        ratios = (first.speedup, first.low or first.speedup, first.high or first.speedup)
-        saved = tuple(round(first.reference_us * (1 - 1 / ratio), 2) for ratio in ratios)  # type: ignore[assignment]
+        low, high = (first.reference_us * (1 - 1 / (ratio or first.speedup)) for ratio in (first.low, first.high))
+        saved = (round(first.reference_us * (1 - 1 / first.speedup), 2), round(low, 2), round(high, 2))
+    refused = bench.why_refused(choice)
     return LayerSense(
         name=name,
         type=kind,
@@ -99,7 +106,8 @@ def _sensed(bench: Bench, name: str, kind: str, precision: Precision, choice: Ch
         saved_us=saved,
         sqnr_db=look.sqnr_db,
         drop=look.drop,
-        refused=bench.why_refused(choice),
+        refused=refused,
+        untimed="" if timed or refused else f"unknown: {bench.target.name} here has no {precision}",
     )
 
 

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from repo_builder.core import codec
+from repo_builder.core.precisions import PRECISIONS
 from repo_builder.core.recipe import LayerRule, Recipe
 from repo_builder.flows.search.choices import Space, called
 from repo_builder.quantize.rules import Layer, LayerPlan, plan
@@ -41,7 +42,7 @@ def rules(recipe: Recipe, space: Space, plans: Sequence[LayerPlan]) -> tuple[Lay
 
 def _bare(item: LayerPlan) -> LayerRule:
     """Return what a plan says of its layer, whatever selects it."""
-    if item.rule is None or item.precision != "int8":
+    if item.rule is None or not item.coded:
         return LayerRule(precision=item.precision)
     return dataclasses.replace(item.rule, type=None, name=None, precision=item.precision)
 
@@ -93,7 +94,7 @@ def toml(recipe: Recipe, *, comments: Sequence[str] = (), reasons: Mapping[str, 
     lines += ["", "[quantize]", *_pairs(quantize)]
     for rule in found:
         shown = {key: value for key, value in rule.items() if key != "num_bits"}
-        if shown["precision"] != "int8":
+        if PRECISIONS[shown["precision"]].codes == "none":
             shown = {key: value for key, value in shown.items() if key not in ("input", "weight")}
         why = (reasons or {}).get(rule.get("name") or rule.get("type") or "", "")
         lines += ["", "[[quantize.layers]]" + (f" # {_line(why)}" if why else ""), *_pairs(shown)]

@@ -97,7 +97,7 @@ def _activations(index: Index, node: onnx.NodeProto) -> tuple[str, ...]:
     return tuple(node.input[: 2 if is_product(index, node) else 1])
 
 
-def rewrite(placed: onnx.ModelProto, index: Index, found: Float8, ranges: Ranges) -> onnx.ModelProto:
+def rewrite(placed: onnx.ModelProto, index: Index, found: Float8, ranges: Ranges, profile: Profile) -> onnx.ModelProto:
     """Return a placed graph with these layers in fp8.
 
     Args:
@@ -105,6 +105,7 @@ def rewrite(placed: onnx.ModelProto, index: Index, found: Float8, ranges: Ranges
         index: The fp32 graph.
         found: The layers.
         ranges: The ranges of what they read, and of their weights.
+        profile: The target's table.
 
     Raises:
         QuantizeError: A layer has no weight range, or a range that leaves no scale.
@@ -120,7 +121,8 @@ def rewrite(placed: onnx.ModelProto, index: Index, found: Float8, ranges: Ranges
         for place, name in enumerate(_activations(index, original)):
             tensor = node.input[place]
             if tensor not in pairs:
-                pairs[tensor] = _pair(out, tensor, _input_scale(ranges.tensors[name], layer))
+                before = out.guarded(tensor) if profile.guard_float else tensor
+                pairs[tensor] = _pair(out, tensor, before, _input_scale(ranges.tensors[name], layer))
             node.input[place] = pairs[tensor]
         if not is_product(index, original):
             node.input[1] = _weight(out, index, original, ranges, layer)
@@ -133,10 +135,10 @@ def rewrite(placed: onnx.ModelProto, index: Index, found: Float8, ranges: Ranges
     return placed
 
 
-def _pair(out: Writer, tensor: str, scale: Array) -> str:
-    """Append Q/DQ behind a tensor and return what the layers read."""
+def _pair(out: Writer, tensor: str, before: str, scale: Array) -> str:
+    """Append Q/DQ behind a tensor, read as ``before``, and return what the layers read."""
     settings = [out.constant(f"{tensor}/fp8/scale", scale), out.stored(f"{tensor}/fp8/zero", np.zeros((), np.uint8))]
-    codes = out.node(Q, [tensor, *settings], out.name(f"{tensor}/fp8/codes"), f"{tensor}/fp8/{Q}")
+    codes = out.node(Q, [before, *settings], out.name(f"{tensor}/fp8/codes"), f"{tensor}/fp8/{Q}")
     return out.node(DQ, [codes, *settings], out.name(f"{tensor}/fp8/dequantized"), f"{tensor}/fp8/{DQ}")
 
 

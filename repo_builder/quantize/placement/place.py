@@ -97,7 +97,7 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     if able:
         made = rewrite(made, index, able, ranges.weights, profile)
     if float8.reads:
-        made = rewrite_float8(current(made, opset_of(["fp8"])), index, float8, ranges)
+        made = rewrite_float8(current(made, opset_of(["fp8"])), index, float8, ranges, profile)
     return Placed(
         model=made,
         profile=profile.name,

@@ -76,7 +76,8 @@ class Profile:
         fuses_bias: MatMul and the Add of a constant behind it become one Gemm, whose bias has to be int32, too.
         dynamic: Linear layers may find their input's range in every run.
         float8: Operator → why it has no fp8 form, empty where it has one; others stay float.
-        guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own.
+        guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own, and from taking a
+            Relu in front of an fp8 Q for a part of it, as ONNX Runtime 1.32 does, whose E4M3 has negative codes, too.
     """
 
     name: str

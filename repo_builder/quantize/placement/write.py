@@ -19,7 +19,6 @@ from repo_builder.quantize.placement.writer import Writer
 from repo_builder.quantize.ranges import WeightRange
 
 _GUARDED = frozenset({"Conv", "ConvTranspose", "Gemm"})
-_LOWEST = np.float32(np.finfo(np.float32).min)
 
 
 def write(
@@ -163,8 +162,7 @@ def _guard(
         )
     if reached:
         final, node.output[0] = node.output[0], out.name(f"{node.output[0]}/unguarded")
-        lowest = out.constant("lowest_float", np.asarray(_LOWEST))
-        out.node("Max", [node.output[0], lowest], final, f"{original.name or original.output[0]}/Max")
+        out.guarded(node.output[0], final, original.name or original.output[0])
 
 
 def _assembled(model: onnx.ModelProto, index: Index, out: Writer) -> onnx.ModelProto:

@@ -62,6 +62,12 @@ def rounded(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return codes.astype(np.float32) * scale
 
 
+def input_scale(model: onnx.ModelProto, layer: str) -> Any:
+    """The scale of a layer's input."""
+    graph, node = Graph(model), next(item for item in model.graph.node if item.name == layer)
+    return graph.value(graph.producers[node.input[0]].input[1])
+
+
 @pytest.mark.parametrize("target", PROFILES)
 def test_every_layer_computes_with_values_that_e4m3_holds(kit: Any, target: str) -> None:
     model, feeds = network(kit), {"x": kit.noise(4, 3, 6, 6)}
@@ -95,7 +101,7 @@ def test_every_layer_computes_with_values_that_e4m3_holds(kit: Any, target: str)
     assert kit.decibels(exact, kit.run(byhand, feeds)[0]) > 20  # weights alone are rounded in it
     value = feeds["x"]
     copy = next(item for item in found.model.graph.node if item.name == "conv")
-    scale = graph.value(graph.producers[copy.input[0]].input[1])
+    scale = input_scale(found.model, "conv")
     np.testing.assert_array_equal(scale, np.float32(np.float64(np.abs(value).max()) / 448))
     seen = kit.run(found.model, feeds, copy.input[0], copy.input[1])
     np.testing.assert_array_equal(seen[0], rounded(value, scale))
@@ -112,7 +118,14 @@ def test_optimizations_change_nothing_that_rounding_does_not(kit: Any) -> None:
     for item in (mixed, placed(kit, model, feeds)):
         plain, fast = (kit.run(item.model, feeds, optimize=flag)[0] for flag in (False, True))
         assert kit.decibels(plain, fast) > 45
-        assert kit.decibels(kit.run(model, feeds)[0], fast) > 20
+    bare = [N("Relu", ["x"], ["r"], name="relu"), N("Reshape", ["r", "to"], ["f"], name="flat")]
+    for read, nodes in (("r", bare[:1]), ("f", bare)):  # what ONNX Runtime moves Q over is no way round the guard
+        last = N("MatMul", [read, "w"], ["y"], name="matmul")
+        stored = {"w": kit.noise(16, 4, seed=1), "to": np.array([-1, 16])}
+        model = kit.prepare(kit.model([*nodes, last], stored, {"x": ["n", 16]}))
+        found, feeds = placed(kit, model, {"x": kit.noise(8, 16)}).model, {"x": kit.noise(8, 16)}
+        plain, fast = (kit.run(found, feeds, optimize=flag)[0] for flag in (False, True))
+        assert kit.decibels(plain, fast) > 100
 
 
 def test_the_same_arguments_give_the_same_bytes_and_the_model_is_not_changed(kit: Any) -> None:
@@ -136,14 +149,14 @@ def test_layers_that_read_one_tensor_share_a_pair_with_the_widest_range(kit: Any
     found = placed(kit, model, feeds, FP8, LayerRule(type="MatMul", precision="fp8"), narrow)
     kinds = [node.op_type for node in found.model.graph.node]
     assert kinds.count("QuantizeLinear") == 3  # of x, and of the two that attention multiplies
-    pair = next(node for node in found.model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
-    scale = Graph(found.model).value(pair.input[1])
+    scale = input_scale(found.model, "query")
+    assert scale == input_scale(found.model, "key")
     assert scale == np.float32(np.float64(np.abs(feeds["x"]).max()) / 448)
     assert {row.name: row.placed for row in found.layers} == dict.fromkeys(("query", "key", "product"), "fp8")
     assert kit.decibels(kit.run(model, feeds)[0], kit.run(found.model, feeds)[0]) > 20
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.floats(-30, 30), st.floats(-30, 30), st.integers(0, 2**16))
 def test_noise_is_three_bits_of_mantissa_whatever_the_scale(kit: Any, wide: float, tall: float, seed: int) -> None:
     """E4M3 keeps its relative error from 2**-6 of a scale on, so sizes of inputs and weights do not matter."""
@@ -154,8 +167,10 @@ def test_noise_is_three_bits_of_mantissa_whatever_the_scale(kit: Any, wide: floa
     assert kit.decibels(kit.run(model, {"x": values})[0], kit.run(found.model, {"x": values})[0]) > 22
 
 
-@pytest.mark.parametrize("calibrator", ["max", "percentile", "mse"])
-@pytest.mark.parametrize("backend", ["onnxruntime", "modelopt"])
+@pytest.mark.parametrize(
+    ("calibrator", "backend"),
+    [("max", "onnxruntime"), ("percentile", "onnxruntime"), ("mse", "onnxruntime"), ("mse", "modelopt")],
+)
 def test_calibrators_give_the_range_that_448_stands_for(kit: Any, calibrator: str, backend: str) -> None:
     share = 90.0 if calibrator == "percentile" else None
     rule = LayerRule(
@@ -175,8 +190,7 @@ def test_calibrators_give_the_range_that_448_stands_for(kit: Any, calibrator: st
         assert other != seen
         assert _error(feeds["x"], seen) <= _error(feeds["x"], other)
     found = place(model, plans, ranges, PROFILES["onnxruntime-cpu"])
-    pair = next(node for node in found.model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
-    assert Graph(found.model).value(pair.input[1]) == np.float32(seen / 448)
+    assert input_scale(found.model, "conv") == np.float32(seen / 448)
 
 
 def _error(values: np.ndarray, amax: float) -> float:
