@@ -109,8 +109,8 @@ def observe(model: onnx.ModelProto, needed: Iterable[str], batches: Sequence[Fee
 
 
 def weight_ranges(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, WeightRange]:
-    """Return the largest absolute weight of each channel of the layers that are to be int8."""
-    index, names = Index(model), {item.name for item in plans if item.precision == "int8" and item.weighted}
+    """Return the largest absolute weight of each channel of the layers that are to be int8 or fp8."""
+    index, names = Index(model), {item.name for item in plans if item.coded and item.weighted}
     found = {}
     for node in index.nodes:
         value = index.value(node.input[1]) if node.name in names else None

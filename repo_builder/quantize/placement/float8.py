@@ -78,8 +78,9 @@ def _why_not(index: Index, node: onnx.NodeProto, profile: Profile) -> str:
     """Return why a node cannot be fp8, an empty text where it can."""
     if node.op_type not in profile.float8:
         return f"{profile.name} has no fp8 {node.op_type}"
-    if profile.float8[node.op_type]:
-        return profile.float8[node.op_type]
+    form = profile.float8[node.op_type]
+    if form.why_not:
+        return form.why_not
     if node.input[0] not in index.floats:
         return "its input is constant or no float32 tensor"
     if is_product(index, node):
@@ -89,8 +90,12 @@ def _why_not(index: Index, node: onnx.NodeProto, profile: Profile) -> str:
         return "its weight is no constant"
     if weight.dtype != np.float32:
         return f"its weight is {weight.dtype}; fp8 starts from float32"
-    linear = node.op_type in ("MatMul", "Gemm")
-    return f"its weight has the shape {list(weight.shape)}" if not weight.size or (linear and weight.ndim != 2) else ""
+    if not weight.size or (node.op_type in ("MatMul", "Gemm") and weight.ndim != 2):
+        return f"its weight has the shape {list(weight.shape)}"
+    kernel = weight.shape[2:]
+    if form.largest_kernel is not None and math.prod(kernel) > form.largest_kernel:
+        return f"{profile.name} has no fp8 {node.op_type} of a kernel of {' x '.join(map(str, kernel))}"
+    return ""
 
 
 def _activations(index: Index, node: onnx.NodeProto) -> tuple[str, ...]:

@@ -33,6 +33,19 @@ class LayerForm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Float8Form:
+    """The fp8 form of an operator.
+
+    Attributes:
+        why_not: The reason to give where it has none.
+        largest_kernel: The most values that a convolution's kernel may have in one channel; None for any.
+    """
+
+    why_not: str = ""
+    largest_kernel: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Glue:
     """The int8 form of an operator without a weight: glue between int8 layers.
 
@@ -75,7 +88,7 @@ class Profile:
             those of linear layers as (outputs, inputs), and biases float32.
         fuses_bias: MatMul and the Add of a constant behind it become one Gemm, whose bias has to be int32, too.
         dynamic: Linear layers may find their input's range in every run.
-        float8: Operator → why it has no fp8 form, empty where it has one; others stay float.
+        float8: Operator → its fp8 form; others stay float.
         guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own, and from taking a
             Relu in front of an fp8 Q for a part of it, as ONNX Runtime 1.32 does, whose E4M3 has negative codes, too.
     """
@@ -89,4 +102,4 @@ class Profile:
     fuses_bias: bool = False
     guard_float: bool = False
     dynamic: bool = False
-    float8: Mapping[str, str] = field(default_factory=dict)
+    float8: Mapping[str, Float8Form] = field(default_factory=dict)

@@ -25,6 +25,7 @@ _TYPES = {"float": "fp32", "half": "fp16", "int8": "int8", "fp8_e4m3": "fp8", "b
 _TENSOR = re.compile(r"^  (?:sub_)?tensor=\{.*?\bname=(\"[^\"]*\"|\S+).*?\btype=(\w+)", re.MULTILINE)
 _KERNEL = re.compile(r"^  (\w+)=\{ name=(\"[^\"]*\"|\S+)(.*)$", re.MULTILINE)
 _MODULES = ("log", "build")
+ParsedLayer = tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,12 @@ class Compiled:
     """What became of a graph.
 
     Attributes:
-        network: (layer's type, its name, types of its inputs, types of its outputs) as parsed.
+        network: (layer's type, its name, types of its inputs, types of its outputs, names of its outputs, names of its
+            inputs) as parsed.
         kernels: Compute capability → the steps of its program.
     """
 
-    network: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]
+    network: tuple[ParsedLayer, ...]
     kernels: Mapping[str, tuple[Kernel, ...]]
 
     def became(self, node: str, capability: str) -> str:
@@ -145,12 +147,13 @@ def _ahead_of_time(trt: Any, bound: dict[str, Any]) -> ModuleType:
     return made
 
 
-def _network(network: Any) -> tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]:
+def _network(network: Any) -> tuple[ParsedLayer, ...]:
     found = []
     for place in range(network.num_layers):
         layer = network.get_layer(place)
         inputs = [layer.get_input(item) for item in range(layer.num_inputs)]
         outputs = [layer.get_output(item) for item in range(layer.num_outputs)]
-        sides = (tuple(item.dtype.name for item in side if item is not None) for side in (inputs, outputs))
-        found.append((layer.type.name, layer.name, *sides))
+        types = (tuple(item.dtype.name for item in side if item is not None) for side in (inputs, outputs))
+        names = (tuple(item.name for item in side if item is not None) for side in (outputs, inputs))
+        found.append((layer.type.name, layer.name, *types, *names))
     return tuple(found)

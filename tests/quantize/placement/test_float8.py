@@ -93,7 +93,8 @@ def test_every_layer_computes_with_values_that_e4m3_holds(kit: Any, target: str)
         scale = graph.value(graph.producers[copy.input[1]].input[1])
         weight = next(item for item in byhand.graph.initializer if item.name == node.input[1])
         value, axis = numpy_helper.to_array(weight), 1 if node.op_type == "MatMul" else 0
-        assert scale is not None and scale.shape == (value.shape[axis],)
+        assert scale is not None
+        assert scale.shape == (value.shape[axis],)
         amax = np.abs(value).max(axis=tuple(place for place in range(value.ndim) if place != axis))
         np.testing.assert_array_equal(scale, (amax.astype(np.float64) / 448).astype(np.float32))
         shape = [-1 if place == axis else 1 for place in range(value.ndim)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from repo_builder.core.environment import Saturation
-from repo_builder.quantize.placement.table import Glue, LayerForm, Profile
+from repo_builder.quantize.placement.table import Float8Form, Glue, LayerForm, Profile
 
 _MOVE = Glue(one_scale=True)  # runs on codes as they are
 _LOOKUP = Glue()  # a table of 256 entries
@@ -58,7 +58,7 @@ ONNXRUNTIME_CPU = Profile(
     guard_float=True,
     dynamic=True,
     # All compute in float what Q/DQ has rounded: their accuracy is fp8's, their time is not.
-    float8=dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), ""),
+    float8=dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), Float8Form()),
 )
 
 _SATURATES = "the CPU adds pairs of 8-bit products in 16 bits that would saturate (no VNNI)"

@@ -8,7 +8,7 @@ Biases carry none, and neither do a network's float ends. Softmax, normalization
 
 from __future__ import annotations
 
-from repo_builder.quantize.placement.table import Glue, LayerForm, Profile
+from repo_builder.quantize.placement.table import Float8Form, Glue, LayerForm, Profile
 
 _LAYER = LayerForm(output="int8 if read so")
 _PASSES = Glue(pairs="none")  # TensorRT moves Q and DQ over it, or fuses it into the layer before
@@ -37,7 +37,10 @@ TENSORRT = Profile(
     },
     stored_codes=False,
     float8={
-        **dict.fromkeys(("Conv", "Gemm", "MatMul"), ""),
-        "ConvTranspose": "TensorRT computes an fp8 ConvTranspose in fp32",  # seen in TensorRT for RTX 1.7
+        # both as TensorRT for RTX 1.7 compiles them: kernels of 5 x 5 in fp8, of 6 x 6 in fp32
+        "Conv": Float8Form(largest_kernel=32),
+        "ConvTranspose": Float8Form(why_not="TensorRT computes an fp8 ConvTranspose in fp32"),
+        "Gemm": Float8Form(),
+        "MatMul": Float8Form(),
     },
 )
