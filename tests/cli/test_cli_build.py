@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 from repo_builder import cli
 from repo_builder.core.errors import CompileError
 
+FP8 = ("--target", "onnxruntime", "--set", 'quantize.layers=[{ precision = "fp8" }]')
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -48,6 +50,13 @@ def test_a_build_prints_layers_accuracies_and_the_repository(here: Path, capsys:
         (["build", "jsc-tiny", "--set", "data.source=missing.npz"], 4, "missing.npz"),
         (["build", "jsc-tiny", "--version", "zero"], 2, "neither replace, next nor a number"),
         (["build", "jsc-tiny", "--target", "tpu"], 2, "tpu"),
+        (["build", "jsc-tiny", *FP8], 8, "quantize.layers[0]: ONNX Runtime's CPU provider has no fp8 arithmetic"),
+        (["build", "jsc-tiny", *FP8, "--set", "compile.onnxruntime.accelerator=cuda"], 8, "fp8 was never tried"),
+        (
+            ["build", "jsc-tiny", *FP8, "--set", 'quantize.layers.0.input={calibrator="entropy"}'],
+            3,
+            "the entropy calibrator is for int8",
+        ),
         (["build"], 2, "Missing argument"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -219,6 +220,26 @@ def test_mse_is_what_brute_force_over_every_edge_finds(kind: str) -> None:
     edge = int(mse_edges(histogram.counts)[0])
     assert errors[edge] <= best * (1 + 1e-6)
     assert edge == max(item for item, error in errors.items() if error <= best * (1 + 1e-9))
+
+
+@pytest.mark.parametrize("kind", ["normal", "outlier"])
+def test_mse_of_fp8_is_what_brute_force_over_every_edge_finds(kind: str) -> None:
+    rng = np.random.default_rng(2)
+    values = np.abs(rng.standard_normal(3000) if kind == "normal" else np.append(rng.laplace(size=3000), 60.0))
+    histogram = Histogram()
+    histogram.add(values.astype(np.float32)[None])
+    counts, centres = histogram.counts[0], np.arange(BINS) + 0.5
+    errors = {}
+    for edge in range(128, np.flatnonzero(counts)[-1] + 2):
+        scale = edge / 448
+        codes = np.minimum(centres / scale, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+        errors[edge] = float((counts * (codes * scale - centres) ** 2).sum())
+    edge = int(mse_edges(histogram.counts, "fp8")[0])
+    assert errors[edge] <= min(errors.values()) * (1 + 1e-6)
+    calibrator = Calibrator("entropy", precision="fp8")
+    calibrator.observe(values)
+    with pytest.raises(ValueError, match="no entropy calibrator of fp8"):
+        calibrator.amax()
 
 
 @pytest.mark.parametrize("seed", range(3))

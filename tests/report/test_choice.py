@@ -25,6 +25,14 @@ RECIPE = parse({
 })  # fmt: skip
 
 
+def test_a_simulation_is_nothing_to_serve() -> None:
+    made = engine((row(0.4),), got="fp32")
+    layers = tuple(dataclasses.replace(item, asked="fp8", values="fp8", reason="x") for item in made.layers)
+    line = choice.verdict(dataclasses.replace(made, layers=layers))[0]
+    assert line.startswith("Verdict: serve something else here: its 2 layers in fp8 are computed in float")
+    assert "0.40 times as fast as fp32" in line
+
+
 def row(speedup: float, batch: int = 1, reach: float = 0.02) -> SpeedRecord:
     return SpeedRecord(
         batch_size=batch, reference_us=100 * speedup, candidate_us=100, low=speedup - reach, high=speedup + reach

@@ -51,3 +51,23 @@ def bypass(model: onnx.ModelProto, layer: str) -> None:
         node.input[place] = q.input[0]
         model.graph.node.remove(dq)
         model.graph.node.remove(q)
+
+
+def test_fp8_layers_are_told_from_int8_ones(quantized: onnx.ModelProto) -> None:
+    plain = onnx.ModelProto()
+    plain.CopyFrom(quantized)
+    bare = [item.name for item in plain.graph.initializer if item.data_type == onnx.TensorProto.INT8]
+    for item in plain.graph.initializer:  # every zero point of E4M3: 0 has the same pattern
+        if item.name in bare:
+            shape = list(item.dims)
+            size = 1 if not shape else shape[0]
+            item.CopyFrom(
+                onnx.helper.make_tensor(item.name, onnx.TensorProto.FLOAT8E4M3FN, shape, bytes(size), raw=True)
+            )
+    plain.opset_import[0].version = 19
+    asked = qdq.layer_precisions(plain)
+    found = trt_graph.read(plain, asked)
+    assert "fp8" in asked.values()
+    assert (found.has_int8, found.has_float8) == (False, True)
+    assert found.float_nodes == {}
+    assert qdq.lint(plain) == ()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, dialect
+from repo_builder.compile.tensorrt.versions import TACTIC_SOURCES, dialect, strongly_typed, why_no_float8
 from repo_builder.core.errors import CompileError
 
 PACKAGE = Path(__file__).resolve().parents[3] / "repo_builder"
@@ -190,6 +190,16 @@ def test_the_table_says_what_the_bindings_have(version: str) -> None:
 def test_strong_typing_is_asked_for_where_it_is_the_only_one() -> None:
     assert dialect("11.0.0.114").network_flags == ("STRONGLY_TYPED",)
     assert dialect("10.13.3.9").weakly_typed
+
+
+def test_fp8_is_of_versions_that_can_be_strongly_typed_and_of_gpus_that_have_it(version: str) -> None:
+    row = dialect(version)
+    assert not row.float8 or offers(version, "DataType", "FP8")
+    assert row.float8 == offers(version, "NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
+    typed = strongly_typed(row)
+    assert (typed.network_flags, typed.weakly_typed) == (("STRONGLY_TYPED",), False)
+    assert bool(why_no_float8(version, "9.0")) != row.float8
+    assert why_no_float8(version, "8.6")
 
 
 def test_versions_between_rows_take_the_row_before() -> None:

@@ -8,8 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from repo_builder import recipes
 from repo_builder.core.errors import CompileError
-from repo_builder.flows.build import compiling
+from repo_builder.flows.build import BuildOptions, build, compiling
 
 
 def _exported(folder: Path, kind: str) -> Path:
@@ -39,3 +40,21 @@ def test_it_is_refused_where_tensorrt_is_the_target(tmp_path: Path) -> None:
 def test_nothing_is_said_of_what_tensorrt_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compiling._say_refusals(_exported(tmp_path, "Relu"), "tensorrt")
     assert capsys.readouterr().err == ""
+
+
+def test_fp8_on_a_cpu_keeps_its_ladder_and_is_nothing_to_serve(tmp_path: Path) -> None:
+    settings = ('quantize.layers=[{ precision = "fp8" }]', "compile.onnxruntime.fp8=simulate")
+    made = build(
+        BuildOptions(
+            recipe=recipes.load("jsc-tiny", settings), work=tmp_path / "b", repository=tmp_path / "r",
+            target="onnxruntime",
+        )
+    ).engine  # fmt: skip
+    rungs = {item.form: item for item in made.accuracy}
+    assert 15 < (rungs["placed"].sqnr_db or 0) < 60
+    assert rungs["onnxruntime"].sqnr_db is not None
+    assert rungs["onnxruntime"].sqnr_db > 100  # no pass of the runtime sees through the rounding
+    assert {(row.asked, row.got, row.values, row.exactness) for row in made.layers} == {("fp8", "fp32", "fp8", "fp8")}
+    assert all(row.sqnr_db is not None and row.input_amax for row in made.layers)
+    assert any("this build is for measuring accuracy" in item for item in made.details.notes)
+    assert onnx.load(made.model).opset_import[0].version == 19

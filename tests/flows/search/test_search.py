@@ -14,6 +14,7 @@ import pytest
 
 from repo_builder import datasets, recipes
 from repo_builder.compile.onnxruntime import speed
+from repo_builder.compile.onnxruntime.target import OnnxRuntimeTarget
 from repo_builder.core import files
 from repo_builder.core.details import SpeedRecord, TriedRecord
 from repo_builder.core.errors import DataError, DepartureError, MeasureError
@@ -193,6 +194,32 @@ def test_sense_measures_each_layer_alone_and_goes_on_where_it_was_stopped(
     assert asked[0] == before + 1
     assert again.fresh == 1
     assert {row.name: row.sqnr_db for row in again.rows} == {row.name: row.sqnr_db for row in first.rows}
+
+
+def test_sense_tells_the_loss_of_what_the_target_lacks_and_no_time_for_it(
+    paced: Callable[[Pace], list[int]], tmp_path: Path
+) -> None:
+    paced(lambda _: 3.0)  # whatever a clock would say of a simulation
+    asked = options(tmp_path, recipe=recipes.load("jsc-tiny"))
+    rows = {row.precision: row for row in search.sense(asked, budget_s=60, also=("fp8", "fp16", "int8")).rows}
+    assert list(rows) == ["int8", "fp16", "fp8"] or set(rows) == {"int8", "fp8", "fp16"}
+    assert rows["int8"].speed
+    for precision in ("fp8", "fp16"):
+        assert (rows[precision].speed, rows[precision].saved_us, rows[precision].faster) == ((), None, False)
+        assert rows[precision].untimed == f"unknown: onnxruntime here has no {precision}"
+    assert 10 < rows["fp8"].sqnr_db < rows["fp16"].sqnr_db
+
+
+def test_a_search_tries_fp8_where_the_target_has_it_and_writes_it_as_rules(
+    paced: Callable[[Pace], list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # E4M3 alone has two DequantizeLinear a layer and no more: the clock of this test likes it best
+    paced(lambda count: 2.0 if count == 8 else 1.0)
+    monkeypatch.setattr(OnnxRuntimeTarget, "below_fp32", lambda _self, _recipe: ("int8", "fp8"))
+    found = find(tmp_path)
+    assert taken(found.tried) == "all in fp8"
+    assert {rule.precision for rule in found.recipe.quantize.layers} == {"fp8"}
+    assert Recipe.load(found.path).quantize.layers == found.recipe.quantize.layers
 
 
 def test_the_front_is_what_none_beats() -> None:
