@@ -18,7 +18,7 @@ from repo_builder import recipes
 from repo_builder.core import environment
 from repo_builder.flows.build import BuildOptions, build
 
-RECIPES = ("jsc", "vgg-cifar10")
+RECIPES = ("jsc", "vgg")
 FORMS = {
     "int8, max": 'precision = "int8"',
     "fp8, max": 'precision = "fp8"',

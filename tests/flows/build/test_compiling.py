@@ -46,7 +46,7 @@ def test_fp8_on_a_cpu_keeps_its_ladder_and_is_nothing_to_serve(tmp_path: Path) -
     settings = ('quantize.layers=[{ precision = "fp8" }]', "compile.onnxruntime.fp8=simulate")
     made = build(
         BuildOptions(
-            recipe=recipes.load("jsc-tiny", settings), work=tmp_path / "b", repository=tmp_path / "r",
+            recipe=recipes.load("jsc", settings), work=tmp_path / "b", repository=tmp_path / "r",
             target="onnxruntime",
         )
     ).engine  # fmt: skip
