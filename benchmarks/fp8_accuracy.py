@@ -74,7 +74,8 @@ def main() -> None:
             for form in FORMS:
                 rows.append(measure(name, form, Path(folder), asked.data_dir))
                 print(json.dumps(rows[-1]), flush=True)
-    asked.out.write_text(json.dumps({"environment": environment.describe(), "rows": rows}, indent=1) + "\n")
+                found = {"environment": environment.describe(), "rows": rows}
+                asked.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
