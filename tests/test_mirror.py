@@ -97,6 +97,7 @@ ELSEWHERE: dict[str, str] = {
         " quantize/store"
     ),
     "quantize/test_noise.py": "quantize/table",
+    "compile/tensorrt/test_strongly_typed.py": "quantize/placement/profiles/tensorrt",
     "quantize/repair/test_equalize.py": "quantize/repair/chains quantize/repair/linear",
     "quantize/repair/test_repair.py": "quantize/repair/__init__ quantize/repair/protocol",
     "recipes/test_recipes.py": "core/recipe/reading recipes/__init__",
