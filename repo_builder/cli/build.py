@@ -225,7 +225,7 @@ def _layer_table(layers: tuple[LayerRecord, ...]) -> Any:  # noqa: ANN401 - rich
     for item in layers:
         numbers = [_number(item.input_amax, ".4g"), _number(item.weight_amax, ".4g"), _number(item.sqnr_db, ".1f")]
         rule = item.rule or "none: stays fp32"
-        table.add_row(item.name, item.type, item.asked, item.precision, rule, item.calibration, *numbers)
+        table.add_row(item.name, item.type, item.asked, item.form, rule, item.calibration, *numbers)
     return table
 
 

@@ -50,7 +50,7 @@ def _show_onnx(model: Path, *, as_json: bool) -> None:
     try:
         import onnx
 
-        graph = onnx.load(model)
+        graph = onnx.load(model, load_external_data=False)
     except Exception as error:  # onnx's and protobuf's errors share no base class
         hint = "copy it again, or export it again with repo-builder build --force"
         raise RepositoryError(f"is not an ONNX model ({error})", where=str(model), hint=hint) from error
@@ -69,9 +69,18 @@ def _show_onnx(model: Path, *, as_json: bool) -> None:
         for row in rows:
             item = told[row["layer"]]
             row.update(got=item.got, runs_as=item.operator, reason=item.reason)
+    blocks = {
+        layer_of(node): item.i for node in graph.graph.node for item in node.attribute if item.name == "block_size"
+    }
     if as_json:
-        click.echo(json.dumps({"model": str(model), "source": source, "layers": rows}, indent=2))
+        told_of = [
+            row | {"weight_bits": 4, "block": blocks[row["layer"]]} if row["layer"] in blocks else row for row in rows
+        ]
+        click.echo(json.dumps({"model": str(model), "source": source, "layers": told_of}, indent=2))
         return
+    for row in rows:
+        if row["layer"] in blocks:
+            row["precision"] += f" weights, block {blocks[row['layer']]}"
     headings = ("layer", "operator", "precision", "runs in", "as", "reason")[: len(rows[0]) if rows else None]
     _print(f"{model}", headings, (tuple(row.values()) for row in rows))
 

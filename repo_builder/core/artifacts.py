@@ -18,6 +18,7 @@ from repo_builder.core.records import AccuracyRecord, LayerRecord
 from repo_builder.core.tensors import TensorSpec
 
 MANIFEST = "manifest.json"
+PLACED_MODEL = "placed.onnx"  # beside the model that was compiled of it, where that is another file
 FP32_MODEL, REPAIRED_MODEL, RANGES = "model.fp32.onnx", "model.repaired.onnx", "ranges.npz"
 SCHEMA = 2  # rises when a field changes its meaning or goes: an older folder is built again
 
@@ -114,8 +115,12 @@ class EngineArtifact(Artifact):
 
     @property
     def placed(self) -> Path:
-        """The graph that the target compiled: Q/DQ and fp16 regions in it. For ONNX Runtime it is the model itself."""
-        return self.path / ("placed.onnx" if self.target == "tensorrt" else "model.onnx")
+        """The graph that the target compiled: Q/DQ and fp16 regions in it.
+
+        For ONNX Runtime it is the model itself, but where layers have int4 weights, which its own operators hold.
+        """
+        apart = self.path / PLACED_MODEL
+        return apart if self.target == "tensorrt" or apart.is_file() else self.path / "model.onnx"
 
     @property
     def model(self) -> Path:

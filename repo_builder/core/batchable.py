@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from repo_builder.core import loading, signatures
+from repo_builder.core import loading, onnx_files, signatures
 from repo_builder.core.errors import MissingDependency, ModelError
 from repo_builder.core.signatures import OnnxSignature, OnnxTensor
 from repo_builder.core.tensors import Array, DType
@@ -61,10 +61,13 @@ def batches(model: Path | onnx.ModelProto, samples: Mapping[str, Array] | None =
     if signature.why_no_batch:
         return Verdict(batches=False, reason=signature.why_no_batch)
     try:
-        source = model if isinstance(model, Path) else model.SerializeToString()
         with loading.needs("onnxruntime", what="comparing samples"):
             from repo_builder.core.sessions import Session
-        session = Session(source / "model.onnx" if isinstance(source, Path) and source.is_dir() else source)
+        if isinstance(model, Path):
+            session = Session(model / "model.onnx" if model.is_dir() else model)
+        else:
+            with onnx_files.loadable(model) as source:
+                session = Session(Path(source) if isinstance(source, str) else source)
         rows, together = _first_run(session, signature, samples)
         _compare(session, rows, together)
         _one_size(session, signature, rows)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
+from google.protobuf.message import Message
 from onnx import numpy_helper
 
 from repo_builder.core.precisions import PRECISIONS, PrecisionKind
@@ -23,6 +24,7 @@ Q, DQ = "QuantizeLinear", "DequantizeLinear"
 LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 WEIGHTLESS_OPS = frozenset({"Add", "AveragePool", "GlobalAveragePool", "MaxPool"})
 DYNAMIC_OPS = frozenset({"MatMulInteger"})  # linear layers whose input's range is found in every run
+BLOCKED_OPS = frozenset({"MatMulNBits"})  # ONNX Runtime's linear layers with weights of few bits in blocks
 MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 TYPE = "repo_builder.type"  # key of a node's metadata: the layer's type in torch, as in Conv2d
 _RUN = re.compile(r"#\d+$")
@@ -140,6 +142,35 @@ def rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
                 item.name = names.get(item.name, item.name)
 
 
+def with_nodes(
+    model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
+) -> onnx.ModelProto:
+    """Return a model like another with other nodes and more initializers; those that nothing reads are left out.
+
+    What is left out is not even copied: the weights of a model may be half of a machine's memory.
+    """
+    result = onnx.ModelProto()
+    copy_fields(model, result, but=("graph",))
+    copy_fields(model.graph, result.graph, but=("node", "initializer", "value_info"))
+    result.graph.node.extend(nodes)
+    used = {name for node in result.graph.node for name in (*node.input, *outer_reads(node))}
+    used |= {item.name for item in (*result.graph.output, *result.graph.input)}
+    for given in (model.graph.initializer, initializers):
+        result.graph.initializer.extend(item for item in given if item.name in used)
+    return result
+
+
+def copy_fields(source: Message, target: Message, *, but: tuple[str, ...]) -> None:
+    """Copy a message's fields but some, which may be large, into an empty one."""
+    for field, value in source.ListFields():
+        if field.name in but:
+            continue
+        if field.message_type:
+            getattr(target, field.name).MergeFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
 def drop_unused(model: onnx.ModelProto) -> None:
     """Remove initializers that neither the main graph nor a body in it reads, in place; inputs keep their defaults."""
     used = {name for node in model.graph.node for name in (*node.input, *outer_reads(node))}
@@ -161,6 +192,6 @@ def free_name(stem: str, taken: set[str]) -> str:
 
 def layer_of(node: onnx.NodeProto) -> str | None:
     """Return the name of the layer that a node computes; None for a node that computes none."""
-    if node.op_type not in LAYER_OPS | WEIGHTLESS_OPS | DYNAMIC_OPS:
+    if node.op_type not in LAYER_OPS | WEIGHTLESS_OPS | DYNAMIC_OPS | BLOCKED_OPS:
         return None
     return _RUN.sub("", node.name) or node.output[0]

@@ -1,14 +1,30 @@
-"""Whether the tensors inside an ONNX model are whole, before anything computes with them."""
+"""The tensors inside an ONNX model: whether they are whole, before anything computes with them; 4-bit ones packed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from repo_builder.core.errors import ModelError, first_line
+from repo_builder.core.tensors import Array
+
+
+def packed_nibbles(codes: Array) -> bytes:
+    """Return whole numbers as ONNX stores those of 4 bits: two a byte in row order, the first one low.
+
+    Args:
+        codes: −8 to 7 or 0 to 15, any shape.
+    """
+    flat = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    packed = flat[1::2] << 4
+    packed |= flat[0::2] & 15
+    return packed.tobytes()
 
 
 def refuse_damaged(model: onnx.ModelProto, path: Path) -> None:

@@ -31,12 +31,23 @@ class PrecisionKind:
 
 
 PRECISIONS: dict[str, PrecisionKind] = {
+    # in blocks along the inputs, with a scale each: blocked Q/DQ came with opset 21. Unsigned where it is asymmetric
+    "int4": PrecisionKind(bits=4, codes="weight", element="INT4", opset=21, largest=7),
     "int8": PrecisionKind(bits=8, codes="weight and input", element="INT8", largest=127),
     # E4M3 without infinities, of "FP8 Formats for Deep Learning" (arXiv 2209.05433): 448 = 1.75 · 2**8
     "fp8": PrecisionKind(bits=8, codes="weight and input", element="FLOAT8E4M3FN", opset=19, largest=448),
     "fp16": PrecisionKind(bits=16, codes="none", element="FLOAT16"),
     "fp32": PrecisionKind(bits=32, codes="none", element="FLOAT"),
 }
+
+
+LOWERED = tuple(name for name, kind in PRECISIONS.items() if kind.codes != "none")
+
+
+def lowered(precisions: Iterable[str]) -> str:
+    """Return those that are stored as codes in one phrase, as in ``int4 and int8``; empty for none."""
+    found = set(precisions)
+    return " and ".join(name for name in LOWERED if name in found)
 
 
 def opset_of(precisions: Iterable[str]) -> int:

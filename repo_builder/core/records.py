@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from repo_builder.core.precisions import PRECISIONS
@@ -10,7 +11,7 @@ from repo_builder.core.recipe import Precision
 UNKNOWN = "unknown"
 FUSED = "fused"
 # How many bits of a value a precision keeps, those included that no rule asks for and a runtime may take.
-_WIDTH = {"int4": 4, "bf16": 16} | {name: kind.bits for name, kind in PRECISIONS.items()}
+_WIDTH = {"bf16": 16} | {name: kind.bits for name, kind in PRECISIONS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,15 @@ class LayerRecord:
             empty.
         calibrator: Input calibrator, as in ``percentile``, or ``best: percentile`` where it was chosen; empty unless
             int8 or fp8.
-        weight_calibrator: The weight's, where it was chosen, as in ``best: mse``; else empty.
+        weight_calibrator: The weight's, where it was chosen, as in ``best: mse``, and of int4 weights; else empty.
         percentile: Percent of absolute inputs kept; None for the other calibrators.
         input_amax: Largest absolute input that the range keeps; None unless int8 or fp8.
         weight_amax: Largest absolute weight kept, over all channels; None unless int8 or fp8 with a weight.
         sqnr_db: Signal to noise of the layer's output on its own, on calibration data, dB; None for fp32, and where it
             was not measured.
+        block: Weights of one output that share a scale, as int4 has them; None for other precisions.
+        weights: How many weights it has; None unless int4.
+        weight_bytes: What they take as they are stored, scales and zero points with them; None unless int4.
     """
 
     name: str
@@ -49,6 +53,9 @@ class LayerRecord:
     input_amax: float | None = None
     weight_amax: float | None = None
     sqnr_db: float | None = None
+    block: int | None = None
+    weights: int | None = None
+    weight_bytes: int | None = None
 
     @property
     def precision(self) -> str:
@@ -61,10 +68,24 @@ class LayerRecord:
         return self.values or self.precision
 
     @property
+    def form(self) -> str:
+        """The precision as tables show it, as in ``int4 weights, block 32``."""
+        if PRECISIONS.get(self.precision, PRECISIONS["fp32"]).codes != "weight":
+            return self.precision
+        return f"{self.precision} weights" + (f", block {self.block}" if self.block else "")
+
+    @property
     def calibration(self) -> str:
         """The calibrator as people read it, as in ``percentile 99.99``; empty unless int8 or fp8."""
         found = self.calibrator if self.percentile is None else f"{self.calibrator} {self.percentile:g}"
-        return f"{found}, weight {self.weight_calibrator}" if self.weight_calibrator else found
+        weight = f"weight {self.weight_calibrator}" if self.weight_calibrator else ""
+        return ", ".join(item for item in (found, weight) if item)
+
+
+def blocked_bytes(rows: Iterable[LayerRecord]) -> tuple[int, int]:
+    """Return what the weights of int4 layers take in fp32, and as they are stored."""
+    found = [(4 * (row.weights or 0), row.weight_bytes or 0) for row in rows]
+    return sum(before for before, _ in found), sum(after for _, after in found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,13 @@ import onnx
 from onnx import TensorProto
 
 from repo_builder.core.errors import ExportError, first_line
-from repo_builder.core.graphs import DQ, DYNAMIC_OPS, LAYER_OPS, Graph, Q, layer_of, opset
+from repo_builder.core.graphs import BLOCKED_OPS, DQ, DYNAMIC_OPS, LAYER_OPS, Graph, Q, layer_of, opset
 from repo_builder.core.recipe import Precision
 
 __all__ = ["Finding", "check", "layer_of", "layer_precisions", "lint"]
 
+# a weight's type → what its layer is, whatever its input is for the first two
+_STORED: dict[int, Precision] = {TensorProto.INT4: "int4", TensorProto.UINT4: "int4", TensorProto.FLOAT16: "fp16"}
 OLDEST_OPSET = 13  # per-channel QuantizeLinear
 _CODES = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
 
@@ -80,11 +82,11 @@ def check(path: Path, *, strict: bool, newest_opset: int | None = None) -> None:
 
 
 def layer_precisions(model: onnx.ModelProto) -> dict[str, Precision]:
-    """Read back each layer's precision: layer → ``int8``, ``fp8``, ``fp16`` or ``fp32``, in graph order.
+    """Read back each layer's precision, in graph order.
 
-    A layer with a weight is int8 or fp8 where its input and its weight come from a DequantizeLinear of such codes, fp16
-    where its weight is an fp16 tensor. Pooling and Add are listed only where all their inputs come from a
-    DequantizeLinear.
+    A layer with a weight is int8 or fp8 where its input and its weight come from a DequantizeLinear of such codes, int4
+    where its weight does and has 4 bits, fp16 where its weight is an fp16 tensor. Pooling and Add are listed only where
+    all their inputs come from a DequantizeLinear.
     """
     graph = Graph(model)
     found: dict[str, Precision] = {}
@@ -95,13 +97,17 @@ def layer_precisions(model: onnx.ModelProto) -> dict[str, Precision]:
         if node.op_type in DYNAMIC_OPS:
             found[layer] = "int8"
             continue
+        if node.op_type in BLOCKED_OPS:
+            found[layer] = "int4"
+            continue
         weight = graph.weight(node)
         inputs = node.input[:2] if node.op_type in LAYER_OPS | {"Add"} else node.input[:1]
+        stored = None if weight is None else _STORED.get(graph.constants[weight].data_type, "fp32")
         codes = {graph.codes(name) for name in inputs}
-        if None not in codes:
+        if stored != "int4" and None not in codes:
             found[layer] = "fp8" if codes == {"fp8"} else "int8"
-        elif weight is not None:
-            found[layer] = "fp16" if graph.constants[weight].data_type == TensorProto.FLOAT16 else "fp32"
+        elif stored is not None:
+            found[layer] = stored
     return found
 
 

@@ -23,6 +23,7 @@ from repo_builder.quantize.finders import calibrator_name
 from repo_builder.quantize.judge import Judge, parts
 from repo_builder.quantize.observe import stream
 from repo_builder.quantize.placement import PROFILES, wanted
+from repo_builder.quantize.placement.blocked import block_ranges
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.weights import channel_axis
 from repo_builder.quantize.ranges import BEST, Observed, Ranges, TensorRange, WeightRange
@@ -60,9 +61,25 @@ def calibrate(
         QuantizeError: The model does not run, a lowered layer's input is not finite, or a range cannot be found.
         RecipeError: The back end is unknown.
     """
-    needed = _needed(model, plans)
+    found = block_ranges(model, plans)
     if not any(item.coded for item in plans):
-        return Ranges(), known or Observed(), False
+        return Ranges(blocks=found), known or Observed(), False
+    ranges, seen, ran = _calibrated(model, plans, spec, samples, known, target=target, choose=choose)
+    return dataclasses.replace(ranges, blocks=found), seen, ran
+
+
+def _calibrated(
+    model: onnx.ModelProto,
+    plans: Sequence[LayerPlan],
+    spec: QuantizeSpec,
+    samples: Mapping[str, Array],
+    known: Observed | None,
+    *,
+    target: str,
+    choose: bool,
+) -> tuple[Ranges, Observed, bool]:
+    """Find the ranges of what has codes for its input, too."""
+    needed = _needed(model, plans)
     make = finders.backend(spec.backend)
     if needed:
         fresh = known is None or not _covers(known, needed)
@@ -138,7 +155,7 @@ def _needed(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, tup
 
 def _as_int8(item: LayerPlan) -> LayerPlan:
     rule = item.rule or LayerRule(precision="int8")
-    return dataclasses.replace(item, rule=dataclasses.replace(rule, precision="int8"), precision="int8")
+    return dataclasses.replace(item, rule=rule.of("int8"), precision="int8")
 
 
 def _covers(known: Observed, needed: Mapping[str, Sequence[InputQuantizer]]) -> bool:

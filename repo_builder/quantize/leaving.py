@@ -1,4 +1,4 @@
-"""Layers that were to be int8 and are left in floating point: plans and ranges without them."""
+"""Layers that were to be int8 or int4 and are left in floating point: plans and ranges without them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from repo_builder.quantize.placement import LayerOutcome, Placed, Profile, place
 from repo_builder.quantize.ranges import Ranges, TensorRange
 from repo_builder.quantize.rules import LayerPlan
 
+MAY_NOT_PAY = frozenset({"int4", "int8"})  # on ONNX Runtime they are for speed, and may be slower than fp32
 _WILDCARDS = frozenset("*?[")
 
 
 def free(plans: Sequence[LayerPlan], placed: Placed) -> tuple[str, ...]:
-    """Return the int8 layers that may be left in fp32: those that no rule calls by their full name."""
-    int8 = {item.name for item in placed.layers if item.placed == "int8"}
-    return tuple(item.name for item in plans if item.name in int8 and not called(item))
+    """Return the int8 and int4 layers that may be left in fp32: those that no rule calls by their full name."""
+    lower = {item.name for item in placed.layers if item.placed in MAY_NOT_PAY}
+    return tuple(item.name for item in plans if item.name in lower and not called(item))
 
 
 def called(plan: LayerPlan) -> bool:
@@ -35,7 +36,7 @@ def place_without(
     left: Mapping[str, str],
     instead: Precision = "fp32",
 ) -> Placed:
-    """Place Q/DQ, some int8 layers left in floating point.
+    """Place Q/DQ, some layers left in floating point.
 
     Args:
         model: As for ``place``.
@@ -48,9 +49,10 @@ def place_without(
     if not left:
         return place(model, plans, ranges, profile)
     fewer = without(plans, left, instead)
+    asked = {item.name: item.precision for item in plans}
     placed = place(model, fewer, _widened(model, fewer, ranges, profile), profile)
     rows = tuple(
-        LayerOutcome(name=row.name, type=row.type, asked="int8", placed=instead, reason=left[row.name])
+        LayerOutcome(name=row.name, type=row.type, asked=asked[row.name], placed=instead, reason=left[row.name])
         if row.name in left
         else row
         for row in placed.layers

@@ -46,16 +46,45 @@ class WeightRange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockRange:
+    """How the weight (inputs, outputs) of an int4 layer becomes codes, so many inputs at a time.
+
+    Attributes:
+        block: Weights of an output that share a scale; the last block of an output may hold fewer.
+        inputs: Weights of an output.
+        scale: float32 (blocks, outputs): one step.
+        zero: uint8 (blocks, outputs), 0 to 15: the code of 0 of unsigned codes; None for signed ones, whose 0 is 0.
+    """
+
+    block: int
+    inputs: int
+    scale: Array
+    zero: Array | None = None
+
+    @property
+    def weights(self) -> int:
+        """How many weights there are."""
+        return self.inputs * int(self.scale.shape[1])
+
+    @property
+    def stored_bytes(self) -> int:
+        """What they take as codes of 4 bits, with scales and zero points."""
+        return -(-self.weights // 2) + self.scale.nbytes + (0 if self.zero is None else -(-self.zero.size // 2))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ranges:
     """The ranges of a graph.
 
     Attributes:
         tensors: Name of a float activation in the fp32 graph → its range.
         weights: Layer name → the range of its weight.
+        blocks: Name of an int4 layer → how its weight becomes codes.
     """
 
     tensors: Mapping[str, TensorRange] = field(default_factory=dict)
     weights: Mapping[str, WeightRange] = field(default_factory=dict)
+    blocks: Mapping[str, BlockRange] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

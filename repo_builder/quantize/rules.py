@@ -54,7 +54,7 @@ class LayerPlan:
         type: Layer type, as in ``Conv2d``.
         rule: The rule that won, or None where none selects the layer.
         rule_index: That rule's place in ``quantize.layers``.
-        precision: ``int8``, ``fp8``, ``fp16`` or ``fp32``.
+        precision: What it is to be, as ``core.precisions`` lists them.
     """
 
     name: str

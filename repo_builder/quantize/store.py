@@ -12,7 +12,7 @@ from repo_builder.core import archive, codec, foreign
 from repo_builder.core.errors import DataError, QuantizeError, RecipeError
 from repo_builder.core.records import RepairRecord
 from repo_builder.core.tensors import Array
-from repo_builder.quantize.ranges import Observed, Ranges, TensorRange, WeightRange
+from repo_builder.quantize.ranges import BlockRange, Observed, Ranges, TensorRange, WeightRange
 
 FILE = "ranges.npz"
 
@@ -48,6 +48,9 @@ def write(path: Path, key: str, seen: Observed, ranges: Ranges) -> None:
         calibrators=_texts([item.calibrator for item in found]),
         weights=_texts(weights),
         weight_calibrators=_texts([ranges.weights[name].calibrator for name in weights]),
+        blocks=_texts(list(ranges.blocks)),
+        block_sizes=np.array([item.block for item in ranges.blocks.values()], np.int64),
+        block_inputs=np.array([item.inputs for item in ranges.blocks.values()], np.int64),
         **dict(_arrays(ranges)),
     )
 
@@ -59,6 +62,10 @@ def _arrays(ranges: Ranges) -> Iterator[tuple[str, Array]]:
             yield f"codes_{place}", found.codes
         if found.shift is not None:
             yield f"shift_{place}", found.shift
+    for place, blocks in enumerate(ranges.blocks.values()):
+        yield f"block_scale_{place}", blocks.scale
+        if blocks.zero is not None:
+            yield f"block_zero_{place}", blocks.zero
 
 
 def read_ranges(path: Path) -> Ranges:
@@ -85,10 +92,17 @@ def read_ranges(path: Path) -> Ranges:
             )
             for place, (name, calibrator) in enumerate(zip(layers, found_by, strict=True))
         }
+        columns = [saved[name].tolist() for name in ("blocks", "block_sizes", "block_inputs") if name in saved]
+        blocks = {
+            name: BlockRange(
+                block=size, inputs=inputs, scale=saved[f"block_scale_{place}"], zero=saved.get(f"block_zero_{place}")
+            )
+            for place, (name, size, inputs) in enumerate(zip(*columns, strict=True))
+        }
     except (DataError, KeyError, TypeError, ValueError) as error:
         said = error.message if isinstance(error, DataError) else str(error)
         raise QuantizeError(f"cannot be read ({said})", where=str(path), hint="build again with --force") from error
-    return Ranges(tensors=tensors, weights=weights)
+    return Ranges(tensors=tensors, weights=weights, blocks=blocks)
 
 
 def read_observed(path: Path, key: str) -> Observed | None:

@@ -9,7 +9,8 @@ import onnx
 
 from repo_builder.core.graphs import layer_of
 from repo_builder.core.precisions import PRECISIONS
-from repo_builder.core.records import FUSED, UNKNOWN, LayerRecord, Verdict
+from repo_builder.core.progress import human_bytes
+from repo_builder.core.records import FUSED, UNKNOWN, LayerRecord, Verdict, blocked_bytes
 from repo_builder.quantize.placement import LayerOutcome
 from repo_builder.quantize.ranges import BEST, Ranges
 from repo_builder.quantize.rules import LayerPlan
@@ -36,6 +37,16 @@ def records(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges) 
 def _record(plan: LayerPlan, inputs: Sequence[str], ranges: Ranges) -> LayerRecord:
     rule = plan.rule.selector if plan.rule else ""
     row = LayerRecord(name=plan.name, type=plan.type, rule=rule, asked=plan.precision)
+    blocks = ranges.blocks.get(plan.name)
+    if plan.precision == "int4" and plan.rule is not None and blocks is not None:
+        kind = plan.rule.weight.calibrator + (", symmetric" if blocks.zero is None else "")
+        return dataclasses.replace(
+            row,
+            weight_calibrator=kind,
+            block=blocks.block,
+            weights=blocks.weights,
+            weight_bytes=blocks.stored_bytes,
+        )
     if not plan.coded:
         return row
     weight = ranges.weights.get(plan.name)
@@ -106,6 +117,20 @@ def reasons(rows: Sequence[LayerRecord]) -> tuple[str, ...]:
         f"{_listed(names)} {'was' if len(names) == 1 else 'were'} to be {asked} and "
         f"{'is' if len(names) == 1 else 'are'} {got}: {reason}"
         for (asked, got, reason), names in found.items()
+    )
+
+
+def sizes(rows: Sequence[LayerRecord]) -> tuple[str, ...]:
+    """Return a sentence on what 4-bit weights take, and what they took; none where there are none."""
+    blocked = [row for row in rows if row.precision == "int4"]
+    before, after = blocked_bytes(blocked)
+    if not after:
+        return ()
+    sizes = sorted({row.block for row in blocked if row.block})
+    many = "1 layer takes" if len(blocked) == 1 else f"{len(blocked)} layers take"
+    return (
+        f"int4 weights (block {', '.join(map(str, sizes))}) of {many} {human_bytes(after)}, in fp32 "
+        f"{human_bytes(before)}: {before / after:.1f} times less",
     )
 
 

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.details import OnnxRuntimeDetails, SpeedRecord, TriedRecord
-from repo_builder.core.records import AccuracyRecord
+from repo_builder.core.precisions import LOWERED, lowered
+from repo_builder.core.progress import human_bytes
+from repo_builder.core.records import AccuracyRecord, LayerRecord, blocked_bytes
 
 _SHOWN = 4  # alternatives
 _PRECISIONS = ("fp32", "fp16", "bf16")  # a choice may be timed against the whole network in one of these
@@ -39,6 +41,11 @@ def speeds(rows: Sequence[SpeedRecord], against: str = "") -> str:
         times = f" times as fast as {other}" if place == 0 else ""
         parts.append(f"{row.speedup:.2f}{times} at batch {row.batch_size}{ends}")
     return ", ".join(parts)
+
+
+def asked(layers: Sequence[LayerRecord]) -> str:
+    """Return what layers were to be that are stored as codes, as in ``int4 and int8``."""
+    return lowered(row.asked for row in layers) or "int8"
 
 
 def cost(row: TriedRecord) -> str:
@@ -84,7 +91,7 @@ def _speed(engine: EngineArtifact) -> tuple[SpeedRecord, ...]:
 def _form(engine: EngineArtifact) -> str:
     """Return what the model is made of, as in ``int8 (8 of 9 layers)``."""
     counts = Counter(row.precision for row in engine.layers)
-    low = [item for item in ("int8", "fp8", "fp16", "bf16") if counts[item]]
+    low = [item for item in (*LOWERED, "fp16", "bf16") if counts[item]]
     if not low:
         return "fp32"
     if len(counts) == 1:
@@ -147,6 +154,10 @@ def _changes(engine: EngineArtifact) -> list[str]:
     if sizes:
         batches = " and ".join(map(str, sizes))
         found.append(f"another machine, or batches far from {batches} ({clock(engine)})")
+    before, after = blocked_bytes(row for row in engine.layers if row.asked == "int4")
+    if after:
+        told = f"{human_bytes(before)} of weights take {human_bytes(after)} in int4"
+        found.append(f'memory as the aim (keep = "all"): {told}')
     seen = _resolution(engine.accuracy)
     if seen:
         found.append(f"more held-out samples: a fall of {seen:.2g} points may not show on these")
@@ -173,7 +184,7 @@ def _reference(engine: EngineArtifact) -> str:
 
 def _name(row: TriedRecord, engine: EngineArtifact) -> str:
     """Return what a choice is, in words: those of a build without a search leave out that they are of int8."""
-    return row.what if engine.details.searched else f"int8, {row.what}"
+    return row.what if engine.details.searched else f"{asked(engine.layers)}, {row.what}"
 
 
 def _is_fp32(row: TriedRecord) -> bool:

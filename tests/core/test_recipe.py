@@ -103,7 +103,7 @@ def test_a_minimal_recipe_has_defaults() -> None:
         ("repository.warmup_batch_sizes", [128], r"128 is not between 1 and max_batch_size \(64\)"),
         ("repository.instance_count", 0, "must be at least 1"),
         ("repository.max_batch_size", -1, "must not be negative"),
-        ("quantize.layers", [{"precision": "int4"}], "'int4' is not one of int8, fp8, fp16, fp32"),
+        ("quantize.layers", [{"precision": "int3"}], "'int3' is not one of int4, int8, fp8, fp16, fp32"),
         ("quantize.layers", [{"precision": "int8", "num_bits": 4}], "4 bits are not supported"),
         ("quantize.layers", [{"precision": "int8", "input": {"percentile": 99}}], "takes no percentile"),
         ("quantize.layers", [{"precision": "int8", "weight": {"calibrator": "percentile"}}], "needs a percentile"),

@@ -75,7 +75,7 @@ def test_a_built_in_recipe_fits_the_schema(name: str) -> None:
         ("measure.batch_sizes", [0]),
         ("measure.metric", "nope"),
         ("export.opset", 9),
-        ("quantize.layers", [{"precision": "int4"}]),
+        ("quantize.layers", [{"precision": "int3"}]),
         ("quantize.layers", [{"type": "Conv2d"}]),
         ("compile.tensorrt.optimization_level", 6),
         ("compile.tensorrt.profiles", [{"shapes": {"x": 3}}]),

@@ -19,9 +19,9 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from repo_builder.core.errors import CompileError, first_line
-from repo_builder.core.graphs import DQ, LAYER_OPS, Q, layer_of
+from repo_builder.core.graphs import BLOCKED_OPS, DQ, LAYER_OPS, Q, layer_of
 
-Got = Literal["int8", "fp16", "fp32", "gone"]
+Got = Literal["int4", "int8", "fp16", "fp32", "gone"]
 
 # Operators with integer arithmetic beside those called QLinear...: products of 8-bit numbers, summed in 32 bits.
 _INTEGER = frozenset({
@@ -48,7 +48,7 @@ class Became:
 
     Attributes:
         name: The layer.
-        got: ``int8``, ``fp16`` or ``fp32``; ``gone`` where no node of its own is left.
+        got: ``int4`` (its weight), ``int8``, ``fp16`` or ``fp32``; ``gone`` where no node of its own is left.
         operator: The operator that runs it, as in ``QLinearConv``; of several runs of one layer the slowest kind.
         reason: Why it is not what Q/DQ around it asks for; empty where it is, or where nothing asks.
     """
@@ -183,13 +183,15 @@ def _became(name: str, nodes: Sequence[onnx.NodeProto], runs: Runs) -> Became:
         got = _precision(found, runs.types)
         reason = f"runs as {found.op_type} in {got}" if runs.asked(node) and got in ("fp32", "fp16") else ""
         rows.append(Became(name=name, got=got, operator=found.op_type, reason=reason))
-    order: dict[Got, int] = {"fp32": 0, "fp16": 1, "int8": 2, "gone": 3}
+    order: dict[Got, int] = {"fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "gone": 4}
     return min(rows, key=lambda row: order[row.got], default=Became(name=name, got="gone", operator=""))
 
 
 def _precision(node: onnx.NodeProto, types: dict[str, int]) -> Got:
     if node.op_type in _INTEGER or node.op_type.startswith("QLinear") or node.op_type == "QGemm":
         return "int8"
+    if node.op_type in BLOCKED_OPS:
+        return "int4"
     found = {types.get(name) for name in (*node.input[:1], *node.output)}
     if found & set(_CODES):
         return "int8"

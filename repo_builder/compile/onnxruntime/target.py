@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from repo_builder.compile import CompileOptions, asking, timed
-from repo_builder.compile.onnxruntime import node_times, speed
+from repo_builder.compile.onnxruntime import nbits, node_times, speed
 from repo_builder.compile.onnxruntime.became import became
 from repo_builder.core import environment
 from repo_builder.core.artifacts import OnnxArtifact
@@ -26,6 +25,12 @@ from repo_builder.core.tensors import Array
 
 _BATCH = 64
 _SIMULATED = "computed in float on values that are rounded to fp8, which costs time and gains none"
+# What is said of products with int4 weights.
+_COMPUTED = {
+    "int8": "products with int4 weights: inputs rounded to int8 in each run, a scale a block (MatMulNBits, "
+    "accuracy_level 4)",
+    "fp32": "products with int4 weights: computed in fp32 (MatMulNBits, accuracy_level 1)",
+}
 _PROVIDERS = {"none": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -68,13 +73,15 @@ class OnnxRuntimeTarget:
         spec = options.recipe.compile.onnxruntime
         path = folder / "model.onnx"
         if options.graph != path:
-            shutil.copyfile(options.graph, path)
+            nbits.finish(options.graph, path, spec.int4_compute)
         kind, why = saturation(spec.first_layer)
         matters = kind != "none" and spec.accelerator == "none" and "int8" in options.layer_precisions.values()
         notes = (f"weights of int8 layers: {kind} ({why})",) if matters else ()
         simulated = sum(item == "fp8" for item in options.layer_precisions.values())
         if simulated:
             notes = (*notes, f"{simulated} layers in fp8 are {_SIMULATED}: this build is for measuring accuracy")
+        if "int4" in options.layer_precisions.values():
+            notes = (*notes, _COMPUTED[spec.int4_compute])
         details = OnnxRuntimeDetails(
             max_batch_size=options.recipe.repository.max_batch_size,
             accelerator=spec.accelerator,
@@ -102,6 +109,8 @@ class OnnxRuntimeTarget:
             message = f"precisions are not timed for the provider {_PROVIDERS[spec.accelerator]}"
             hint = 'use accelerator = "none", or the target tensorrt'
             raise CompileError(message, where="compile.onnxruntime.accelerator", hint=hint)
+        if "int4" in options.layer_precisions.values():
+            nbits.finish(options.graph, options.graph, spec.int4_compute)
         return options.graph, OnnxRuntimeDetails(max_batch_size=options.recipe.repository.max_batch_size)
 
     def in_turns(

@@ -30,6 +30,6 @@ Name = Annotated[
 EIGHT_BITS = Bound(
     ge=8,
     le=8,
-    must="bits are not supported: ONNX opset 17 and TensorRT 8.5 quantize to 8-bit integers only",
-    hint="remove num_bits",
+    must="bits are not supported: a precision says its bits, int8 and fp8 have 8, int4 has 4",
+    hint='remove num_bits; precision = "int4" is for weights of 4 bits',
 )

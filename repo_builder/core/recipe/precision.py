@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from repo_builder.core.bounds import Bound
@@ -10,11 +10,13 @@ from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe.bounds import EIGHT_BITS, Count, Percent, Text
 from repo_builder.core.recipe.repair import RepairSpec
 
-Precision = Literal["int8", "fp8", "fp16", "fp32"]
+Precision = Literal["int4", "int8", "fp8", "fp16", "fp32"]
 Keep = Literal["what pays", "all"]
 CalibratorName = Literal["max", "percentile", "mse", "entropy", "best"]
 # of layers in fp8, whose codes keep small values whatever the range is
 FP8_CALIBRATORS = ("max", "percentile", "mse")
+INT4_CALIBRATORS = ("max", "mse")  # of a block's few weights
+Block = Literal[16, 32, 64, 128, 256]  # what ONNX Runtime's MatMulNBits takes
 InputCalibratorName = Literal["max", "percentile", "mse", "entropy", "best", "dynamic"]
 
 
@@ -39,18 +41,23 @@ class InputQuantizer:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightQuantizer:
-    """How a layer's weight range is found: symmetric, per output channel or per tensor.
+    """How a layer's weight range is found: symmetric, per output channel or per tensor; for int4 a block at a time.
 
     Attributes:
         calibrator: ``max``, ``percentile``, ``mse``, ``entropy``, or ``best``: of these the one that leaves the
             network's outputs most, layer by layer.
         percentile: Percent of absolute values that are kept; for ``percentile`` only.
         per_channel: Whether every output channel has a range of its own.
+        block: int4 only: how many weights of an output have a range of their own; 32 where it is left out.
+        symmetric: int4 only: whether that range is as wide to both sides of 0, or from the least weight to the largest,
+            with a zero point, which is the default: as fast, and one to two decibels better.
     """
 
     calibrator: CalibratorName = "max"
     percentile: Percent | None = None
     per_channel: bool = True
+    block: Block | None = None
+    symmetric: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse a percentile that the calibrator lacks, or does not take."""
@@ -65,6 +72,29 @@ def _check_percentile(calibrator: str, percentile: float | None) -> None:
         raise RecipeError(f"the {calibrator} calibrator takes no percentile", where="percentile", hint="remove it")
 
 
+def _refuse_int4(rule: LayerRule) -> None:
+    """Refuse what 4-bit weights in blocks cannot have."""
+    weight = rule.weight
+    if rule.input != InputQuantizer():
+        message = "int4 is of weights alone: the layer's input stays in floating point"
+        raise RecipeError(message, where="input", hint="remove it")
+    if weight.calibrator not in INT4_CALIBRATORS:
+        message = f"the {weight.calibrator} calibrator is not for the few weights of an int4 block"
+        raise RecipeError(message, where="weight.calibrator", hint='use "max", which rounds to nearest, or "mse"')
+    if not weight.per_channel:
+        message = "int4 weights have a range for each block of an output's weights, never one for all outputs"
+        raise RecipeError(message, where="weight.per_channel", hint="remove it")
+
+
+def _refuse_fp8(rule: LayerRule) -> None:
+    """Refuse calibrators that are of steps of one size where the codes' steps grow with the values."""
+    for key, calibrator in (("input", rule.input.calibrator), ("weight", rule.weight.calibrator)):
+        if calibrator not in FP8_CALIBRATORS:
+            names = ", ".join(FP8_CALIBRATORS)
+            message = f"the {calibrator} calibrator is for int8, whose steps are all of one size, not for fp8"
+            raise RecipeError(message, where=f"{key}.calibrator", hint=f"fp8 takes {names}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerRule:
     """``[[quantize.layers]]``: a precision for the layers it selects; of several that match, the last wins.
@@ -72,9 +102,9 @@ class LayerRule:
     Attributes:
         type: Module type, as in ``Conv2d`` (fnmatch pattern); left out, any.
         name: Qualified module name (fnmatch pattern), as in ``feature_layers.*``; left out, any.
-        precision: ``int8``, ``fp8`` (E4M3), ``fp16`` or ``fp32``.
+        precision: ``int8``, ``int4`` (weights of linear layers alone), ``fp8`` (E4M3), ``fp16`` or ``fp32``.
         input: Range of the layer's input; int8 and fp8 only.
-        weight: Range of the layer's weight; int8 and fp8 only.
+        weight: Range of the layer's weight; int8, int4 and fp8.
         optional: Whether the rule may select nothing, which is an error else.
         num_bits: 8; anything else is refused with the reason.
     """
@@ -88,14 +118,20 @@ class LayerRule:
     num_bits: Annotated[int, EIGHT_BITS] = 8
 
     def __post_init__(self) -> None:
-        """Refuse calibrators that are of steps of one size where the codes' steps grow with the values."""
-        if self.precision != "fp8":
-            return
-        for key, spec in (("input", self.input), ("weight", self.weight)):
-            if spec.calibrator not in FP8_CALIBRATORS:
-                names = ", ".join(FP8_CALIBRATORS)
-                message = f"the {spec.calibrator} calibrator is for int8, whose steps are all of one size, not for fp8"
-                raise RecipeError(message, where=f"{key}.calibrator", hint=f"fp8 takes {names}")
+        """Refuse settings that the precision has no use for."""
+        if self.precision == "int4":
+            _refuse_int4(self)
+        if self.precision == "fp8":
+            _refuse_fp8(self)
+        for key in ("block", "symmetric"):
+            if self.precision != "int4" and getattr(self.weight, key) is not None:
+                message = f"it is of int4 weights, and the rule asks for {self.precision}"
+                raise RecipeError(message, where=f"weight.{key}", hint="remove it")
+
+    def of(self, precision: Precision) -> LayerRule:
+        """Return the rule with another precision, without what only its own has a use for."""
+        weight = replace(self.weight, block=None, symmetric=None) if precision != "int4" else self.weight
+        return replace(self, precision=precision, weight=weight)
 
     @property
     def selector(self) -> str:
@@ -116,9 +152,9 @@ class QuantizeSpec:
         backend: Who finds ranges: ``onnxruntime`` (this package's own calibrators), ``modelopt`` or
             ``pytorch-quantization``; all are shown the same tensors.
         batch_size: Samples a calibration step.
-        keep: Which int8 layers stay int8: those of ``what pays``, which is measured (against fp32 on ONNX Runtime's
-            CPU, against fp16 in TensorRT, for which up to two more plans are built), or ``all``. A layer that a rule
-            calls by its full name always stays.
+        keep: Which int8 and int4 layers stay so: those of ``what pays``, which is measured (against fp32 on ONNX
+            Runtime's CPU, against fp16 in TensorRT, for which up to two more plans are built), or ``all``. A layer that
+            a rule calls by its full name always stays.
         layers: The rules, from top to bottom.
         repair: What is done so that int8 loses less.
     """

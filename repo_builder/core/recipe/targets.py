@@ -22,6 +22,9 @@ class OnnxRuntimeSpec:
             bits there, ``int8`` keeps 8, ``fp32`` leaves the layers in floating point.
         fp8: Whether the CPU provider, which has no fp8 arithmetic, refuses layers in fp8 or computes them in float on
             values that are rounded to fp8: the accuracy is fp8's, the time is not.
+        int4_compute: What products with int4 weights are computed in. ``int8``: each run rounds the layer's input to 8
+            bits, a scale a block, which is fastest (MatMulNBits with accuracy_level 4, ONNX Runtime's own choice).
+            ``fp32``: weights are unpacked and nothing else is rounded (accuracy_level 1).
         accelerator: ``none``, or the execution accelerator written to config.pbtxt: ``cuda`` or ``tensorrt``.
         accelerator_precision: Precision mode of the TensorRT accelerator.
         engine_cache: Whether the TensorRT accelerator keeps its engines, in a folder of the server's working directory.
@@ -31,6 +34,7 @@ class OnnxRuntimeSpec:
 
     first_layer: Literal["auto", "int8", "fp32"] = "auto"
     fp8: Literal["refuse", "simulate"] = "refuse"
+    int4_compute: Literal["int8", "fp32"] = "int8"
     accelerator: Literal["none", "cuda", "tensorrt"] = "none"
     accelerator_precision: Literal["fp32", "fp16", "int8"] = "fp32"
     engine_cache: bool = True

@@ -22,7 +22,7 @@ from repo_builder.flows.build import forms, keys, lowering, paying, paying_plans
 from repo_builder.flows.build.making import Form, Making
 from repo_builder.flows.build.options import BuildOptions, current
 from repo_builder.measure.judge.limits import Limits
-from repo_builder.quantize import table
+from repo_builder.quantize import leaving, table
 
 _ENGINE = "engine"  # the compiled form among the outputs that are kept, whatever the target
 
@@ -45,6 +45,7 @@ def choose(options: BuildOptions, graph: Path | None = None) -> CompileTarget:
     target, reason = choose_target(name)
     progress.stderr_console().print(f"target: {reason}")
     target.check(options.recipe)
+    lowering.refuse(options.recipe, target.placement(options.recipe))
     return target
 
 
@@ -190,6 +191,7 @@ def _compile_into(
             *chosen.notes,
             *plans.notes,
             *reasons,
+            *table.sizes(layers),
             *lowered.notes,
             *details.notes,
         ),
@@ -210,10 +212,10 @@ def _repairs(exported: OnnxArtifact, lowered: lowering.Lowered) -> tuple[str, ..
 def _weighed(
     exported: OnnxArtifact, target: CompileTarget, options: BuildOptions, batches: Batches, dataset: Dataset | None
 ) -> paying.Kept:
-    """Return which int8 layers stay so; all of them where the recipe says it, and where another target decides."""
+    """Return which int8 and int4 layers stay so; all where the recipe says it, and where another target decides."""
     placement = target.placement(options.recipe)
-    int8 = any(row.asked == "int8" for row in exported.layers)
-    if placement[0] != "onnxruntime-cpu" or options.recipe.quantize.keep == "all" or not int8:
+    lower = any(row.asked in leaving.MAY_NOT_PAY for row in exported.layers)
+    if placement[0] != "onnxruntime-cpu" or options.recipe.quantize.keep == "all" or not lower:
         return paying.Kept()
     if exported.details.finetuned is not None:
         return paying.Kept()  # a layer that was trained to be int8 is

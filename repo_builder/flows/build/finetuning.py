@@ -250,6 +250,10 @@ def _calibrated_anew(
     samples = dict(running.whole(made.taking.batches, dataset.split("calibration").inputs))
     with progress.step("calibrate anew"):
         found, seen, _ = calibrate(model, plans, recipe.quantize, samples)
-        merged = Ranges(tensors={**found.tensors, **trained.tensors}, weights={**found.weights, **trained.weights})
+        merged = Ranges(
+            tensors={**found.tensors, **trained.tensors},
+            weights={**found.weights, **trained.weights},
+            blocks=found.blocks,
+        )
         store.write(folder / artifacts.RANGES, files.sha256_of(path), seen, merged)
     return table.records(model, plans, merged)

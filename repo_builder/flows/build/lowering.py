@@ -11,10 +11,10 @@ import onnx
 from repo_builder.core import loading, onnx_files, progress
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.environment import Saturation
-from repo_builder.core.errors import MissingDependency, RecipeError
+from repo_builder.core.errors import CompileError, MissingDependency, RecipeError
 from repo_builder.core.graphs import TYPE
 from repo_builder.core.portable import make_portable
-from repo_builder.core.recipe import Precision
+from repo_builder.core.recipe import Precision, Recipe
 from repo_builder.core.records import LayerRecord
 from repo_builder.core.tensors import Array
 from repo_builder.export import qdq
@@ -50,6 +50,19 @@ def profile(target: tuple[str, Saturation]) -> Profile:
     if name == "onnxruntime-cpu":
         return onnxruntime_cpu.for_cpu(saturation)
     return placement.profile(name)
+
+
+def refuse(recipe: Recipe, target: tuple[str, Saturation]) -> None:
+    """Refuse, before any work, what a target has no form of.
+
+    Raises:
+        CompileError: Rules ask for int4 weights, which it does not take.
+    """
+    why = profile(target).why_no_blocks
+    for place, rule in enumerate(recipe.quantize.layers):
+        if rule.precision == "int4" and why:
+            hint = 'give the layers another precision, or build for --target onnxruntime with accelerator = "none"'
+            raise CompileError(why, where=f"quantize.layers[{place}].precision", hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from repo_builder.compile import CompileOptions, CompileTarget
 from repo_builder.core import progress
-from repo_builder.core.artifacts import OnnxArtifact
+from repo_builder.core.artifacts import PLACED_MODEL, OnnxArtifact
 from repo_builder.core.details import EngineDetails, TensorRTDetails
 from repo_builder.core.recipe import Precision, Recipe
 from repo_builder.core.samples import Batches
@@ -85,7 +85,8 @@ class Making:
             CompileError: The target refuses the graph.
         """
         target, data = self.target, self.dataset
-        graph = folder / ("placed.onnx" if target.name == "tensorrt" else "model.onnx")
+        apart = target.name == "tensorrt" or any(row.asked == "int4" for row in self.exported.layers)
+        graph = folder / (PLACED_MODEL if apart else "model.onnx")
         placement = target.placement(self.options.recipe)
         with progress.step(f"place Q/DQ ({target.name})") as step:
             # a plan that another is built beside has its layers' noise measured already

@@ -1,4 +1,4 @@
-"""Which int8 layers stay so on ONNX Runtime: those with which the outputs keep enough, and of them those that pay.
+"""Which int8 and int4 layers stay so on ONNX Runtime: those that the outputs bear, and of them those that pay.
 
 Accuracy comes first. Where the outputs keep too little on calibration samples, the network is cut into pieces of
 neighbouring layers; each piece is made int8 alone, and pieces are left in fp32 from the one that does most damage on,
@@ -7,8 +7,9 @@ it (PP-OCR's recogniser: the five noisiest layers cost the outputs nothing, thre
 
 Speed comes second. A few choices are timed against fp32, in turns, by CPU time: all that is left, the first
 convolution in fp32, the runs of layers in fp32 that ONNX Runtime's profile finds no faster, the single layers
-likewise. One that leaves more in fp32 has to be ``_WORTH`` times as fast as one that leaves less; int8 that is not
-``_WORTH`` times as fast as fp32, or slower at a batch size, is none.
+likewise. One that leaves more in fp32 has to be ``_WORTH`` times as fast as one that leaves less; what is not
+``_WORTH`` times as fast as fp32, or slower at a batch size, is none. int4 weights, which are as much for size as for
+speed, are judged by speed here as int8 is: ``keep = "all"`` keeps them for their size.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import SpeedRecord, TriedRecord
 from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.precisions import lowered
 from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 from repo_builder.flows.build import running
@@ -47,7 +49,7 @@ _MARGIN_DB = 3.0  # calibration samples are those that ranges fit best; others m
 _WORTH = 1.03  # below is the noise of timing
 _SLOWEST = 0.98
 _BATCH_US = 150_000.0  # a batch that takes longer is timed in a smaller one
-_WHAT = "weighing what int8 pays"  # needs ONNX Runtime
+_WHAT = "weighing what lower precisions pay"  # needs ONNX Runtime
 _SECONDS = 0.15  # CPU time a choice, batch size and form
 
 
@@ -69,7 +71,7 @@ class Kept:
 def choose(
     exported: OnnxArtifact, target: tuple[str, Saturation], batches: Batches, samples: Mapping[str, Array] | None
 ) -> Kept:
-    """Weigh the int8 layers of an artifact.
+    """Weigh the int8 and int4 layers of an artifact.
 
     Args:
         exported: The artifact, calibrated.
@@ -83,7 +85,7 @@ def choose(
         if not weighing.free:
             return Kept()
         if weighing.samples is None:
-            return Kept(notes=("what int8 layers pay was not weighed: the samples are not on this machine",))
+            return Kept(notes=("what lower precisions pay was not weighed: the samples are not on this machine",))
         accurate = weighing.accurate()
         return weighing.fast(accurate)
 
@@ -102,7 +104,9 @@ class _Weighing:
         self.exported, self.ready, self.batches, self.folder = exported, ready, batches, folder
         self.samples = samples
         self.few = {name: value[:_SAMPLES] for name, value in (samples or {}).items()}
-        self.limits = Limits.of(exported.recipe.measure, ["int8"])
+        asked = [row.asked for row in exported.layers if row.asked in leaving.MAY_NOT_PAY]
+        self.asked, self.what = frozenset(asked), lowered(asked)
+        self.limits = Limits.of(exported.recipe.measure, asked)
         self.tried: list[TriedRecord] = []
         self._files: dict[frozenset[str], Path] = {}
         _, placed, _ = self._write(frozenset())
@@ -145,11 +149,13 @@ class _Weighing:
             everything = TriedRecord(what="none of them", left=self.free)
             pays = bool(best.speed) and _gain(best) >= _WORTH and min(row.speedup for row in best.speed) >= _SLOWEST
             chosen = best if pays else everything
-            step.note(_told(chosen))
+            step.note(_told(self.what, chosen))
         rows = [*self.tried[:-1], *choices, *([] if pays else [everything])]
         tried = tuple(replace(row, chosen=row is chosen) for row in rows)
         return Kept(
-            left=self._reasons(chosen, accurate, best), tried=tried, notes=tuple(_sentence(row) for row in tried)
+            left=self._reasons(chosen, accurate, best),
+            tried=tried,
+            notes=tuple(_sentence(self.what, row) for row in tried),
         )
 
     def _candidates(self, accurate: frozenset[str]) -> Iterable[tuple[str, frozenset[str]]]:
@@ -214,6 +220,10 @@ class _Weighing:
         path = self.folder / f"{len(self._files)}" / "model.onnx"
         path.parent.mkdir()
         made = self.ready.write(self.exported, path, dict.fromkeys(left, "left"))
+        if "int4" in self.asked:
+            with loading.needs("onnxruntime", what=_WHAT):
+                from repo_builder.compile.onnxruntime import nbits
+            nbits.finish(path, path, self.exported.recipe.compile.onnxruntime.int4_compute)
         self._files[left] = path
         return made
 
@@ -245,10 +255,10 @@ class _Weighing:
         """Return why each layer that is left in fp32 is."""
         slow = ""
         if chosen is not best and best.speed:
-            slow = f"left in fp32: int8 is {_gain(best):.2f} times as fast here"
+            slow = f"left in fp32: {self.what} is {_gain(best):.2f} times as fast here"
         elif best.speed:
             slow = f"left in fp32: it does not pay here ({best.what}, the network is {_gain(best):.2f} times as fast)"
-        noisy = f"left in fp32: {self.tried[0].sqnr_db:.1f} dB of the outputs is left with all in int8"
+        noisy = f"left in fp32: {self.tried[0].sqnr_db:.1f} dB of the outputs is left with all in {self.what}"
         return {name: noisy if name in accurate else slow for name in chosen.left}
 
     def _kept(self) -> str:
@@ -267,13 +277,13 @@ def _speeds(rows: Sequence[SpeedRecord]) -> str:
     return " and ".join(f"{row.speedup:.2f} times as fast as fp32 at batch {row.batch_size}" for row in rows)
 
 
-def _told(row: TriedRecord) -> str:
-    return f"{row.what} in int8, {_speeds(row.speed)}" if row.speed else "int8 does not pay here: fp32"
+def _told(form: str, row: TriedRecord) -> str:
+    return f"{row.what} in {form}, {_speeds(row.speed)}" if row.speed else f"{form} does not pay here: fp32"
 
 
-def _sentence(row: TriedRecord) -> str:
+def _sentence(form: str, row: TriedRecord) -> str:
     """Say in one sentence what a choice gives."""
     facts = [f"the outputs keep {row.sqnr_db:.1f} dB" if row.sqnr_db is not None else "", _speeds(row.speed)]
-    found = ", ".join(item for item in facts if item) or "int8 does not pay here: the network comes out in fp32"
+    found = ", ".join(item for item in facts if item) or f"{form} does not pay here: the network comes out in fp32"
     end = " (taken)" if row.chosen else ("" if row.fits else " (too little)")
-    return f"int8, {row.what}: {found}{end}"
+    return f"{form}, {row.what}: {found}{end}"

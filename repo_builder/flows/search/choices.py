@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repo_builder.core import codec
-from repo_builder.core.precisions import PRECISIONS
+from repo_builder.core.precisions import LOWERED, PRECISIONS
 from repo_builder.core.recipe import InputQuantizer, LayerRule, Precision, QuantizeSpec, Recipe, WeightQuantizer
 from repo_builder.core.recipe.precision import FP8_CALIBRATORS
 from repo_builder.quantize.rules import WEIGHTED, Layer, LayerPlan
@@ -86,14 +86,15 @@ class Space:
     def key(self, choice: Choice) -> list[Any]:
         """Return what a choice's graph depends on beside the model and its samples, as JSON values."""
         return [
-            [item.name, item.precision, *([codec.plain(item.rule)] if item.coded else [])]
+            [item.name, item.precision, *([codec.plain(item.rule)] if item.precision in LOWERED else [])]
             for item in self.planned(choice)
         ]
 
 
 def _changed(plan: LayerPlan, precision: Precision, calibrator: InputQuantizer | None) -> LayerPlan:
     rule = plan.rule or LayerRule(name=plan.name, precision=precision)
-    found: dict[str, Any] = {"input": rule.input, "weight": rule.weight}
+    blocks = {} if precision == "int4" else {"block": None, "symmetric": None}
+    found: dict[str, Any] = {"input": rule.input, "weight": dataclasses.replace(rule.weight, **blocks)}
     if calibrator is not None and rule.input.calibrator != "dynamic":
         found["input"] = calibrator
     if precision == "fp8":  # it takes fewer calibrators, and the plain one for the others

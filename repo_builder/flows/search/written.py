@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from repo_builder.core import codec
-from repo_builder.core.precisions import PRECISIONS
+from repo_builder.core.precisions import LOWERED, PRECISIONS
 from repo_builder.core.recipe import LayerRule, Recipe
 from repo_builder.flows.search.choices import Space, called
 from repo_builder.quantize.rules import Layer, LayerPlan, plan
@@ -42,7 +42,7 @@ def rules(recipe: Recipe, space: Space, plans: Sequence[LayerPlan]) -> tuple[Lay
 
 def _bare(item: LayerPlan) -> LayerRule:
     """Return what a plan says of its layer, whatever selects it."""
-    if item.rule is None or not item.coded:
+    if item.rule is None or item.precision not in LOWERED:
         return LayerRule(precision=item.precision)
     return dataclasses.replace(item.rule, type=None, name=None, precision=item.precision)
 
@@ -94,8 +94,9 @@ def toml(recipe: Recipe, *, comments: Sequence[str] = (), reasons: Mapping[str, 
     lines += ["", "[quantize]", *_pairs(quantize)]
     for rule in found:
         shown = {key: value for key, value in rule.items() if key != "num_bits"}
-        if PRECISIONS[shown["precision"]].codes == "none":
-            shown = {key: value for key, value in shown.items() if key not in ("input", "weight")}
+        coded = PRECISIONS[shown["precision"]].codes
+        of_others = {"weight and input": (), "weight": ("input",), "none": ("input", "weight")}[coded]
+        shown = {key: value for key, value in shown.items() if key not in of_others}
         why = (reasons or {}).get(rule.get("name") or rule.get("type") or "", "")
         lines += ["", "[[quantize.layers]]" + (f" # {_line(why)}" if why else ""), *_pairs(shown)]
     return "\n".join(lines) + "\n"

@@ -29,6 +29,7 @@ class Least:
 
 # The lowest precision of the model's layers → what every output must keep.
 LEAST: dict[str, Least] = {
+    "int4": Least(changed_db=10.0, same_db=20.0, equal=0.8),
     "int8": Least(changed_db=10.0, same_db=20.0, equal=0.8),
     "fp8": Least(changed_db=10.0, same_db=20.0, equal=0.8),  # three bits of mantissa: as near as int8 to a dB or two
     "fp16": Least(changed_db=25.0, same_db=30.0, equal=0.98),

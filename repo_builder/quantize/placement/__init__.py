@@ -8,6 +8,7 @@
     weights.py    weights and biases as the target wants them
     lower.py      glue without an int8 kernel, written with those that there are
     float8.py     layers in fp8, apart from all that (dynamic.py: those that find their ranges as they run)
+    blocked.py    linear layers with 4-bit weights, apart from all that (blocks.py: the weights)
     write.py      the placed graph (write_layer.py: an int8 layer, writer.py: its names)
     place.py      the order of these
 

@@ -9,14 +9,14 @@ They are float to the rest of placement: they read float values and make float v
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from repo_builder.core.errors import QuantizeError
-from repo_builder.core.graphs import layer_of
+from repo_builder.core.graphs import layer_of, with_nodes
 from repo_builder.quantize.placement.index import Index, attribute
 from repo_builder.quantize.placement.layers import NO_NODE, why_not_weighted
 from repo_builder.quantize.placement.table import Profile
@@ -34,8 +34,8 @@ def is_dynamic(plan: LayerPlan) -> bool:
 
 
 def static(plans: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
-    """Return the plans as the rest of placement sees them: such layers are float, and so are those in fp8."""
-    apart = (item.precision == "fp8" or is_dynamic(item) for item in plans)
+    """Return the plans as the rest of placement sees them: such layers are float, and so are those in fp8 and int4."""
+    apart = (item.precision in ("int4", "fp8") or is_dynamic(item) for item in plans)
     pairs = zip(plans, apart, strict=True)
     return tuple(dataclasses.replace(item, precision="fp32") if alone else item for item, alone in pairs)
 
@@ -98,25 +98,7 @@ def rewrite(
             quantized[tensor] = _quantized(out, tensor)
         found = weights_of(index, original, ranges[layer], steps=profile.weight_steps, step=None, layer=layer)
         _layer(out, node, found, quantized[tensor], profile)
-    made = onnx.ModelProto()
-    made.CopyFrom(placed)
-    del made.graph.node[:]
-    made.graph.node.extend(out.nodes)
-    made.graph.initializer.extend(out.initializers)
-    used = {name for node in made.graph.node for name in _reads(node)} | {item.name for item in made.graph.output}
-    kept = [item for item in made.graph.initializer if item.name in used]
-    del made.graph.initializer[:]
-    made.graph.initializer.extend(kept)
-    return made
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    yield from node.input
-    for item in node.attribute:
-        for graph in (*item.graphs, *([item.g] if item.HasField("g") else [])):
-            for inner in graph.node:
-                yield from _reads(inner)
-            yield from (value.name for value in graph.output)
+    return with_nodes(placed, out.nodes, out.initializers)
 
 
 def _quantized(out: Writer, tensor: str) -> tuple[str, str, str]:

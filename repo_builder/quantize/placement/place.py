@@ -9,6 +9,8 @@ import onnx
 from repo_builder.core.precisions import opset_of
 from repo_builder.core.recipe import InputQuantizer
 from repo_builder.quantize.finders import calibrator_name, float8_input
+from repo_builder.quantize.placement.blocked import find_blocked
+from repo_builder.quantize.placement.blocked import rewrite as rewrite_blocked
 from repo_builder.quantize.placement.choose import Choice, choose
 from repo_builder.quantize.placement.codes import Codes
 from repo_builder.quantize.placement.dynamic import find_dynamic, rewrite, static
@@ -76,9 +78,9 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     Args:
         model: The fp32 graph as ``prepare.prepare`` leaves it. Its inputs, outputs and node names stay; a graph
             before opset 13 is converted to 13.
-        plans: What each layer is to become. Layers that are to be int8 or fp8 get Q/DQ; others stay as they are, fp32
-            ones also where the target would make them int8 on its own. With an fp8 layer the graph's opset is raised
-            to 19, the first whose Q/DQ takes E4M3.
+        plans: What each layer is to become. Layers that are to be int8 or fp8 get Q/DQ, int4 ones a DequantizeLinear for
+            their weight; others stay as they are, fp32 ones also where the target would make them int8 on its own. The
+            graph's opset is raised to the first whose Q/DQ takes what there is: 19 for fp8, 21 for int4.
         ranges: The range of every tensor that ``wanted`` names, and of each such layer's weight. A tensor without one
             was never reached, and carries no Q/DQ.
         profile: The target.
@@ -90,7 +92,7 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     model = current(model)
     choice, codes = decide(model, plans, ranges, profile)
     index = choice.index
-    dynamic = find_dynamic(index, plans, profile)
+    dynamic, blocked = find_dynamic(index, plans, profile), find_blocked(index, plans, profile)
     float8 = without_ranges(find_float8(index, plans, profile), ranges.tensors)
     made = write(model, choice, codes, ranges.weights, profile)
     able = frozenset(name for name, why in dynamic.items() if not why)
@@ -98,11 +100,14 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
         made = rewrite(made, index, able, ranges.weights, profile)
     if float8.reads:
         made = rewrite_float8(current(made, opset_of(["fp8"])), index, float8, ranges, profile)
+    able = frozenset(name for name, why in blocked.items() if not why)
+    if able:
+        made = rewrite_blocked(current(made, opset_of(["int4"])), index, able, ranges.blocks)
     return Placed(
         model=made,
         profile=profile.name,
         tensors={tensor: _placed(choice, tensor, codes[tensor]) for tensor in choice.tensors},
-        layers=tuple(_outcome(item, choice, {**dynamic, **float8.why_not}) for item in plans),
+        layers=tuple(_outcome(item, choice, {**dynamic, **float8.why_not, **blocked}) for item in plans),
     )
 
 

@@ -89,6 +89,7 @@ class Profile:
         fuses_bias: MatMul and the Add of a constant behind it become one Gemm, whose bias has to be int32, too.
         dynamic: Linear layers may find their input's range in every run.
         float8: Operator → its fp8 form; others stay float.
+        why_no_blocks: The sentence that refuses weights of 4 bits in blocks; empty where the target has them.
         guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own, and from taking a
             Relu in front of an fp8 Q for a part of it, as ONNX Runtime 1.32 does, whose E4M3 has negative codes, too.
     """
@@ -100,6 +101,7 @@ class Profile:
     weight_steps: int = 127
     stored_codes: bool = True
     fuses_bias: bool = False
+    why_no_blocks: str = ""
     guard_float: bool = False
     dynamic: bool = False
     float8: Mapping[str, Float8Form] = field(default_factory=dict)

@@ -102,7 +102,7 @@ def weights_of(
     if not np.isfinite(kept).all() or not np.isfinite(weight).all():
         raise QuantizeError("its weight is not finite", where=layer, hint="leave the layer in fp32")
     groups = int(attribute(node, "group", 1)) if node.op_type == "ConvTranspose" else 1
-    bias, rest = _bias(index, node, channels * groups) if added is None else (added.astype(np.float64).ravel(), None)
+    bias, rest = bias_of(index, node, channels * groups) if added is None else (added.astype(np.float64).ravel(), None)
     if kept_of.shift is not None:
         bias = kept_of.shift.astype(np.float64) + (0.0 if bias is None else bias)
         if bias.shape != (channels * groups,) or not np.isfinite(bias).all():
@@ -134,10 +134,10 @@ def weights_of(
 
 def has_rest(index: Index, node: onnx.NodeProto, channels: int) -> bool:
     """Whether a node's bias is not one constant a channel, so that it is added behind the int8 layer."""
-    return _bias(index, node, channels)[1] is not None
+    return bias_of(index, node, channels)[1] is not None
 
 
-def _bias(index: Index, node: onnx.NodeProto, channels: int) -> tuple[Array | None, tuple[str, float] | None]:
+def bias_of(index: Index, node: onnx.NodeProto, channels: int) -> tuple[Array | None, tuple[str, float] | None]:
     """Return a node's bias as one number a channel, or else its name and factor."""
     if node.op_type == "MatMul" or len(node.input) < 3 or not node.input[2]:
         return None, None

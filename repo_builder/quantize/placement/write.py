@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from repo_builder.core.graphs import DQ, drop_unused, outer_reads, own
+from repo_builder.core.graphs import DQ, outer_reads, own, with_nodes
 from repo_builder.quantize.placement.choose import CLIPS, Choice
 from repo_builder.quantize.placement.codes import Codes, codes_for
 from repo_builder.quantize.placement.index import Index
@@ -68,7 +68,7 @@ def write(
             if tensor in read:
                 source = raw.get(tensor, tensor)
                 out.codes[tensor] = out.pair(source, read[tensor], codes[tensor], tensor, quantized=before)
-    return _assembled(model, index, out)
+    return with_nodes(model, _needed(out.nodes, index), out.initializers)
 
 
 def _names(out: Writer, choice: Choice) -> tuple[dict[str, str], dict[str, str]]:
@@ -163,25 +163,6 @@ def _guard(
     if reached:
         final, node.output[0] = node.output[0], out.name(f"{node.output[0]}/unguarded")
         out.guarded(node.output[0], final, original.name or original.output[0])
-
-
-def _assembled(model: onnx.ModelProto, index: Index, out: Writer) -> onnx.ModelProto:
-    """Return a model like another with a writer's nodes; initializers that nothing reads any more are left out."""
-    result = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            getattr(result, field.name).MergeFrom(value) if field.message_type else setattr(result, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name in ("node", "initializer", "value_info"):
-            continue
-        if field.message_type:
-            getattr(result.graph, field.name).MergeFrom(value)
-        else:
-            setattr(result.graph, field.name, value)
-    result.graph.node.extend(_needed(out.nodes, index))
-    result.graph.initializer.extend((*model.graph.initializer, *out.initializers))
-    drop_unused(result)
-    return result
 
 
 def _needed(nodes: list[onnx.NodeProto], index: Index) -> list[onnx.NodeProto]:

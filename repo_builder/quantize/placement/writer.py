@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder.core.graphs import DQ, Q, free_name
+from repo_builder.core.onnx_tensors import packed_nibbles
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.codes import Codes
 
@@ -44,6 +45,16 @@ class Writer:
         if key not in self._stored:
             self._stored[key] = self.name(stem)
             made = helper.make_tensor(self._stored[key], element, patterns.shape, patterns.tobytes(), raw=True)
+            self.initializers.append(made)
+        return self._stored[key]
+
+    def nibbles(self, stem: str, codes: Array, element: int) -> str:
+        """Store codes of 4 bits, as ONNX packs them; equal ones are stored once."""
+        packed = packed_nibbles(codes)
+        key = (str(element), str(codes.shape), hashlib.sha256(packed).digest())
+        if key not in self._stored:
+            self._stored[key] = self.name(stem)
+            made = onnx.TensorProto(name=self._stored[key], data_type=element, dims=codes.shape, raw_data=packed)
             self.initializers.append(made)
         return self._stored[key]
 
