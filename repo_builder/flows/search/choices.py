@@ -93,8 +93,8 @@ class Space:
 
 def _changed(plan: LayerPlan, precision: Precision, calibrator: InputQuantizer | None) -> LayerPlan:
     rule = plan.rule or LayerRule(name=plan.name, precision=precision)
-    blocks = {} if precision == "int4" else {"block": None, "symmetric": None}
-    found: dict[str, Any] = {"input": rule.input, "weight": dataclasses.replace(rule.weight, **blocks)}
+    weight = rule.weight if precision == "int4" else dataclasses.replace(rule.weight, block=None, symmetric=None)
+    found: dict[str, Any] = {"input": rule.input, "weight": weight}
     if calibrator is not None and rule.input.calibrator != "dynamic":
         found["input"] = calibrator
     if precision == "fp8":  # it takes fewer calibrators, and the plain one for the others

@@ -78,7 +78,7 @@ def place(model: onnx.ModelProto, plans: Sequence[LayerPlan], ranges: Ranges, pr
     Args:
         model: The fp32 graph as ``prepare.prepare`` leaves it. Its inputs, outputs and node names stay; a graph
             before opset 13 is converted to 13.
-        plans: What each layer is to become. Layers that are to be int8 or fp8 get Q/DQ, int4 ones a DequantizeLinear for
+        plans: What each layer is to become. Layers that are to be int8 or fp8 get Q/DQ, int4 ones DequantizeLinear for
             their weight; others stay as they are, fp32 ones also where the target would make them int8 on its own. The
             graph's opset is raised to the first whose Q/DQ takes what there is: 19 for fp8, 21 for int4.
         ranges: The range of every tensor that ``wanted`` names, and of each such layer's weight. A tensor without one
