@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +95,22 @@ def step(folder: Path, *arguments: str) -> tuple[float, int, str]:
         SystemExit: It failed.
     """
     started = time.perf_counter()
-    child = subprocess.Popen([*COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    said = child.stdout.read()
-    _, status, used = os.wait4(child.pid, 0)
-    code = child.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
+        child = subprocess.Popen([*COMMAND, *arguments], cwd=folder, stdout=printed)
+        _, status, used = os.wait4(child.pid, 0)
+        code = child.returncode = os.waitstatus_to_exitcode(status)
+        printed.seek(0)
+        said = printed.read()
     if code:
         raise SystemExit(f"repo-builder {' '.join(arguments)}: exit code {code}\n{said}")
     return time.perf_counter() - started, used.ru_maxrss * 1024, said
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(item.getsockname()[1]) for item in sockets]
 
 
 def through(folder: Path, form: str, width: int) -> dict[str, Any]:
@@ -114,11 +124,13 @@ def through(folder: Path, form: str, width: int) -> dict[str, Any]:
     version = folder / "model_repository" / "large" / "1"
     row["repository_bytes"] = {item.name: item.stat().st_size for item in sorted(version.glob("model.onnx*"))}
     row["validate_s"] = round(step(folder, "validate", "model_repository")[0], 1)
-    ports = [item for name in ("http", "grpc", "metrics") for item in (f"--{name}-port", "0")]
-    seconds, _, _ = step(folder, "serve", "--runtime", "embedded", "--detach", "--timeout", "300", *ports)
+    ports = free_ports(3)
+    options = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+    seconds, _, _ = step(folder, "serve", "--runtime", "embedded", "--detach", "--timeout", "300", *options)
     row["serve_s"] = round(seconds, 1)
     try:
         measured = ("--window-ms", "1000", "--max-windows", "3", "--json", "perf.json")
+        measured += ("--url", f"localhost:{ports[1]}", "--metrics-url", f"http://localhost:{ports[2]}/metrics")
         row["perf_s"] = round(step(folder, "perf", "large", *measured)[0], 1)
     finally:
         step(folder, "serve", "--stop")
