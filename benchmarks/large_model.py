@@ -5,7 +5,7 @@
 The model is a chain of linear layers with seeded weights (2.4 GB by default), which no protobuf message holds: it comes
 with its weights beside it, and so does what is built of it in fp32 and int8. Of each form it is told how long each step
 took, the most memory that the build held, what lies in the repository, and how far the served outputs are from fp32.
-It needs about 8 GB of memory and 12 GB of disk, and takes them back: everything is made in a temporary folder.
+It needs about 13 GB of memory and 15 GB of disk, and takes them back: everything is made in a temporary folder.
 """
 
 from __future__ import annotations
