@@ -14,11 +14,12 @@ from onnx import helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
 from repo_builder.core.errors import QuantizeError, first_line
-from repo_builder.core.graphs import DQ, LAYER_OPS, MOVES, TYPE, Graph, Q, drop_unused, opset
+from repo_builder.core.graphs import DQ, LAYER_OPS, MOVES, TYPE, Graph, Q, copy_fields, drop_unused, opset
 from repo_builder.core.onnx_files import LARGEST_BYTES
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.affine import fold_affine
 
+_READ_BYTES = 4096  # of constants that the converter may want to read: axes, splits, sizes
 _OPSET = 13  # the first with per-channel QuantizeLinear
 
 
@@ -68,12 +69,33 @@ def current(model: onnx.ModelProto, needed: int = _OPSET) -> onnx.ModelProto:
     if model.functions:  # the converter drops them
         raise QuantizeError(f"{why}: it brings functions of its own", hint=hint)
     try:
-        made = version_converter.convert_version(model, needed)
+        made = _converted(model, needed)
     except Exception as error:  # onnx's errors share no base class
         raise QuantizeError(f"{why}: {first_line(error)}", hint=hint) from error
     metadata = {node.output[0]: node.metadata_props for node in model.graph.node if node.metadata_props}
     for node in made.graph.node:  # the converter keeps names, and drops what they stand for
         node.metadata_props.extend(metadata.get(node.output[0], ()) if node.output else ())
+    return made
+
+
+def _converted(model: onnx.ModelProto, needed: int) -> onnx.ModelProto:
+    """Return a model of a newer opset. Weights travel as inputs without values: the converter takes 2 GB at most."""
+    light = onnx.ModelProto()
+    copy_fields(model, light, but=("graph",))
+    copy_fields(model.graph, light.graph, but=("initializer",))
+    given = {item.name for item in model.graph.input}
+    weights = {item.name: item for item in model.graph.initializer if item.ByteSize() > _READ_BYTES}
+    light.graph.initializer.extend(item for item in model.graph.initializer if item.name not in weights)
+    light.graph.input.extend(
+        helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
+        for item in weights.values()
+        if item.name not in given
+    )
+    made = version_converter.convert_version(light, needed)
+    kept = [item for item in made.graph.input if item.name in given or item.name not in weights]
+    del made.graph.input[:]
+    made.graph.input.extend(kept)
+    made.graph.initializer.extend(weights.values())
     return made
 
 
