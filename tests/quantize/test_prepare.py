@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from repo_builder.core.errors import QuantizeError
 from repo_builder.core.graphs import TYPE
-from repo_builder.quantize.prepare import prepare, unfolded
+from repo_builder.quantize.prepare import current, prepare, unfolded
 
 NORM = ("gamma", "beta", "mean", "variance")
 
@@ -161,3 +161,23 @@ def test_initializers_that_are_listed_as_inputs_are_none(graph_of, matrix) -> No
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [6, 4]))
     model.ir_version = 3
     assert [item.name for item in prepare(model).graph.input] == ["x"]
+
+
+def test_a_newer_opset_is_found_without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converter takes no model of 2 GB: what it is given holds no weight, and what comes back holds all of them."""
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    sides = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 64])] for name in "xy"]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], "fc")], "g", *sides, [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    convert, sizes = version_converter.convert_version, []
+
+    def watched(light: onnx.ModelProto, version: int) -> onnx.ModelProto:
+        sizes.append(light.ByteSize())
+        return convert(light, version)
+
+    monkeypatch.setattr(version_converter, "convert_version", watched)
+    made = current(model, 21)
+    assert sizes[0] < 1024
+    assert [item.name for item in made.graph.input] == ["x"]
+    assert list(made.graph.initializer) == [weight]
+    onnx.checker.check_model(made, full_check=True)
