@@ -29,7 +29,7 @@ from typing import Any
 from repo_builder import datasets, models
 from repo_builder.core import codec, environment, progress
 from repo_builder.core.recipe import Recipe, parse
-from repo_builder.flows.build import BuildOptions, BuildResult, build, compile_artifact, load_exported
+from repo_builder.flows.build import BuildOptions, BuildResult, build, compile_artifact, load_exported, running
 
 HERE = Path(__file__).resolve().parent
 BACKENDS = ("modelopt", "pytorch-quantization")
@@ -316,13 +316,14 @@ def _score_vgg(work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     graphs |= {name: options.out / f"vgg-{name}.onnx" for name in BACKENDS}
     dataset = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=options.data_dir)
     samples = dataset.split("test")
+    batches = running.batches_of(graphs["calibrated"], recipe.model.inputs, recipe.model.outputs)
     module = models.create(recipe.model, seed=recipe.seed)
     models.load_checkpoint(module, options.vgg, where="--vgg")
     with progress.step("run vgg in fp32"):
-        outputs = {"fp32": run_torch(module, samples.inputs, ["image"], ["logits"])["logits"]}
+        outputs = {"fp32": run_torch(module, samples.inputs, batches)["logits"]}
     for name, graph in graphs.items():
         with progress.step(f"run vgg, {name}"), OnnxRuntimeRunner(graph) as model:
-            outputs[name] = model(samples.inputs, ("logits",))["logits"]
+            outputs[name] = running.run(model, batches, samples.inputs)["logits"]
     right = {name: float((found.argmax(1) == samples.labels).mean()) for name, found in outputs.items()}
     plain = {"fp32": right["fp32"], "onnxruntime": right["calibrated"]}
     return [

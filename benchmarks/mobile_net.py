@@ -56,15 +56,25 @@ def network() -> nn.Module:
     return nn.Sequential(unit(3, 16, 3, stride=2), *blocks, unit(width, LAST, 1), *pool)
 
 
-def train(images: np.ndarray, labels: np.ndarray, *, epochs: int, seed: int) -> nn.Module:
-    """Train on normalised images (n, 3, 32, 32), float32, and their classes: SGD, one cycle, flips and shifts."""
+def train(images: np.ndarray, labels: np.ndarray, *, epochs: int, seed: int, kept: Path) -> nn.Module:
+    """Train on normalised images (n, 3, 32, 32), float32, and their classes: SGD, one cycle, flips and shifts.
+
+    After each epoch the state goes to ``kept``: a run that was stopped goes on from there, to the very same weights.
+    """
     torch.manual_seed(seed)
     net, count, batch = network().train(), len(images), 128
     steps = epochs * (count // batch)
     descent = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(descent, max_lr=0.3, total_steps=steps)
+    rate = torch.optim.lr_scheduler.OneCycleLR(descent, max_lr=0.3, total_steps=steps + 1)
     data, classes = torch.from_numpy(images), torch.from_numpy(labels)
-    for epoch in range(epochs):
+    done = 0
+    if kept.is_file():
+        state = torch.load(kept, weights_only=True)
+        done = state["epochs"]
+        for part, name in ((net, "net"), (descent, "descent"), (rate, "rate")):
+            part.load_state_dict(state[name])
+    for epoch in range(done, epochs):
+        torch.manual_seed(seed + 1 + epoch)
         for chosen in torch.randperm(count)[: count // batch * batch].split(batch):
             some = functional.pad(data[chosen], (2, 2, 2, 2))
             down, right = (int(item) for item in torch.randint(0, 5, (2,)))
@@ -75,6 +85,8 @@ def train(images: np.ndarray, labels: np.ndarray, *, epochs: int, seed: int) -> 
             loss.backward()
             descent.step()
             rate.step()
+        state = {"net": net.state_dict(), "descent": descent.state_dict(), "rate": rate.state_dict()}
+        torch.save({**state, "epochs": epoch + 1}, kept)
         print(f"epoch {epoch + 1}: loss {loss.item():.3f}", flush=True)
     return net.eval()
 
@@ -85,9 +97,11 @@ def exported(images: np.ndarray, labels: np.ndarray, checkpoint: Path, *, epochs
     if checkpoint.is_file():
         net.load_state_dict(load_file(checkpoint))
     else:
-        net = train(images, labels, epochs=epochs, seed=seed)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        kept = checkpoint.with_suffix(".training")
+        net = train(images, labels, epochs=epochs, seed=seed, kept=kept)
         save_file(net.state_dict(), checkpoint)
+        kept.unlink()
     path = checkpoint.with_suffix(".onnx")
     axes = {"image": {0: "n"}, "scores": {0: "n"}}
     with warnings.catch_warnings():

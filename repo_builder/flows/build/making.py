@@ -17,7 +17,7 @@ from repo_builder.core.samples import Batches
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import lowering, running
 from repo_builder.flows.build.lowering import Lowered
-from repo_builder.flows.build.options import BuildOptions
+from repo_builder.flows.build.options import CACHE, BuildOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Making:
                     recipe=self.recipe,
                     graph=graph,
                     layer_precisions=lowered.layer_precisions,
-                    cache_folder=self.options.work / ".cache",
+                    cache_folder=self.options.work / CACHE,
                     allow_precision_mismatch=self.options.allow_precision_mismatch,
                     batches=self.batches,
                     samples=data.split("test").inputs if data else None,

@@ -17,6 +17,9 @@ from repo_builder.core.records import AccuracyRecord
 A = TypeVar("A", bound=Artifact)
 
 
+CACHE = ".cache"  # in the folder of artifacts: what makes a target's next build shorter
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """What ``repo-builder build`` was asked for.

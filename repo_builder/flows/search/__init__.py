@@ -28,7 +28,7 @@ from repo_builder.core.errors import DataError, DepartureError, MeasureError, Re
 from repo_builder.core.recipe import Precision, Recipe, SearchSpec
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import compiling, exporting, piping
-from repo_builder.flows.build.options import BuildOptions
+from repo_builder.flows.build.options import CACHE, BuildOptions
 from repo_builder.flows.search import front, sensing, written
 from repo_builder.flows.search.bench import Bench, machine
 from repo_builder.flows.search.choices import Choice, searched, widest
@@ -193,6 +193,7 @@ def _bench(
             dataset,
             folder=folder,
             scratch=Path(scratch),
+            cache=options.work / CACHE,
             samples=spec.samples,
             seed=seed,
             ledger=ledger,

@@ -63,6 +63,7 @@ class Bench:
         dataset: Its calibration samples find ranges, its validation samples judge; test samples are never seen.
         folder: Where what lasts is kept.
         scratch: Where trials are made.
+        cache: Where the target keeps what makes its builds shorter: the folder of the build itself.
         samples: Most validation samples.
         seed: Which of them.
         ledger: Where measurements are kept.
@@ -77,6 +78,7 @@ class Bench:
         *,
         folder: Path,
         scratch: Path,
+        cache: Path,
         samples: int,
         seed: int,
         ledger: Ledger,
@@ -84,7 +86,7 @@ class Bench:
         self.exported, self.target, self.options, self.ledger = exported, target, options, ledger
         self.ready = lowering.Ready.of(exported, target.placement(options.recipe))
         self.batches = _batches(exported)
-        self._scratch, self._made = scratch, OrderedDict[str, Made]()
+        self._scratch, self._cache, self._made = scratch, cache, OrderedDict[str, Made]()
         self._refused: dict[str, str] = {}
         self.seen = Seen(exported, self.ready, dataset, self.batches, folder / "seen.npz")
         self.space = self._space()
@@ -189,7 +191,7 @@ class Bench:
             recipe=self.options.recipe,
             graph=graph,
             layer_precisions=qdq.layer_precisions(lowered),
-            cache_folder=self.options.work / ".cache",
+            cache_folder=self._cache,
             allow_precision_mismatch=self.options.allow_precision_mismatch,
             batches=self.batches,
         )

@@ -30,6 +30,7 @@ from repo_builder.flows.search.trials import PAYS, Trial, faster, gain, lost
 
 _LONGER_S = 0.4  # CPU or device time a choice and batch size, for what is decided last
 _FOR_PIECES = 0.35  # share of the budget for looking at pieces alone
+_FEWEST = 8  # pieces that are looked at
 _NOISIEST = 4  # pieces that try other calibrators
 _QUIETER = 0.5  # of the noise: 3 dB
 _BACK = 12  # pieces that may return, at most
@@ -172,14 +173,14 @@ class Hunt:
     def pieces(self) -> list[tuple[str, ...]]:
         """Cut the free layers into pieces of neighbours, as many as may be looked at."""
         free, each = self.bench.space.free, self.cost_of_a_look()
-        most = max(8, min(len(free), int(_FOR_PIECES * self.left_s / max(each, 1e-3))))
+        most = max(_FEWEST, min(len(free), int(_FOR_PIECES * self.left_s / max(each, 1e-3))))
         size = -(-len(free) // most)
         return [free[start : start + size] for start in range(0, len(free), size)]
 
     def cost_of_a_look(self) -> float:
-        """Return the seconds that a look at a part of the samples takes, about."""
-        before = self.bench.ledger.spent_s
-        self.bench.look(Choice(), few=True)
+        """Return the seconds that a piece alone takes, about: making its model and looking at a part of the samples."""
+        before, free = self.bench.ledger.spent_s, self.bench.space.free
+        self.alone(free[: -(-len(free) // _FEWEST)], Choice())
         return self.bench.ledger.spent_s - before
 
     def accurate(self, start: Choice) -> Choice:
