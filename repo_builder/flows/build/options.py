@@ -16,7 +16,6 @@ from repo_builder.core.records import AccuracyRecord
 
 A = TypeVar("A", bound=Artifact)
 
-
 CACHE = ".cache"  # in the folder of artifacts: what makes a target's next build shorter
 
 

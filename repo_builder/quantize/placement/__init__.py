@@ -11,6 +11,7 @@
     blocked.py    linear layers with 4-bit weights, apart from all that (blocks.py: the weights)
     write.py      the placed graph (write_layer.py: an int8 layer, writer.py: its names)
     place.py      the order of these
+    widen.py      channels of depthwise convolutions brought to what a kernel takes at once, when all else is done
 
 How it is used::
 

@@ -90,6 +90,7 @@ class Profile:
         dynamic: Linear layers may find their input's range in every run.
         float8: Operator → its fp8 form; others stay float.
         why_no_blocks: The sentence that refuses weights of 4 bits in blocks; empty where the target has them.
+        channels_at_once: Channels that int8 depthwise convolutions take at once; 0 where it does not matter.
         guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own, and from taking a
             Relu in front of an fp8 Q for a part of it, as ONNX Runtime 1.32 does, whose E4M3 has negative codes, too.
     """
@@ -102,6 +103,7 @@ class Profile:
     stored_codes: bool = True
     fuses_bias: bool = False
     why_no_blocks: str = ""
+    channels_at_once: int = 0
     guard_float: bool = False
     dynamic: bool = False
     float8: Mapping[str, Float8Form] = field(default_factory=dict)

@@ -62,10 +62,9 @@ def _is_int8(index: Index, place: int) -> bool:
     node = index.nodes[place]
     reads = all(_maker(index, name) == DQ for name in node.input[:2])
     ends = [index.nodes[at] for at in index.readers[node.output[0]]]
-    clips = [
-        index.nodes[at] for item in ends if item.op_type in ("Clip", "Relu") for at in index.readers[item.output[0]]
-    ]
-    return reads and any(item.op_type == Q for item in (*ends, *clips))
+    clips = [item for item in ends if item.op_type in ("Clip", "Relu")]
+    ends += [index.nodes[at] for item in clips for at in index.readers[item.output[0]]]
+    return reads and any(item.op_type == Q for item in ends)
 
 
 def _maker(index: Index, name: str) -> str:
@@ -122,7 +121,7 @@ class _Bundle:
 
     def _through(self, place: int, name: str) -> list[str] | None:
         """Return what else has the channels that a tensor at a node has; None where they cannot be followed."""
-        index, node = self._index, self._index.nodes[place]
+        node = self._index.nodes[place]
         if node.op_type == "Conv":
             return self._convolution(place, name)
         if node.op_type in _ALONE and all(self._is_scalar(item) for item in node.input[1:] if item):
@@ -148,8 +147,10 @@ class _Bundle:
         return []
 
     def _is_scalar(self, name: str) -> bool:
-        value = self._index.value(name) if self._index.constant(name) else None
-        return value is not None and value.size == 1
+        """Whether a tensor is one stored number, or its codes."""
+        index = self._index
+        stored = index.nodes[index.makers[name]].input[0] if _maker(index, name) == DQ else name
+        return stored in index.initializers and np.prod(index.initializers[stored].dims) == 1
 
     def _is_stored(self, name: str) -> bool:
         """Whether a constant is this convolution's own: an initializer, or codes that are dequantized for it alone."""
@@ -175,24 +176,28 @@ class _Bundle:
                     item.i = self._channels + count
 
     def _longer(self, node: onnx.NodeProto, at: int, axis: int, count: int) -> None:
-        """Give a constant of a node zeros at the end of an axis; its scales and zero points, too, where they lie on it."""
+        """Give a constant of a node zeros at the end of an axis, and codes their scales and zero points there."""
         index, name = self._index, node.input[at]
         if name in index.initializers:
-            node.input[at] = self._stored(name, axis, count, 0)
+            node.input[at] = self._stored(name, axis, count)
             return
         maker = index.nodes[index.makers[name]]
-        maker.input[0] = self._stored(maker.input[0], axis, count, 0)
+        maker.input[0] = self._stored(maker.input[0], axis, count)
         if len(index.initializers[maker.input[1]].dims) == 1 and attribute(maker, "axis", 1) == axis:
-            maker.input[1] = self._stored(maker.input[1], 0, count, 1)
+            maker.input[1] = self._stored(maker.input[1], 0, count, again=True)
             if len(maker.input) > 2:
-                maker.input[2] = self._stored(maker.input[2], 0, count, 0)
+                maker.input[2] = self._stored(maker.input[2], 0, count)
 
-    def _stored(self, name: str, axis: int, count: int, fill: int) -> str:
-        """Store a longer constant under a name of its own: others may read the one that it is made of."""
+    def _stored(self, name: str, axis: int, count: int, *, again: bool = False) -> str:
+        """Store a constant with zeros, or its last value again, at an axis' end, under a name of its own.
+
+        Others may read the one that it is made of. A scale goes on with its last value, as a runtime asks whether a
+        bias has the input's scale times the weight's.
+        """
         index = self._index
         value = numpy_helper.to_array(index.initializers[name])
         widths = [(0, count if place == axis else 0) for place in range(value.ndim)]
-        longer: Array = np.pad(value, widths, constant_values=fill)
+        longer: Array = np.pad(value, widths, mode="edge" if again else "constant")
         taken = set(index.initializers) | set(index.makers) | {item.name for item in index.model.graph.input}
         made = numpy_helper.from_array(longer, free_name(f"{name}/wide", taken))
         index.model.graph.initializer.append(made)

@@ -55,6 +55,7 @@ ONNXRUNTIME_CPU = Profile(
         "Unsqueeze": _MOVE,
     },
     fuses_bias=True,
+    channels_at_once=16,
     guard_float=True,
     dynamic=True,
     # All compute in float what Q/DQ has rounded: their accuracy is fp8's, their time is not.
