@@ -31,7 +31,7 @@ from repo_builder.flows.build import compiling, exporting, piping
 from repo_builder.flows.build.options import CACHE, BuildOptions
 from repo_builder.flows.search import front, sensing, written
 from repo_builder.flows.search.bench import Bench, machine
-from repo_builder.flows.search.choices import Choice, searched, widest
+from repo_builder.flows.search.choices import Choice, called, searched, widest
 from repo_builder.flows.search.hunt import Hunt
 from repo_builder.flows.search.ledger import Ledger
 from repo_builder.flows.search.trials import lost
@@ -74,12 +74,24 @@ def wanted(recipe: Recipe, options: BuildOptions) -> SearchSpec | None:
     """Return the limits of the search that a build is to begin with; None where there is to be none.
 
     Raises:
-        RecipeError: The recipe is to be fine-tuned, too, which would train anew for every choice.
+        RecipeError: The recipe is to be fine-tuned or repaired, too, which would be done anew for every choice; or a
+            layer that a search leaves as it is has no calibrator yet.
     """
     spec = options.search or recipe.search
-    if spec is not None and recipe.finetune is not None:
+    if spec is None:
+        return None
+    if recipe.finetune is not None:
         hint = "search without [finetune] first, then add it to searched.toml"
         raise RecipeError("precisions are not searched while they are trained for", where="finetune", hint=hint)
+    if recipe.quantize.repair.asked:
+        hint = "search without [quantize.repair] first, then add it to searched.toml"
+        message = "precisions are not searched while repairs are asked for, which are made for one choice of layers"
+        raise RecipeError(message, where="quantize.repair", hint=hint)
+    for place, rule in enumerate(recipe.quantize.layers):
+        if called(rule) and "best" in (rule.input.calibrator, rule.weight.calibrator):
+            message = f"'best' is chosen for a whole network, and a search leaves '{rule.name}' as its rule says"
+            hint = "name a calibrator there, or give the layer free with a pattern"
+            raise RecipeError(message, where=f"quantize.layers[{place}]", hint=hint)
     return spec
 
 
@@ -95,6 +107,8 @@ def sense(options: BuildOptions, *, budget_s: float, also: Sequence[Precision] =
         RepoBuilderError: The branch tells what failed; what was measured stays and is not measured again.
     """
     target = compiling.choose(dataclasses.replace(options, recipe=widest(options.recipe)))
+    if options.recipe.quantize.repair.asked:
+        progress.warn("[quantize.repair] is left out: each layer is measured as calibrated")
     dataset = _data(options)
     spec = options.recipe.search or SearchSpec()
     with _bench(options, target, dataset, spec, None) as bench:

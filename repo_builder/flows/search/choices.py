@@ -13,7 +13,15 @@ from typing import Any
 
 from repo_builder.core import codec
 from repo_builder.core.precisions import LOWERED, PRECISIONS
-from repo_builder.core.recipe import InputQuantizer, LayerRule, Precision, QuantizeSpec, Recipe, WeightQuantizer
+from repo_builder.core.recipe import (
+    InputQuantizer,
+    LayerRule,
+    Precision,
+    QuantizeSpec,
+    Recipe,
+    RepairSpec,
+    WeightQuantizer,
+)
 from repo_builder.core.recipe.precision import FP8_CALIBRATORS
 from repo_builder.quantize.rules import WEIGHTED, Layer, LayerPlan
 
@@ -113,13 +121,13 @@ def called(rule: LayerRule | None) -> bool:
 def widest(recipe: Recipe) -> Recipe:
     """Return the recipe with int8 asked of every layer that no rule calls by its full name.
 
-    Rules that ask for int8 stay, for how they calibrate; others by type or pattern give way.
+    Rules that ask for int8 stay, for how they calibrate; others by type or pattern give way. Repairs are left out: they
+    are made for one choice of layers.
     """
     kept = [_fixed(rule) for rule in recipe.quantize.layers if rule.precision == "int8" or called(rule)]
     rules = (LayerRule(precision="int8"), *kept)
-    return dataclasses.replace(
-        recipe, search=None, finetune=None, quantize=dataclasses.replace(recipe.quantize, keep="all", layers=rules)
-    )
+    spec = dataclasses.replace(recipe.quantize, keep="all", layers=rules, repair=RepairSpec())
+    return dataclasses.replace(recipe, search=None, finetune=None, quantize=spec)
 
 
 def _fixed(rule: LayerRule) -> LayerRule:

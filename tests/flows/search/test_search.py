@@ -17,7 +17,7 @@ from repo_builder.compile.onnxruntime import speed
 from repo_builder.compile.onnxruntime.target import OnnxRuntimeTarget
 from repo_builder.core import files
 from repo_builder.core.details import SpeedRecord, TriedRecord
-from repo_builder.core.errors import DataError, DepartureError, MeasureError
+from repo_builder.core.errors import DataError, DepartureError, MeasureError, RecipeError
 from repo_builder.core.graphs import DQ
 from repo_builder.core.recipe import Recipe, SearchSpec
 from repo_builder.flows import build as building
@@ -224,3 +224,27 @@ def test_a_search_tries_fp8_where_the_target_has_it_and_writes_it_as_rules(
 
 def test_the_front_is_what_none_beats() -> None:
     assert pareto([(1.0, 3.0), (2.0, 2.0), (2.0, 3.0), None, (3.0, 1.0)]) == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("quantize.repair.rounding=adaptive", "made for one choice of layers"),
+        ("finetune.epochs=1", "trained for"),
+        (
+            'quantize.layers=[{name = "dense_layers.0", precision = "int8", input = {calibrator = "best"}}]',
+            "leaves 'dense_layers.0' as its rule says",
+        ),
+    ],
+)
+def test_what_is_made_for_one_choice_of_layers_is_not_searched(tmp_path: Path, setting: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        build(tmp_path, setting)
+    assert not (tmp_path / "build").exists()
+
+
+def test_best_by_type_gives_way_to_what_the_search_finds(paced: Callable[[Pace], list[int]], tmp_path: Path) -> None:
+    paced(lambda count: 2.0 if count else 1.0)
+    rule = 'quantize.layers=[{type = "Linear", precision = "int8", input = {calibrator = "best"}}]'
+    found = find(tmp_path, rule)
+    assert "best" not in {item.input.calibrator for item in found.recipe.quantize.layers}
