@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
     parser.add_argument("--data-dir", type=Path, default=Path(), help="folder of CIFAR-10's .bin files")
     parser.add_argument("--out", type=Path, required=True, help="file of the figures; other networks' stay in it")
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), help="measure these; others stay")
     parser.add_argument("--table", action="store_true", help="print the figures that are there, and measure nothing")
     options = parser.parse_args()
     if options.table:
@@ -245,11 +246,15 @@ def main() -> None:
         network = NETWORKS[name](options.data_dir)
         exact = outputs(network.model, network)
         fp32 = network.score(exact, exact)
-        rows = []
-        for row in ROWS:
+        rows = {row["row"]: row for row in _known(options.out, name) if row["row"] not in options.rows}
+        for row in options.rows:
             found = measured(network, row, exact)
-            rows.append(found)
-            _write(options.out, name, {"task": network.task, "fp32": round(fp32, 4), "rows": rows})
+            rows[row] = found
+            _write(
+                options.out,
+                name,
+                {"task": network.task, "fp32": round(fp32, 4), "rows": [rows[key] for key in ROWS if key in rows]},
+            )
             print(
                 f"{name:22} {row:15} {found['output_db']:6.2f} dB  {network.task} {found['score']:.4f} of {fp32:.4f}",
                 flush=True,
@@ -268,6 +273,13 @@ def table(path: Path) -> str:
             cells.append(f"{found['output_db']:.1f} dB, {100 * found['score']:.1f} %" if found else "not run")
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _known(path: Path, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a network that are there."""
+    known = json.loads(path.read_text(encoding="utf-8"))["networks"] if path.is_file() else {}
+    found: list[dict[str, Any]] = known.get(name, {}).get("rows", [])
+    return found
 
 
 def _write(path: Path, name: str, figures: dict[str, Any]) -> None:
