@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from repo_builder.core.graphs import DQ, outer_reads, own, with_nodes
+from repo_builder.core.graphs import DQ, Q, outer_reads, own, with_nodes
 from repo_builder.quantize.placement.choose import CLIPS, Choice
 from repo_builder.quantize.placement.codes import Codes, codes_for
 from repo_builder.quantize.placement.index import Index
@@ -68,7 +68,9 @@ def write(
             if tensor in read:
                 source = raw.get(tensor, tensor)
                 out.codes[tensor] = out.pair(source, read[tensor], codes[tensor], tensor, quantized=before)
-    return with_nodes(model, _needed(out.nodes, index), out.initializers)
+    # a layer that the model itself leaves unread is int8 as others are
+    unread = {read[tensor] for tensor in choice.tensors if not index.readers[tensor]}
+    return with_nodes(model, _needed(out.nodes, index, unread), out.initializers)
 
 
 def _names(out: Writer, choice: Choice) -> tuple[dict[str, str], dict[str, str]]:
@@ -165,11 +167,16 @@ def _guard(
         out.guarded(node.output[0], final, original.name or original.output[0])
 
 
-def _needed(nodes: list[onnx.NodeProto], index: Index) -> list[onnx.NodeProto]:
-    """Return the nodes but for those that computed constants, as a float weight, that nothing reads any more."""
-    needed, kept = set(index.outputs), []
+def _needed(nodes: list[onnx.NodeProto], index: Index, also: Collection[str]) -> list[onnx.NodeProto]:
+    """Return the nodes but for Q, DQ and what computes constants, as a float weight, that nothing reads any more.
+
+    ONNX Runtime runs what nobody reads: the pairs of a product that became another step of its input's codes, and of
+    hard swishes, took a third of PP-OCR's recogniser. A float node that nobody reads is the model's own, and stays.
+    """
+    needed, kept = {*index.outputs, *also}, []
     for node in reversed(nodes):
-        if any(name in needed or not index.constant(name) for name in node.output):
+        own = node.op_type not in (Q, DQ) and not all(index.constant(name) for name in node.output)
+        if own or needed.intersection(node.output):
             kept.append(node)
             needed.update(node.input)
             needed.update(outer_reads(node))

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
+from repo_builder.core.graphs import DQ, Q, outer_reads  # noqa: E402
 from repo_builder.core.recipe import LayerRule, QuantizeSpec  # noqa: E402
 from repo_builder.quantize.layers import find_layers  # noqa: E402
 from repo_builder.quantize.placement import Placed, place, profile, wanted  # noqa: E402
@@ -115,6 +116,18 @@ def operators(proto: onnx.ModelProto, feeds: Mapping[str, Any], folder: Path) ->
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
+def unread(proto: onnx.ModelProto, source: onnx.ModelProto) -> list[str]:
+    """Return the Q and DQ that nothing reads, but for those of tensors that nothing reads in the source either."""
+
+    def reads(model: onnx.ModelProto) -> set[str]:
+        found = {name for node in model.graph.node for name in (*node.input, *outer_reads(node))}
+        return found | {item.name for item in model.graph.output}
+
+    read, loose = reads(proto), {name for node in source.graph.node for name in node.output} - reads(source)
+    pairs = (node for node in proto.graph.node if node.op_type in (Q, DQ) and not read.intersection(node.output))
+    return [node.name for node in pairs if node.name.rpartition("/")[0] not in loose]
+
+
 def decibels(exact: np.ndarray, noisy: np.ndarray) -> float:
     """Return the signal-to-noise ratio, 200 where there is no noise."""
     noise = float(np.square(exact.astype(np.float64) - noisy).sum())
@@ -132,5 +145,5 @@ def kit() -> SimpleNamespace:
     """The helpers of this folder's tests."""
     return SimpleNamespace(
         model=model, run=run, plans_of=plans_of, ranges_of=ranges_of, placed=placed, operators=operators,
-        decibels=decibels, noise=noise, prepare=prepare, node=helper.make_node,
+        decibels=decibels, noise=noise, prepare=prepare, unread=unread, node=helper.make_node,
     )  # fmt: skip

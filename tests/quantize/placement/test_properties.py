@@ -222,6 +222,7 @@ def test_a_placed_graph_is_valid_and_computes_the_network(kit, target: str, draw
     names = [node.name for node in placed.model.graph.node]
     assert len(set(names)) == len(names)
     assert {node.name for node in model.graph.node if node.op_type in LAYERS} <= set(names)
+    assert kit.unread(placed.model, model) == []
 
     exact = kit.run(model, feeds)
     rounded = kit.run(placed.model, feeds)
