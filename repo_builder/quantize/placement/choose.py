@@ -73,7 +73,7 @@ def _attempt(index: Index, layers: Layers, profile: Profile, blocked: set[str]) 
     """Decide which tensors carry Q/DQ where some cannot."""
     made = _layer_outputs(index, layers, profile)
     glue = _spread(index, layers, profile, blocked)
-    _prune(index, layers, glue, made)
+    _prune(index, layers, glue, made, profile)
     chosen = {index.nodes[place].input[0] for place in layers.int8} | made
     folded: set[str] = set()
     for place, form in glue.items():
@@ -216,18 +216,27 @@ def bias_add(index: Index, place: int) -> int | None:
     return readers[0] if vector and (matrix or None not in shape) else None
 
 
-def _prune(index: Index, layers: Layers, glue: dict[int, Glue], made: set[str]) -> None:
+def _prune(index: Index, layers: Layers, glue: dict[int, Glue], made: set[str], profile: Profile) -> None:
     """Drop glue that no int8 node reads in the end, in place: at a network's float ends int8 only costs.
 
-    What is folded into an int8 layer stays, and so does what a rule asks for.
+    What is folded into an int8 layer stays, and so does what a rule asks for, and what ends a network with less.
     """
     for place in sorted(glue, reverse=True):
         form = glue[place]
         node = index.nodes[place]
         reader = any(item in layers.int8 or item in glue for name in node.output for item in index.readers[name])
         folded = form.pairs == "output" and node.input[0] in made
-        if not reader and not folded and place not in layers.asked:
+        ending = form.shrinks and _ends(index, node.output[0], profile)
+        if not (reader or folded or ending or place in layers.asked):
             del glue[place]
+
+
+def _ends(index: Index, tensor: str, profile: Profile) -> bool:
+    """Whether a tensor is an output of the network and nothing else, but for moves between."""
+    moved = [index.nodes[place] for place in index.readers[tensor]]
+    moves = all(own(node) and profile.glue.get(node.op_type, Glue()).one_scale for node in moved)
+    read = bool(moved) or tensor in index.outputs
+    return read and moves and all(_ends(index, name, profile) for node in moved for name in node.output)
 
 
 def _add_pairs(index: Index, layers: Layers, place: int, form: Glue, chosen: set[str], folded: set[str]) -> None:

@@ -59,6 +59,7 @@ class Glue:
         lowered: How it is written for the target; empty for as it is.
         attributes: Attribute → value that the int8 form is limited to (ONNX's default where it is not written).
         asked: It is int8 only where a rule asks for it, never between other int8 nodes on its own.
+        shrinks: It gives far less than it reads: it is int8 also where it ends a network, as no int8 node reads it.
     """
 
     needs: Needs = "all"
@@ -70,6 +71,7 @@ class Glue:
     lowered: Lowering = ""
     attributes: Mapping[str, str | int] = field(default_factory=dict)
     asked: bool = False
+    shrinks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,25 @@ def test_pools_concat_resize_and_what_moves_values_share_or_keep_scales(kit, tmp
     assert "Conv" not in kernels
 
 
+@pytest.mark.parametrize("end", ["Flatten", "Gemm"])
+def test_a_mean_that_ends_a_network_is_int8_and_one_that_a_float_layer_reads_is_not(
+    kit, tmp_path: Path, end: str
+) -> None:
+    last = N("Gemm", ["f", "w1"], ["y"], name="head") if end == "Gemm" else N("Identity", ["f"], ["y"], name="same")
+    nodes = [
+        N("Conv", ["x", "w0"], ["c"], name="a"),
+        N("GlobalAveragePool", ["c"], ["m"], name="mean"),
+        N("Flatten", ["m"], ["f"], name="flat"),
+        last,
+    ]
+    model = kit.prepare(kit.model(nodes, weights(kit, (8, 3, 1, 1), (8, 5)), {"x": [2, 3, 6, 6]}))
+    feeds = {"x": kit.noise(2, 3, 6, 6)}
+    placed = kit.placed(model, feeds, INT8, LayerRule(name="head", precision="fp32", optional=True))
+    kernels = kit.operators(placed.model, feeds, tmp_path)
+    assert ("QLinearGlobalAveragePool" in kernels) == (end == "Flatten")
+    assert kit.decibels(kit.run(model, feeds)[0], kit.run(placed.model, feeds)[0]) > 30
+
+
 def test_hard_tanh_between_convolutions_does_not_stop_the_first_from_being_int8(kit, tmp_path: Path) -> None:
     nodes = [
         N("Conv", ["x", "w0"], ["c"], name="a"), N("Clip", ["c", "lo", "hi"], ["h"], name="tanh"),

@@ -31,7 +31,7 @@ ONNXRUNTIME_CPU = Profile(
         "MatMul": Glue(operands="all", pairs="inputs", asked=True),  # of two activations
         "Concat": Glue(operands="all", constants=True, needs="any"),
         "AveragePool": Glue(),
-        "GlobalAveragePool": Glue(),
+        "GlobalAveragePool": Glue(shrinks=True),
         "LeakyRelu": _LOOKUP,
         "Sigmoid": _LOOKUP,
         "Div": Glue(operands="all", constants=True, rescales=True, lowered="reciprocal"),
