@@ -4,7 +4,12 @@
     .venv/bin/python examples/zoo/run.py [NETWORK ...]  after examples/zoo/make_data.py
 
 Judged is what the server answers, against ONNX Runtime on the fp32 graph, on held-out inputs: the same text, the same
-mask, the same class, the same nearest neighbour. Exit code 1 where a step fails or a bar is missed.
+mask, the same class, the same nearest neighbour. Beside it stand all layers in int8 and ONNX Runtime's own
+quantize_static, judged likewise, and where fp32's time goes (``times.py``). Exit code 1 where a step fails or a bar of
+a task is missed.
+
+A row that is done is kept under build/zoo/rows, and is not made again on the same commit, machine and libraries: a run
+that was cut goes on. The result is written once all rows are there, all of one commit and machine.
 """
 
 from __future__ import annotations
@@ -13,8 +18,9 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,94 +28,33 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import tritonclient.grpc as triton
+from tasks import FASTER, TASKS  # beside this file
+from times import shares, static
 from tritonclient.utils import np_to_triton_dtype
 
 from repo_builder import datasets, serve
-from repo_builder.core import artifacts
-from repo_builder.core.artifacts import EngineArtifact
+from repo_builder.compile.onnxruntime.speed import compare
+from repo_builder.core import artifacts, environment
+from repo_builder.core.artifacts import FP32_MODEL, EngineArtifact, OnnxArtifact
 from repo_builder.core.recipe import Recipe
+from repo_builder.flows.build.lowering import Ready
 
 ROOT, HERE = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
 COMMAND = [sys.executable, "-m", "repo_builder"]
 Array = np.ndarray[Any, Any]
 
 
-def texts(scores: Array) -> list[tuple[int, ...]]:
-    """Return what a recogniser reads: the likeliest letters, repeats and blanks left out (CTC)."""
-    rows = []
-    for best in scores.argmax(-1):
-        kept = [int(item) for place, item in enumerate(best) if item and (place == 0 or item != best[place - 1])]
-        rows.append(tuple(kept))
-    return rows
-
-
-def same_text(exact: Array, served: Array) -> float:
-    """Return the fraction of lines that read the same."""
-    return float(np.mean([one == other for one, other in zip(texts(exact), texts(served), strict=True)]))
-
-
-def mask_overlap(exact: Array, served: Array) -> float:
-    """Return intersection over union of all pixels that are text (0.3 is PP-OCR's own threshold)."""
-    one, other = exact > 0.3, served > 0.3
-    return float((one & other).sum() / max(1, (one | other).sum()))
-
-
-def same_class(exact: Array, served: Array) -> float:
-    """Return the fraction of samples of the same class."""
-    return float((exact.argmax(-1) == served.argmax(-1)).mean())
-
-
-def same_answer(exact: Array, served: Array) -> float:
-    """Return the fraction of files of the same kind; magika gives no kind where no score reaches 0.5."""
-
-    def answers(scores: Array) -> Array:
-        return np.where(scores.max(-1) >= 0.5, scores.argmax(-1), -1)
-
-    return float((answers(exact) == answers(served)).mean())
-
-
-def same_neighbour(exact: Array, served: Array) -> float:
-    """Return the fraction of sentences whose nearest other sentence is the same."""
-
-    def nearest(vectors: Array) -> Array:
-        closeness = vectors @ vectors.T
-        np.fill_diagonal(closeness, -np.inf)
-        return closeness.argmax(1)
-
-    return float((nearest(exact) == nearest(served)).mean())
-
-
-def same_decision(exact: Array, served: Array) -> float:
-    """Return the fraction of frames that are speech, or not, in both."""
-    return float(((exact > 0.5) == (served > 0.5)).mean())
-
-
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a network is judged by.
+class Beside:
+    """Another int8 form of a network.
 
     Attributes:
-        what: In words.
-        judge: (fp32 outputs, served outputs), samples first → a fraction.
-        bar: What has to be reached.
-        heavy: Whether convolutions or MatMuls carry the time, so that int8 is to be 1.5 times as fast.
+        score: As a row's, in ONNX Runtime; None where it does not run.
+        speed: As a row's.
     """
 
-    what: str
-    judge: Callable[[Array, Array], float]
-    bar: float
-    heavy: bool = True
-
-
-TASKS = {
-    "magika": Task(what="same kind", judge=same_answer, bar=0.99),
-    "rec": Task(what="same text", judge=same_text, bar=30 / 32),
-    "det": Task(what="mask IoU", judge=mask_overlap, bar=0.96),
-    "cls": Task(what="same class", judge=same_class, bar=0.99),
-    "minilm": Task(what="same nearest neighbour", judge=same_neighbour, bar=0.90),
-    "minilm_torch": Task(what="same nearest neighbour", judge=same_neighbour, bar=0.90),
-    "vad": Task(what="same decision", judge=same_decision, bar=0.99, heavy=False),
-}
+    score: float | None
+    speed: dict[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +69,9 @@ class Row:
         int8_layers: Layers that are int8, of those that were to be.
         asked_layers: Layers that were to be int8.
         speed: Batch size → times as fast as fp32 in ONNX Runtime, one thread, CPU time; empty where nothing is int8.
+        all_int8: Every layer in int8 that was to be, whatever the outputs keep; None where none was to be.
+        quantize_static: What ONNX Runtime's own quantizer makes of the network; None likewise.
+        shares: What of fp32's time is convolutions, matrix products, and each larger operator.
         tried: What was weighed, a sentence each.
         served_p50_us: Median latency through the server at batch 1, µs.
         build_s: Seconds that the build took.
@@ -136,17 +84,30 @@ class Row:
     int8_layers: int
     asked_layers: int
     speed: dict[int, float]
+    all_int8: Beside | None
+    quantize_static: Beside | None
+    shares: dict[str, float]
     tried: tuple[str, ...]
     served_p50_us: float | None
     build_s: float
 
     @property
+    def heavy(self) -> float:
+        """What of fp32's time is convolutions and matrix products."""
+        return sum(self.shares.get(kind, 0.0) for kind in ("convolution", "matrix product"))
+
+    @property
     def missed(self) -> tuple[str, ...]:
-        """Which bars it misses."""
+        """Which bars it misses, and what is known of why."""
         found = [] if self.score >= self.bar else [f"{self.task} {self.score:.3f}, under {self.bar:.3f}"]
         slowest = min(self.speed.values(), default=1.0)
-        if TASKS[self.network].heavy and slowest < 1.5:
-            found.append(f"{slowest:.2f} times as fast as fp32, under 1.5")
+        if self.asked_layers and slowest < FASTER:
+            why = [f"{100 * self.heavy:.0f} % of fp32's time is convolutions and matrix products"]
+            for what, form in (("all layers in int8", self.all_int8), ("quantize_static", self.quantize_static)):
+                if form is not None and form.speed:
+                    score = "" if form.score is None else f" and scores {form.score:.3f}"
+                    why.append(f"{what} is {min(form.speed.values()):.2f} times as fast{score}")
+            found.append(f"{slowest:.2f} times as fast as fp32, under {FASTER}: {'; '.join(why)}")
         return tuple(found)
 
 
@@ -169,7 +130,8 @@ def network(name: str, work: Path) -> Row:
     data = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=None)
     samples = data.split("test").inputs
     output = recipe.model.outputs[0].name
-    exact = _exact(work / "build" / name / "onnx" / "model.fp32.onnx", recipe, samples, output)
+    source = work / "build" / name / "onnx" / FP32_MODEL
+    exact = _answers(source, recipe, samples, output)
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     figures = work / f"{name}.json"
     with serve.start(repository, runtime="embedded", models=(name,), log=work / f"{name}.log", **ports) as server:
@@ -179,6 +141,7 @@ def network(name: str, work: Path) -> Row:
         measured = ("--window-ms", "400", "--max-windows", "4", "--json", str(figures))
         cli("perf", name, "--work", str(work / "build"), *urls, *measured)
     details, asked = engine.details, [row for row in engine.layers if row.asked == "int8"]
+    forms = _beside(name, work, engine, data.split("calibration").inputs, samples) if asked else {}
     return Row(
         network=name,
         task=TASKS[name].what,
@@ -187,6 +150,9 @@ def network(name: str, work: Path) -> Row:
         int8_layers=sum(row.got == "int8" for row in asked),
         asked_layers=len(asked),
         speed={row.batch_size: round(row.speedup, 3) for row in details.speed},
+        all_int8=forms.get("all"),
+        quantize_static=forms.get("static"),
+        shares=shares(source, _whole(recipe, samples, 0)),
         tried=tuple(item for item in details.notes if item.startswith("int8, ")),
         served_p50_us=_median(figures),
         build_s=round(build_s, 1),
@@ -202,7 +168,37 @@ def _whole(recipe: Recipe, samples: Mapping[str, Array], place: int) -> dict[str
     return feed
 
 
-def _exact(path: Path, recipe: Recipe, samples: Mapping[str, Array], output: str) -> Array:
+def _beside(
+    name: str, work: Path, engine: EngineArtifact, calibration: Mapping[str, Array], samples: Mapping[str, Array]
+) -> dict[str, Beside]:
+    """Time and judge all layers in int8, and what quantize_static makes; these networks have their batch in front."""
+    exported, recipe = artifacts.read(OnnxArtifact, work / "build" / name / "onnx"), engine.recipe
+    count, output = len(next(iter(samples.values()))), recipe.model.outputs[0].name
+    sizes = {size: {key: value[np.arange(size) % count] for key, value in samples.items()} for size in _sizes(engine)}
+    step = recipe.quantize.batch_size
+    feeds = (
+        {key: value[start : start + step] for key, value in calibration.items()}
+        for start in range(0, len(next(iter(calibration.values()))), step)
+    )
+    exact = _answers(exported.model, recipe, samples, output)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "all.onnx"
+        Ready.of(exported, ("onnxruntime-cpu", "none")).write(exported, path, {})
+        timed = {row.batch_size: round(row.speedup, 3) for row in compare(exported.model, path, sizes)}
+        other, others = static(exported.model, feeds, sizes, Path(folder))
+        found = {}
+        for kind, file, speed in (("all", path, timed), ("static", other, others)):
+            score = TASKS[name].judge(exact, _answers(file, recipe, samples, output))
+            found[kind] = Beside(score=score, speed=speed)
+    return found
+
+
+def _sizes(engine: EngineArtifact) -> tuple[int, ...]:
+    """Return the batch sizes that a build timed; 1 alone where it timed none."""
+    return tuple(row.batch_size for row in engine.details.speed) or (1,)
+
+
+def _answers(path: Path, recipe: Recipe, samples: Mapping[str, Array], output: str) -> Array:
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     count = len(next(iter(samples.values())))
     return np.concatenate([session.run([output], _whole(recipe, samples, place))[0] for place in range(count)])
@@ -229,28 +225,65 @@ def _median(path: Path) -> float | None:
     return windows[-1]["latency"]["p50_us"] if windows else None
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows beside those of other networks that are there."""
-    made = {row.network: {**asdict(row), "missed": row.missed} for row in rows}
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        made = {row["network"]: row for row in known} | made
-    found = [made[name] for name in TASKS if name in made]
-    text = json.dumps({"onnxruntime": ort.__version__, "rows": found}, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+def _identity() -> dict[str, Any]:
+    """Return what all rows of one result share: the commit, and the machine with its libraries."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    return {
+        "commit": commit or None,
+        "changed": sorted(line[3:] for line in changed.splitlines() if not line.endswith("results/zoo.json")),
+        **environment.describe(),
+    }
+
+
+def _kept(path: Path, identity: dict[str, Any]) -> Row | None:
+    """Return a row that an earlier run made of the same commit on the same machine."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["identity"] != identity:
+        return None
+    row = found["row"]
+    row["speed"] = _by_size(row["speed"])
+    for key in ("all_int8", "quantize_static"):
+        form = row[key]
+        row[key] = form and Beside(score=form["score"], speed=_by_size(form["speed"]))
+    return Row(**{**row, "tried": tuple(row["tried"])})
+
+
+def _by_size(speed: Mapping[str, float]) -> dict[int, float]:
+    return {int(size): value for size, value in speed.items()}
+
+
+def _write(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run networks, print a table, write the results."""
+    """Run networks, print a table, write the results once all are there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", choices=[*TASKS, []], default=[])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "zoo.json")
+    parser.add_argument("--again", action="store_true", help="make rows again that are there")
     chosen = parser.parse_args(arguments)
-    work = ROOT / "build" / "zoo"
+    work, identity = ROOT / "build" / "zoo", _identity()
+    known = {name: work / "rows" / f"{name}.json" for name in TASKS}
     rows = []
     for name in chosen.networks or TASKS:
-        rows.append(network(name, work))
-        _write(chosen.out, rows)
+        row = None if chosen.again else _kept(known[name], identity)
+        if row is None:
+            row = network(name, work)
+            _write(known[name], {"identity": identity, "row": asdict(row)})
+        rows.append(row)
+    whole = [row for row in (_kept(path, identity) for path in known.values()) if row is not None]
+    if len(whole) == len(TASKS):
+        _write(chosen.out, {**identity, "rows": [{**asdict(row), "missed": row.missed} for row in whole]})
+    else:
+        print(
+            f"{len(whole)} of {len(TASKS)} rows are of this commit and machine; {chosen.out} is written with the last"
+        )
     print(
         f"\n{'network':13} {'task':23} {'score':>6} {'bar':>6} {'int8':>8} {'times as fast':>20} {'served p50 µs':>14}"
     )
