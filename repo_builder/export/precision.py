@@ -8,7 +8,7 @@ whose constant fp16 cannot hold (a mask of -1e9, a floor of 1e-12) stays fp32, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -16,14 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder.core.errors import ExportError, first_line
 from repo_builder.core.graphs import LAYER_OPS, MOVES, Graph, drop_unused, layer_of, outer_reads
+from repo_builder.export.masks import LARGEST, as_half, why_no_infinity
 
-_LARGEST = float(np.finfo(np.float16).max)
 _SMALLEST = float(np.finfo(np.float16).tiny)  # below, fp16 loses digits one by one until nothing is left
 # What may follow its input into fp16: it moves, compares or scales values, or squashes them, and sums no long rows.
 _FOLLOWERS = MOVES | {
     "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Dropout", "Elu", "Gather", "GlobalMaxPool",
     "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul", "Neg", "PRelu", "Pad", "Relu", "Sigmoid", "Slice",
-    "Split", "Sub", "Tanh",
+    "Split", "Sub", "Tanh", "Where",
 }  # fmt: skip
 # What NVIDIA's AutoCast would let follow, too: sums over rows and quotients, which engines accumulate in fp32. In ONNX
 # a LayerNormalization computes in fp32 whatever it reads (``stash_type``).
@@ -43,7 +43,8 @@ def to_fp16_regions(
     Args:
         model: An fp32 model, with or without Q/DQ.
         fp16_layers: Layer names, as ``qdq.layer_of`` gives them.
-        say: Takes a sentence for each node behind such a layer that stays fp32 because of a constant.
+        say: Takes a sentence for each node behind such a layer that stays fp32 because of a constant, and for each
+            mask that becomes -inf.
         more: Operators that may follow their input into fp16 beside those that always may, as ``NORMALIZING``.
 
     Raises:
@@ -53,10 +54,11 @@ def to_fp16_regions(
     result.CopyFrom(model)
     _lift_constants(result)
     graph = Graph(result)
-    floats = _float_tensors(result)
-    half = _half_nodes(result, graph, floats, fp16_layers, say, _FOLLOWERS | more)
+    floats, ranks = _float_tensors(result)
+    fits = _Fits(graph, _outer(result), ranks, say)
+    half = _half_nodes(result, graph, floats, fp16_layers, fits, _FOLLOWERS | more)
     halved = {name for node in result.graph.node if _key(node) in half for name in node.output if name in floats}
-    nodes = _Rewriter(result, graph, floats, half, halved).run()
+    nodes = _Rewriter(result, graph, floats, half, halved, fits.masks).run()
     del result.graph.node[:], result.graph.value_info[:]
     result.graph.node.extend(nodes)
     drop_unused(result)
@@ -72,12 +74,17 @@ class _Rewriter:
     """Rebuilds the node list with Casts at the borders."""
 
     def __init__(
-        self, model: onnx.ModelProto, graph: Graph, floats: set[str], half: set[str], halved: set[str]
+        self,
+        model: onnx.ModelProto,
+        graph: Graph,
+        floats: set[str],
+        half: set[str],
+        halved: set[str],
+        masks: set[str],
     ) -> None:
         self.model, self.graph, self.floats, self.half, self.halved = model, graph, floats, half, halved
-        # What is read by its name from elsewhere stays fp32 under it: outputs, and what bodies of If and Loop read.
-        self.outputs = {item.name for item in model.graph.output}
-        self.outputs |= {name for node in model.graph.node for name in outer_reads(node)}
+        self.masks = masks
+        self.outputs = _outer(model)  # what is read by its name from elsewhere stays fp32 under it
         self.nodes: list[onnx.NodeProto] = []
         self.made: set[str] = set()
 
@@ -134,15 +141,15 @@ class _Rewriter:
         most = float(finite.max()) if finite.size else 0.0
         # What is added may be small: fp16 stores it to 2**-25, and a sum in fp16 has no finer steps.
         vanishes = 0 < most < _SMALLEST and not _added(name, reader)
-        if most > _LARGEST or vanishes:
+        if (most > LARGEST and name not in self.masks) or vanishes:
             raise ExportError(
                 f"'{name}' holds {most:.3g}, {'more' if most > 1 else 'less'} than fp16 can "
-                f"({_SMALLEST:.1e} to {_LARGEST:.0f})",
+                f"({_SMALLEST:.1e} to {LARGEST:.0f})",
                 where=layer_of(reader) or reader.name,
                 hint="keep the layer in fp32",
             )
         stored = self.graph.constants[name] if target == name else self.model.graph.initializer.add()
-        stored.CopyFrom(numpy_helper.from_array(value.astype(np.float16), target))
+        stored.CopyFrom(numpy_helper.from_array(as_half(value), target))
 
 
 def _key(node: onnx.NodeProto) -> str:
@@ -157,12 +164,18 @@ def _added(name: str, reader: onnx.NodeProto) -> bool:
     return reader.op_type in {"Add", "Sub"}
 
 
+def _outer(model: onnx.ModelProto) -> set[str]:
+    """Return what is read by its name from elsewhere: outputs, and what bodies of If and Loop read."""
+    outputs = {item.name for item in model.graph.output}
+    return outputs | {name for node in model.graph.node for name in outer_reads(node)}
+
+
 def _half_nodes(
     model: onnx.ModelProto,
     graph: Graph,
     floats: set[str],
     layers: frozenset[str],
-    say: Callable[[str], None],
+    fits: _Fits,
     followers: frozenset[str],
 ) -> set[str]:
     """Return the keys of the nodes that compute in fp16."""
@@ -176,12 +189,16 @@ def _half_nodes(
                 raise ExportError("the layer is quantized and cannot be fp16 too", where=layer)
             found.add(layer)
             half.add(_key(node))
+            # a sum that is asked for may add what is small, as a bias
+            why = "" if node.op_type in LAYER_OPS else fits.why_not(node, asked=True)
+            if why:
+                raise ExportError(why, where=layer, hint="keep the layer in fp32")
         elif node.op_type in followers and data and graph.weight(node) is None:
             makers = [graph.producers.get(name) for name in data]
             if all(maker is not None and _key(maker) in half for maker in makers):
-                why = _unfit(graph, node)
+                why = fits.why_not(node)
                 if why:
-                    say(f"{node.name or node.output[0]} ({node.op_type}) stays fp32: {why}")
+                    fits.say(f"{node.name or node.output[0]} ({node.op_type}) stays fp32: {why}")
                 else:
                     half.add(_key(node))
     if layers - found:
@@ -194,25 +211,54 @@ def _half_nodes(
     return half
 
 
-def _unfit(graph: Graph, node: onnx.NodeProto) -> str:
-    """Return why a node's constants do not fit fp16, an empty text where they do; infinity fits."""
-    for name in node.input:
-        value = graph.value(name)
-        if value is None or value.dtype != np.float32:
-            continue
-        sizes = np.abs(value[np.isfinite(value) & (value != 0)])
-        if sizes.size and (sizes.max() > _LARGEST or sizes.min() < _SMALLEST):
-            odd = sizes.max() if sizes.max() > _LARGEST else sizes.min()
-            return f"its constant '{name}' holds {odd:.3g}, which fp16 cannot"
-    return ""
+class _Fits:
+    """Says whether nodes' constants fit fp16, and knows the masks that do as -inf.
+
+    Attributes:
+        masks: Constants that become -inf where fp16 cannot hold them.
+        say: Takes a sentence for the user.
+    """
+
+    def __init__(self, graph: Graph, outer: set[str], ranks: Mapping[str, int], say: Callable[[str], None]) -> None:
+        self.graph, self.outer, self.ranks, self.say = graph, outer, ranks, say
+        self.masks: set[str] = set()
+
+    def why_not(self, node: onnx.NodeProto, *, asked: bool = False) -> str:
+        """Return why a node's constants do not fit fp16, an empty text where they do; infinity fits.
+
+        Args:
+            node: The node.
+            asked: Whether a rule asks for fp16: what it adds may then be small.
+        """
+        for name in node.input:
+            value = self.graph.value(name)
+            if value is None or value.dtype != np.float32:
+                continue
+            sizes = np.abs(value[np.isfinite(value) & (value != 0)])
+            if not sizes.size or (sizes.max() <= LARGEST and sizes.min() >= _SMALLEST):
+                continue
+            what = f"its constant '{name}' holds"
+            if sizes.min() < _SMALLEST and not (asked and _added(name, node)):
+                return f"{what} {sizes.min():.3g}, which fp16 cannot"
+            if sizes.max() <= LARGEST:
+                continue
+            why = why_no_infinity(self.graph, node, name, self.outer, self.ranks)
+            if why:
+                return f"{what} {sizes.max():.3g}, which fp16 cannot, and {why}"
+            self.masks.add(name)
+            at = f"{node.name or node.output[0]} ({node.op_type})"
+            self.say(f"{at}: {what} {sizes.max():.3g}, which fp16 cannot; it masks with infinity instead, as exactly")
+        return ""
 
 
-def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Return the names of all fp32 tensors."""
+def _float_tensors(model: onnx.ModelProto) -> tuple[set[str], dict[str, int]]:
+    """Return the names of all fp32 tensors, and the number of axes of those whose shape is known."""
     inferred = onnx.shape_inference.infer_shapes(model)
     values: Iterable[onnx.ValueInfoProto] = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-    named = {item.name for item in values if item.type.tensor_type.elem_type == TensorProto.FLOAT}
-    return named | {item.name for item in model.graph.initializer if item.data_type == TensorProto.FLOAT}
+    named = [item for item in values if item.type.tensor_type.elem_type == TensorProto.FLOAT]
+    shapes = {item.name: item.type.tensor_type.shape for item in named if item.type.tensor_type.HasField("shape")}
+    stored = {item.name for item in model.graph.initializer if item.data_type == TensorProto.FLOAT}
+    return {item.name for item in named} | stored, {name: len(shape.dim) for name, shape in shapes.items()}
 
 
 def _lift_constants(model: onnx.ModelProto) -> None:

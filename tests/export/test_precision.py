@@ -290,13 +290,25 @@ TAILS = {
         [NODE("Clip", ["h", "k"], ["c"], name="odd"), NODE("Log", ["c"], ["y"], name="log")],
         {"k": np.float32(1e-12)},
     ),
-    "a large mask": (
-        [NODE("Add", ["h", "k"], ["c"], name="odd"), NODE("Softmax", ["c"], ["y"], name="s")],
+    "a mask that not Softmax alone reads": (
+        [NODE("Add", ["h", "k"], ["c"], name="odd"), NODE("Sigmoid", ["c"], ["y"], name="s")],
         {"k": MASK * np.float32(-1e9)},
     ),
-    "the lowest number": (
+    "a row that is masked as a whole": (
         [NODE("Add", ["h", "k"], ["c"], name="odd"), NODE("Softmax", ["c"], ["y"], name="s")],
-        {"k": MASK * np.finfo(np.float32).min},
+        {"k": np.full((1, 8), -1e9, np.float32)},
+    ),
+    "a mask that scores may outweigh": (
+        [NODE("Add", ["h", "k"], ["c"], name="odd"), NODE("Softmax", ["c"], ["y"], name="s")],
+        {"k": MASK * np.float32(-1e5)},
+    ),
+    "what is added is large": (
+        [NODE("Add", ["h", "k"], ["c"], name="odd"), NODE("Softmax", ["c"], ["y"], name="s")],
+        {"k": MASK * np.float32(1e9)},
+    ),
+    "Softmax along another axis": (
+        [NODE("Add", ["h", "k"], ["c"], name="odd"), NODE("Softmax", ["c"], ["y"], name="s", axis=0)],
+        {"k": MASK * np.float32(-1e9)},
     ),
 }
 
@@ -314,6 +326,69 @@ def test_a_node_whose_constant_fp16_cannot_hold_stays_fp32_and_is_said(run, name
     x = np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)
     want, got = run(model, x=x)["y"], run(made, x=x)["y"]
     np.testing.assert_allclose(got, want, rtol=0.02, atol=0.02 * np.abs(want).max())
+
+
+MASKS = {
+    "a sum": ([NODE("Add", ["h", "k"], ["c"], name="mask")], {"k": MASK * np.float32(-1e9)}),
+    "a sum, the mask first": ([NODE("Add", ["k", "h"], ["c"], name="mask")], {"k": MASK * np.float32(-1e9)}),
+    "the lowest number": ([NODE("Add", ["h", "k"], ["c"], name="mask")], {"k": MASK * np.finfo(np.float32).min}),
+    "a difference": ([NODE("Sub", ["h", "k"], ["c"], name="mask")], {"k": MASK * np.float32(1e9)}),
+    "what is filled in": (
+        [NODE("Where", ["there", "k", "h"], ["c"], name="mask")],
+        {"k": np.float32(-1e9), "there": MASK > 0},
+    ),
+    "what is left": (
+        [NODE("Where", ["there", "h", "k"], ["c"], name="mask")],
+        {"k": np.float32(-1e9), "there": MASK == 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_is_infinite_where_softmax_makes_the_same_of_it(run, name: str, axis: int) -> None:
+    tail, stored = MASKS[name]
+    model = behind_a_layer([*tail, NODE("Softmax", ["c"], ["y"], name="s", axis=axis)], stored)
+    said: list[str] = []
+    made = to_fp16_regions(model, frozenset({"fc"}), said.append)
+    assert {"fc", "mask"} <= half_nodes(made)
+    assert len(said) == 1
+    assert "masks with infinity instead" in said[0]
+    x = np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)
+    want = run(model, x=x)["y"]
+    for optimize in (False, True):
+        got = run(made, x=x, optimize=optimize)["y"]
+        np.testing.assert_allclose(got, want, atol=0.01)
+        np.testing.assert_array_equal(got == 0, want == 0)
+        assert (got == 0).sum() == 40 * 3
+
+
+def test_a_sum_that_is_to_be_fp16_takes_a_mask_and_refuses_what_is_none(run) -> None:
+    for factor, softmax in ((-1e9, True), (1e9, True), (-1e9, False)):
+        tail = [NODE("Add", ["h", "k"], ["c"], name="sum"), NODE("Softmax" if softmax else "Tanh", ["c"], ["y"])]
+        model = behind_a_layer(tail, {"k": MASK * np.float32(factor)})
+        if factor < 0 and softmax:
+            assert "sum" in half_nodes(to_fp16_regions(model, frozenset({"sum"})))
+        else:
+            with pytest.raises(ExportError, match="sum: its constant 'k' holds"):
+                to_fp16_regions(model, frozenset({"sum"}))
+
+
+def test_what_is_filled_in_where_a_run_says_so_stays_fp32(run) -> None:
+    tail = [
+        NODE("Greater", ["x8", "zero"], ["there"], name="greater"),
+        NODE("Where", ["there", "k", "h"], ["c"], name="odd"),
+        NODE("Softmax", ["c"], ["y"], name="s"),
+    ]
+    first = NODE("Slice", ["x", "from", "to", "axes"], ["x8"], name="slice")
+    bounds = {"from": np.array([0]), "to": np.array([8]), "axes": np.array([1])}
+    model = behind_a_layer([first, *tail], {"k": np.float32(-1e9), "zero": np.float32(0), **bounds})
+    said: list[str] = []
+    made = to_fp16_regions(model, frozenset({"fc"}), said.append)
+    assert "odd" not in half_nodes(made)
+    assert "no constant mask" in said[0]
+    x = np.abs(np.random.default_rng(1).standard_normal((40, 16))).astype(np.float32)  # rows masked as a whole
+    np.testing.assert_allclose(run(made, x=x)["y"], run(model, x=x)["y"], atol=0.01)
 
 
 def test_infinity_fits_fp16(run) -> None:
