@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from repo_builder.compile.onnxruntime.speed import Timer
 
 _SAMPLES = 8  # of calibration, for each look at the outputs
+_JUDGES = 64  # of calibration, for what is good enough on the few: rare samples that are hard are seldom among them
 _PIECES = 8
 _MARGIN_DB = 3.0  # calibration samples are those that ranges fit best; others must keep the limit, too
 _WORTH = 1.03  # below is the noise of timing
@@ -112,7 +113,8 @@ class _Weighing:
         _, placed, _ = self._write(frozenset())
         self.free = leaving.free(ready.plans, placed)
         self.groups, self.first = groups(ready.model, ready.plans, ready.ranges, ready.profile)
-        self._exact: Mapping[str, Array] | None = None
+        self.most = {name: value[:_JUDGES] for name, value in (samples or {}).items()}
+        self._exact: dict[int, Mapping[str, Array]] = {}
 
     def accurate(self) -> frozenset[str]:
         """Return the layers that have to be left in fp32 for the outputs."""
@@ -186,22 +188,25 @@ class _Weighing:
 
     def _alone(self, piece: frozenset[str]) -> float:
         """Return what the outputs keep where a piece alone is int8, dB."""
-        return self._ratio(frozenset(self.free) - piece)[0]
+        return self._ratio(frozenset(self.free) - piece, self.few)[0]
 
     def _look(self, what: str, left: frozenset[str]) -> bool:
         """Whether the outputs keep enough; what was seen is written down."""
-        ratio, why = self._ratio(left)
+        ratio, why = self._ratio(left, self.few)
+        if not why and len(next(iter(self.most.values()))) > _SAMPLES:
+            ratio, why = self._ratio(left, self.most)
         row = TriedRecord(what=what, left=self._ordered(left), sqnr_db=round(ratio, 2), fits=not why)
         self.tried.append(row)
         return row.fits
 
-    def _ratio(self, left: frozenset[str]) -> tuple[float, str]:
+    def _ratio(self, left: frozenset[str], samples: Mapping[str, Array]) -> tuple[float, str]:
         """Return the least signal to noise of an output, dB, and how an output departs."""
-        if self._exact is None:
-            self._exact = self._run(self.exported.model)
-        found, why, least = self._run(self._file(left)), "", []
+        count = len(next(iter(samples.values())))
+        if count not in self._exact:
+            self._exact[count] = self._run(self.exported.model, samples)
+        found, why, least = self._run(self._file(left), samples), "", []
         bound = self.limits.least_db("placed") + _MARGIN_DB
-        for name, exact in self._exact.items():
+        for name, exact in self._exact[count].items():
             try:
                 row = agreement.compare(exact, found[name], name=name)
             except MeasureError:  # not finite
@@ -210,11 +215,11 @@ class _Weighing:
             why = why or self.limits.departure(row, bound, discrete=exact.dtype.kind != "f")
         return min(least), why
 
-    def _run(self, path: Path) -> Mapping[str, Array]:
+    def _run(self, path: Path, samples: Mapping[str, Array]) -> Mapping[str, Array]:
         with loading.needs("onnxruntime", what=_WHAT):
             from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner
         with OnnxRuntimeRunner(path) as model:
-            return running.run(model, self.batches, self.few)
+            return running.run(model, self.batches, samples)
 
     def _write(self, left: frozenset[str]) -> tuple[onnx.ModelProto, Placed, tuple[str, ...]]:
         path = self.folder / f"{len(self._files)}" / "model.onnx"

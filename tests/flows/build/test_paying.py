@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -12,8 +12,9 @@ from repo_builder import recipes
 from repo_builder.compile.onnxruntime import speed
 from repo_builder.core.details import OnnxRuntimeDetails, SpeedRecord
 from repo_builder.core.graphs import DQ
+from repo_builder.core.tensors import Array
 from repo_builder.flows import build as building
-from repo_builder.flows.build import BuildOptions, BuildResult
+from repo_builder.flows.build import BuildOptions, BuildResult, paying
 
 Pace = Callable[[int], float]  # DequantizeLinear nodes of a graph → times as fast as fp32
 
@@ -97,3 +98,21 @@ def test_outputs_come_before_speed(paced: Callable[[Pace], None], tmp_path: Path
     assert "int8" not in got(result)
     assert not details(result).tried[0].fits
     assert all("dB of the outputs is left with all in int8" in row.reason for row in result.engine.layers)
+
+
+def test_what_a_few_samples_let_pass_many_judge(
+    paced: Callable[[Pace], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Samples that are hard may be rare: the few that every look takes know none of them here."""
+    paced(lambda count: 2.0 if count else 1.0)
+    looked: list[int] = []
+
+    def ratio(_: object, left: frozenset[str], samples: Mapping[str, Array]) -> tuple[float, str]:
+        looked.append(len(next(iter(samples.values()))))
+        return (5.0, "too little") if looked[-1] > 8 and not left else (50.0, "")
+
+    monkeypatch.setattr(paying._Weighing, "_ratio", ratio)
+    result = build(tmp_path)
+    assert looked[:2] == [8, 64]
+    assert (details(result).tried[0].sqnr_db, details(result).tried[0].fits) == (5.0, False)
+    assert details(result).tried[1].fits
