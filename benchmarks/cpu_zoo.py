@@ -1,6 +1,8 @@
 """int8 on ONNX Runtime's CPU, network by network: fp32, quantize_static and this project's placement in turns.
 
-    .venv/bin/python benchmarks/cpu_zoo.py --size 224 --out benchmarks/results/cpu_zoo.json [NETWORK ...]
+    .venv/bin/python benchmarks/cpu_zoo.py --size 224 --out benchmarks/results/cpu_zoo.json [--merge] [NETWORK ...]
+
+Rows are written as they are made; ``--merge`` keeps other networks' rows of a file of the same settings and machine.
 
 Every network is made with seeded weights (``zoo_networks.py``), exported once and given, BatchNorm folded, to both:
 ``onnxruntime.quantization.quantize_static`` (QDQ, U8S8, per channel, all else as it comes) and ``placement.place`` with
@@ -17,6 +19,7 @@ import json
 import logging
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -227,6 +230,15 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def merged(path: Path, result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the rows of an earlier result, by network; refuse those of other settings or another machine."""
+    known = json.loads(path.read_text(encoding="utf-8"))
+    differs = [key for key in ("size", "samples", "hardware") if known[key] != result[key]]
+    if differs:
+        raise SystemExit(f"{path} is of another {', '.join(differs)}: measure all networks again, without --merge")
+    return {row["network"]: row for row in known["networks"]}
+
+
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -238,11 +250,19 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="calibration samples")
     parser.add_argument("--keep", type=Path, help="write the three models of each network to this folder")
     parser.add_argument("--out", type=Path, help="write the result to this file")
+    parser.add_argument("--merge", action="store_true", help="keep the rows of other networks that are in the file")
     asked = parser.parse_args()
-    rows = []
+    result: dict[str, Any] = {"size": asked.size, "samples": asked.samples, "hardware": hardware()}
+    rows = merged(asked.out, result) if asked.merge and asked.out and asked.out.is_file() else {}
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
     for name in asked.networks:
         row = measure(name, asked.size, asked.batch, asked.rounds, asked.seconds, asked.samples, asked.keep)
-        rows.append(row)
+        rows[name] = {**row, "commit": commit}
         speeds = "  ".join(
             f"batch {size}: fp32 {item['cpu_ms']['fp32']:.2f} ms, static {item['static_over_fp32']:.2f}×, "
             f"ours {item['ours_over_fp32']:.2f}× ({item['ours_over_static']:.2f} of static)"
@@ -254,9 +274,9 @@ def main() -> None:
             f"{name}: {speeds}; dB {found['static']:.1f} {found['ours']:.1f}; "
             f"layers {counts['static']} {counts['ours']}\n"
         )
-    result = {"size": asked.size, "samples": asked.samples, "hardware": hardware(), "networks": rows}
-    if asked.out:
-        asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if asked.out:
+            ordered = [rows[item] for item in NETWORKS if item in rows]
+            asked.out.write_text(json.dumps({**result, "networks": ordered}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
