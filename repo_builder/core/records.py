@@ -14,6 +14,9 @@ FUSED = "fused"
 _WIDTH = {"bf16": 16} | {name: kind.bits for name, kind in PRECISIONS.items()}
 
 
+AS_IT_CAME = "as it came"  # the rule of a layer of a graph of which nothing is asked
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerRecord:
     """What one layer was asked to be, what it became, and what calibration found.
@@ -21,7 +24,8 @@ class LayerRecord:
     Attributes:
         name: Qualified module name, or the node's name in a graph from elsewhere.
         type: Module type, as in ``Conv2d``.
-        rule: What the rule that won selects, as in ``type=Conv2d``; empty where none matched.
+        rule: What the rule that won selects, as in ``type=Conv2d``; empty where none matched; ``AS_IT_CAME`` where
+            there are no rules and the precision is the one that the layer came with.
         asked: The precision that the recipe asks for.
         got: What the compiled model computes it in; None until a target has said so.
         reason: Why it is not what was asked, one sentence; empty where it is.

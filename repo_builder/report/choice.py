@@ -14,7 +14,7 @@ from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.core.details import OnnxRuntimeDetails, SpeedRecord, TriedRecord
 from repo_builder.core.precisions import LOWERED, lowered
 from repo_builder.core.progress import human_bytes
-from repo_builder.core.records import AccuracyRecord, LayerRecord, blocked_bytes
+from repo_builder.core.records import AS_IT_CAME, AccuracyRecord, LayerRecord, blocked_bytes
 
 _SHOWN = 4  # alternatives
 _PRECISIONS = ("fp32", "fp16", "bf16")  # a choice may be timed against the whole network in one of these
@@ -68,6 +68,8 @@ def _serve(engine: EngineArtifact) -> str:
         return f"serve {form} here{_why_reference(engine)}. {_accuracy(engine.accuracy)}".rstrip()
     said = {row.verdict for row in rows}
     accuracy = _accuracy(engine.accuracy)
+    if not rows and engine.layers and all(row.rule == AS_IT_CAME for row in engine.layers):
+        return f"serve it as it came, {form}: no rule asks for anything. {accuracy}".rstrip()
     if not rows:
         return f"{form} was built as the recipe asks; nothing was timed beside it. {accuracy}".rstrip()
     if said == {"slower"}:

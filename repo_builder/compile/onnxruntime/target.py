@@ -126,8 +126,8 @@ class OnnxRuntimeTarget:
         return node_times.measure(model_file, layers, feed)
 
     def _time(self, artifact: OnnxArtifact, path: Path, options: CompileOptions) -> tuple[SpeedRecord, ...]:
-        """Tell whether the precisions asked for pay on this CPU; nothing where all is fp32."""
-        if set(options.layer_precisions.values()) <= {"fp32"}:
+        """Tell whether the precisions asked for pay on this CPU; nothing where all is fp32, or no form is."""
+        if artifact.details.as_it_came or set(options.layer_precisions.values()) <= {"fp32"}:
             return ()
         if options.batches is None or not options.samples:
             return ()

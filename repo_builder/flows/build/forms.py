@@ -20,7 +20,7 @@ from repo_builder.core import calling, files, graphs, loading, onnx_files, progr
 from repo_builder.core.artifacts import FP32_MODEL
 from repo_builder.core.errors import CompileError, ModelError
 from repo_builder.core.recipe import Recipe
-from repo_builder.core.records import LayerRecord, RepairRecord
+from repo_builder.core.records import AS_IT_CAME, LayerRecord, RepairRecord
 from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 from repo_builder.export import qdq
@@ -201,7 +201,10 @@ def as_it_came(model: onnx.ModelProto) -> tuple[LayerRecord, ...]:
     """Return the table of a graph of which nothing is asked: each layer's precision is the one that it has."""
     precisions = qdq.layer_precisions(model)
     kinds = {graphs.layer_of(node): node.op_type for node in model.graph.node}
-    return tuple(LayerRecord(name=name, type=kinds[name], asked=precision) for name, precision in precisions.items())
+    return tuple(
+        LayerRecord(name=name, type=kinds[name], rule=AS_IT_CAME, asked=precision)
+        for name, precision in precisions.items()
+    )
 
 
 def run_onnx(path: Path, inputs: Outputs, batches: Batches) -> Outputs:

@@ -22,6 +22,7 @@ from repo_builder.core.errors import MissingDependency, ModelError, OutputError,
 from repo_builder.export import qdq
 from repo_builder.flows import build as building
 from repo_builder.flows.build import BuildOptions, BuildResult
+from repo_builder.report import choice
 
 
 def options(folder: Path, *settings: str, recipe: str = "jsc-tiny") -> BuildOptions:
@@ -268,11 +269,12 @@ def test_rules_cannot_change_where_an_artifact_is_compiled(built: tuple[Path, Bu
 
 def test_a_model_of_which_nothing_is_asked_is_built_as_it_came(project: Path) -> None:
     scale = [numpy_helper.from_array(np.float32(0.03), "s"), numpy_helper.from_array(np.int8(0), "z")]
-    weight = numpy_helper.from_array(np.eye(6, 3, dtype=np.float32), "w")
+    weight = numpy_helper.from_array(33 * np.eye(6, 3, dtype=np.int8), "codes")
     nodes = [
         helper.make_node("QuantizeLinear", ["features", "s", "z"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
-        helper.make_node("MatMul", ["d", "w"], ["logits"]),
+        helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["w"]),
+        helper.make_node("MatMul", ["d", "w"], ["logits"], name="head"),
     ]
     infos = [helper.make_tensor_value_info(*item) for item in (("features", 1, ["n", 6]), ("logits", 1, ["n", 3]))]
     graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], [*scale, weight])
@@ -286,6 +288,10 @@ def test_a_model_of_which_nothing_is_asked_is_built_as_it_came(project: Path) ->
     made = onnx.load(result.engine.model)
     assert made.graph.node == model.graph.node
     assert made.graph.initializer == model.graph.initializer
+    (row,) = result.engine.layers
+    assert (row.name, row.rule, row.asked, row.got) == ("head", "as it came", "int8", "int8")
+    assert result.engine.details.tried == ()  # there is no fp32 form to weigh it against
+    assert choice.verdict(result.engine)[0].startswith("Verdict: serve it as it came, int8: no rule asks for anything.")
 
 
 def test_a_function_that_gives_its_weights_needs_no_checkpoint(project: Path) -> None:
