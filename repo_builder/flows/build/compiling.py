@@ -218,9 +218,7 @@ def _weighed(
     if placement[0] != "onnxruntime-cpu" or options.recipe.quantize.keep == "all" or not lower:
         return paying.Kept()
     if exported.details.as_it_came or exported.details.finetuned is not None:
-        return (
-            paying.Kept()
-        )  # nothing is asked of a graph that came in int8, and a layer that was trained to be int8 is
+        return paying.Kept()  # nothing is asked of what came in int8, and a layer that was trained to be int8 is
     return paying.choose(exported, placement, batches, dataset.split("calibration").inputs if dataset else None)
 
 
