@@ -188,6 +188,8 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     console = stdout_console()
     if result.engine.layers:
         tables.show(_layer_table(result.engine.layers), console)
+    if result.exported.details.exporter:
+        console.print(f"exported by {result.exported.details.exporter}", markup=False, soft_wrap=True)
     for item in result.exported.details.repairs:
         console.print(str(item), markup=False, soft_wrap=True)
     tables.show(_accuracy_table(result.accuracy), console, keys=2)

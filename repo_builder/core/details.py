@@ -29,6 +29,8 @@ class OnnxDetails:
         data_sha256: Hash of the held-out data; None where that is not known.
         finetuned: How it was fine-tuned; None where it was not.
         repairs: What was done so that int8 loses less, in turn, and what it gained.
+        exporter: Who wrote a torch module's graph, and why, as in ``torch.export: a trace computes sizes in 4 nodes``;
+            empty for an .onnx file.
     """
 
     as_it_came: bool = False
@@ -41,6 +43,7 @@ class OnnxDetails:
     data_sha256: str | None = None
     finetuned: FinetuneRecord | None = None
     repairs: tuple[RepairRecord, ...] = ()
+    exporter: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from repo_builder import __version__
 
 LIBRARIES = (
-    "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "nvidia-modelopt",
+    "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch", "nvidia-modelopt",
     "pytorch-quantization", "tensorrt", "tritonclient", "nvidia-pytriton",
 )  # fmt: skip
 # Other distributions that install a library under the same module's name.

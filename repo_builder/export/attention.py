@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_RESHAPE = 14  # the opset of its present form
+
 
 def attend(
     query: Tensor,
@@ -67,6 +69,10 @@ class _Reshape(torch.autograd.Function):
 
 
 def _reshape(x: Tensor, *sizes: int) -> Tensor:
+    if torch.compiler.is_exporting():
+        shape = torch.tensor([0, -1, *sizes])
+        whole = (*x.shape[:2], *sizes)
+        return torch.onnx.ops.symbolic("Reshape", (x, shape), dtype=x.dtype, shape=whole, version=_RESHAPE)
     result: Tensor = _Reshape.apply(x, *sizes)  # type: ignore[no-untyped-call]
     return result
 
@@ -132,8 +138,10 @@ def _projected(
     """Return queries, keys and values; one product makes all three where they are of one tensor."""
     if all(same):
         return torch.split(functional.linear(query, item.in_proj_weight, item.in_proj_bias), item.embed_dim, -1)
-    weights = item.in_proj_weight.chunk(3)
-    biases = item.in_proj_bias.chunk(3) if item.in_proj_bias is not None else (None, None, None)
+    # cut one by one, as torch.export leaves a split of a constant to be computed in every run
+    rows = [slice(place * item.embed_dim, (place + 1) * item.embed_dim) for place in range(3)]
+    weights = [item.in_proj_weight[part] for part in rows]
+    biases = [item.in_proj_bias[part] if item.in_proj_bias is not None else None for part in rows]
     given = (query, key, value)
     return tuple(functional.linear(one, weight, bias) for one, weight, bias in zip(given, weights, biases, strict=True))
 

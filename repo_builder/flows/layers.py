@@ -11,7 +11,7 @@ import onnx
 from repo_builder import models
 from repo_builder.core import calling, loading, onnx_files
 from repo_builder.core.recipe import Recipe
-from repo_builder.flows.build import piping
+from repo_builder.flows.build import piping, varying
 from repo_builder.quantize import prepare
 from repo_builder.quantize.layers import find_layers
 from repo_builder.quantize.rules import WEIGHTED, WEIGHTLESS
@@ -104,4 +104,6 @@ def _graph(source: str, data_dir: Path | None) -> onnx.ModelProto:
         opset=recipe.export.opset,
         path=Path(f"{recipe.name}.onnx"),
         samples=samples,
-    )
+        exporter=recipe.export.exporter,
+        sizes=varying.sizes(recipe),
+    ).model

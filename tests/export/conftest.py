@@ -51,6 +51,6 @@ def export(tmp_path: Path) -> Callable[..., onnx.ModelProto]:
             path=tmp_path / "model.onnx",
             samples={"x": x.numpy()},
         )
-        return prepare(model)
+        return prepare(model.model)
 
     return export

@@ -27,7 +27,7 @@ def to_onnx(
 ) -> onnx.ModelProto:
     return torch_onnx.export(
         module, inputs=inputs, outputs=outputs, opset=17, path=folder / "model.onnx", samples=samples
-    )
+    ).model
 
 
 def spec(name: str, *shape: int, dtype: DType = DType.FP32) -> TensorSpec:
@@ -346,7 +346,7 @@ samples = numpy.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(nump
 inputs = (TensorSpec(name="x", dtype=DType.FP32, shape=(3, 8, 8)),)
 outputs = (TensorSpec(name="y", dtype=DType.FP32, shape=(5,)),)
 path = pathlib.Path(sys.argv[1])
-model = torch_onnx.export(module, inputs=inputs, outputs=outputs, opset=17, path=path, samples={"x": samples})
+model = torch_onnx.export(module, inputs=inputs, outputs=outputs, opset=17, path=path, samples={"x": samples}).model
 path.write_bytes(model.SerializeToString(deterministic=True))
 """
 

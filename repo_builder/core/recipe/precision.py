@@ -11,6 +11,7 @@ from repo_builder.core.recipe.bounds import EIGHT_BITS, Count, Percent, Text
 from repo_builder.core.recipe.repair import RepairSpec
 
 Precision = Literal["int4", "int8", "fp8", "fp16", "fp32"]
+Exporter = Literal["auto", "torch.export", "torchscript"]
 Keep = Literal["what pays", "all"]
 CalibratorName = Literal["max", "percentile", "mse", "entropy", "best"]
 # of layers in fp8, whose codes keep small values whatever the range is
@@ -177,7 +178,11 @@ class ExportSpec:
     """``[export]``: the ONNX that is written.
 
     Attributes:
-        opset: Version of the default operator set; 17 is the newest that TensorRT 8.5 parses.
+        opset: Version of the default operator set; 17 is the newest that TensorRT 8 parses.
+        exporter: Who writes a torch module: ``torch.export``; ``torchscript``, the older exporter, which records a run;
+            ``auto``: a recorded run where it computes no sizes and froze no value, else torch.export, and where that
+            fails what was recorded.
     """
 
-    opset: Annotated[int, Bound(ge=13, le=21, must="is not in 13 to 21")] = 17
+    opset: Annotated[int, Bound(ge=13, le=23, must="is not in 13 to 23")] = 17
+    exporter: Exporter = "auto"

@@ -62,7 +62,7 @@ def run(options: BuildOptions, dataset: Dataset, placement: tuple[str, Saturatio
         "data": dataset.fingerprint,
         "code": keys.code_version(*_CODE),
         "user_code": keys.user_code(recipe),
-        "libraries": keys.versions("torch", "onnx", "onnxruntime", "numpy", recipe.quantize.backend),
+        "libraries": keys.versions("torch", "onnx", "onnxscript", "onnxruntime", "numpy", recipe.quantize.backend),
     })  # fmt: skip
 
     def rescored(old: OnnxArtifact) -> tuple[AccuracyRecord, ...]:
@@ -118,6 +118,7 @@ def run(options: BuildOptions, dataset: Dataset, placement: tuple[str, Saturatio
                 data_sha256=dataset.fingerprint,
                 finetuned=tuned.record if tuned else None,
                 repairs=made.repairs,
+                exporter=made.exporter,
             ),
         )
         artifacts.write_manifest(artifact)

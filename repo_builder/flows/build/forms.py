@@ -24,7 +24,7 @@ from repo_builder.core.records import AS_IT_CAME, LayerRecord, RepairRecord
 from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 from repo_builder.export import qdq
-from repo_builder.flows.build import keys, repairing, running
+from repo_builder.flows.build import keys, repairing, running, varying
 from repo_builder.quantize import LayerPlan, plan, prepare, table
 from repo_builder.quantize.layers import find_layers
 
@@ -62,6 +62,7 @@ class Exported:
         read: File that the user's code read while the model was made → sha256.
         as_it_came: Whether nothing is asked of any layer, so that the graph is compiled as it is.
         repairs: What was done so that int8 loses less, in turn.
+        exporter: Who wrote a torch module's graph, and why; empty for an .onnx file.
     """
 
     outputs: dict[str, Outputs]
@@ -70,6 +71,7 @@ class Exported:
     read: dict[str, str]
     as_it_came: bool
     repairs: tuple[RepairRecord, ...] = ()
+    exporter: str = ""
 
 
 def source(recipe: Recipe, checkpoint: Path | None) -> Source:
@@ -165,7 +167,7 @@ def export(
         if taking.alone and made.alone is not None:  # every form is run as it will be served
             outputs["fp32"] = made.alone()
         outputs["exported" if outputs else "fp32"] = run_onnx(path, held_out, taking.batches)
-    found: dict[str, Any] = {"outputs": outputs, "taking": taking, "read": made.read}
+    found: dict[str, Any] = {"outputs": outputs, "taking": taking, "read": made.read, "exporter": made.exporter}
     if not recipe.quantize.layers:
         return Exported(layers=as_it_came(made.model), as_it_came=True, **found)
     ready, plans = planned(made.model, recipe)
@@ -224,12 +226,14 @@ class _Made:
         outputs: Output name → its values on the held-out samples in torch; None where the graph is the source.
         alone: Returns the same again, each sample run by itself; None likewise.
         read: File that the user's code read → sha256.
+        exporter: Who wrote the graph, and why; empty where it is the source.
     """
 
     model: onnx.ModelProto
     outputs: Outputs | None = None
     alone: Callable[[], Outputs] | None = None
     read: dict[str, str] = field(default_factory=dict)
+    exporter: str = ""
 
 
 def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: Outputs) -> _Made:
@@ -259,15 +263,17 @@ def _from_torch(recipe: Recipe, origin: Source, calibration: Outputs, held_out: 
             opset=recipe.export.opset,
             path=Path(FP32_MODEL),
             samples=calibration,
+            exporter=recipe.export.exporter,
+            sizes=varying.sizes(recipe),
         )
-        model = prepare.prepare(exported)
-        step.note(f"opset {recipe.export.opset}")
+        model = prepare.prepare(exported.model)
+        step.note(f"opset {recipe.export.opset}  {exported.choice}")
     left = prepare.unfolded(model)
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         progress.warn(f"{len(left)} BatchNorm stay in the graph: {', '.join(left[:_SHOWN])}{more}")
     alone = partial(run, module, held_out, replace(batches, size=1))
-    return _Made(model=model, outputs=outputs, alone=alone, read=read)
+    return _Made(model=model, outputs=outputs, alone=alone, read=read, exporter=str(exported.choice))
 
 
 def _from_onnx(recipe: Recipe, origin: Source, _calibration: Outputs, _held_out: Outputs) -> _Made:

@@ -99,6 +99,7 @@ class BuildResult:
             "layers": [codec.plain(item, nulls=True) | {"precision": item.precision} for item in engine.layers],
             "accuracy": [codec.plain(item, nulls=True) for item in self.accuracy],
             "repairs": [codec.plain(item, nulls=True) for item in self.exported.details.repairs],
+            "exporter": self.exported.details.exporter,
             "pipeline": _told(self.pipeline) if self.pipeline else None,
             "details": codec.plain(engine.details, nulls=True),
             "finetuned": codec.plain(self.exported.details.finetuned, nulls=True),

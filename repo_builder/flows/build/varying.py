@@ -11,6 +11,7 @@ import numpy as np
 
 from repo_builder.core import loading, signatures
 from repo_builder.core.errors import MissingDependency, ModelError
+from repo_builder.core.recipe import Recipe
 from repo_builder.core.signatures import OnnxSignature
 from repo_builder.core.tensors import Array, TensorSpec
 
@@ -46,6 +47,17 @@ class FalseAxis:
             f"{self.size} but not at {sizes} ({self.reason}): give it as {self.size} in [[model.inputs]], or mend the "
             "model"
         )
+
+
+def sizes(recipe: Recipe) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes, batch left out, that a recipe's profiles name: those that kernels are tuned for first."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for key in ("opt", "min", "max"):
+        for profile in recipe.compile.tensorrt.profiles:
+            for name, bounds in profile.shapes.items():
+                if key in bounds:
+                    found.setdefault(name, []).append(tuple(bounds[key]))
+    return found
 
 
 def false_axes(path: Path, inputs: Sequence[TensorSpec], samples: Mapping[str, Array]) -> tuple[FalseAxis, ...]:

@@ -99,6 +99,11 @@ class Build:
         artifact = self.engine or self.exported
         return artifact.layers if artifact else ()
 
+    @property
+    def exporter(self) -> str:
+        """Who wrote a torch module's graph, and why; empty where that is not known."""
+        return self.exported.details.exporter if self.exported else ""
+
     def not_served(self, served: BuildIdentity | None) -> str:
         """Return why the model that runs is not this build; empty where it is, or where there is none of either.
 

@@ -101,7 +101,7 @@ def _begin(session: Session, build: Build, mismatch: str) -> PerfRun:
         server=session.server,
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         recipe=f"{build.recipe.name} ({build.origin})" if build.recipe else "",
-        environment=environment.describe(),
+        environment={**environment.describe(), **({"exporter": build.exporter} if build.exporter else {})},
         identity=session.model.identity,
         not_the_build=mismatch,
         layers=build.layers,

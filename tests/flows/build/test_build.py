@@ -217,7 +217,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     logits_out = TensorSpec(name="logits", dtype=DType.FP32, shape=(3,))
     samples = {"features": features[:2]}
     made = export(net, inputs=(features_in,), outputs=(logits_out,), opset=17, path=tmp_path, samples=samples)
-    onnx.save(made, tmp_path / "mine.onnx")
+    onnx.save(made.model, tmp_path / "mine.onnx")
     return tmp_path
 
 

@@ -82,7 +82,7 @@ def ready() -> Ready:
         path=Path("model.onnx"),
         samples={"x": x},
     )
-    model = prepare(exported)
+    model = prepare(exported.model)
     spec = QuantizeSpec(layers=(LayerRule(precision="int8"),))
     plans = plan(list(find_layers(model)), spec)
     ranges, _, _ = calibrate(model, plans, spec, {"x": x})
