@@ -282,6 +282,8 @@ def _score_jsc(work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _score_depthwise(told: dict[str, Any], work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    # the graphs bring what fp32 says of the test images that ``train`` scored: the same ones here
+    options = argparse.Namespace(**{**vars(options), "data_dir": _fewer(options)})
     checkpoint, form = options.out / "depthwise.safetensors", told["form"]
     plain = run(depthwise(form, None, quick=told["quick"]), work / "depthwise", options, checkpoint)
     rows = []
