@@ -62,16 +62,18 @@ def row(name: str) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Measure, print each row as it is known, and write the table."""
+    """Measure, print each row as it is known, and write it into the table; rows of others stay."""
     row("jsc")  # libraries are loaded
-    rows = []
-    for name in names or list(zoo_networks.NETWORKS):
-        rows.append(row(name))
-        print(rows[-1], flush=True)
-    text = DOCS.read_text(encoding="utf-8")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     rule = "|" + " --- |" * (HEAD.count("|") - 1)
-    DOCS.write_text("\n".join([before + BEGIN, HEAD, rule, *rows, END]) + after, encoding="utf-8")
+    for name in names or list(zoo_networks.NETWORKS):
+        text = DOCS.read_text(encoding="utf-8")
+        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+        table = text.partition(BEGIN)[2].partition(END)[0].strip().splitlines()[2:]
+        rows = {line.split("|")[1].strip(): line for line in table}
+        rows[name] = row(name)
+        print(rows[name], flush=True)
+        kept = [rows[item] for item in zoo_networks.NETWORKS if item in rows]
+        DOCS.write_text("\n".join([before + BEGIN, HEAD, rule, *kept, END]) + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -339,7 +339,11 @@ def test_a_scalar_that_counts_no_samples_travels_as_the_server_calls_it() -> Non
     def tensor(name: str, *shape: int, axis: int = 0) -> TensorSpec:
         return TensorSpec(name=name, dtype=DType.FP32, shape=shape, batch_axis=axis)
 
-    spec = SimpleNamespace(inputs=(tensor("x", 3), tensor("rate", axis=-1)), outputs=(tensor("y", 3),))
+    spec = SimpleNamespace(
+        inputs=(tensor("x", 3), tensor("rate", axis=-1)),
+        outputs=(tensor("y", 3),),
+        pipeline=SimpleNamespace(some=False),
+    )
     served = (tensor("x", 1, 3), tensor("rate", 1))
     session = SimpleNamespace(model=SimpleNamespace(batch_axis=False, inputs=served, outputs=(tensor("y", 1, 3),)))
     batches = _batches(SimpleNamespace(recipe=spec, engine=spec, exported=None), session)  # type: ignore[arg-type]
