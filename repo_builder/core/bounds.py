@@ -1,4 +1,4 @@
-"""What a value may not be although its type is right, declared at the field: ``Annotated[int, Bound(ge=1)]``."""
+"""What is declared at a field beside its type: what it may not be, ``Annotated[int, Bound(ge=1)]``, and a former name."""
 
 from __future__ import annotations
 
@@ -80,7 +80,30 @@ class Bound:
         )
 
 
-_MACHINES = 2**31 - 1  # a limit of this size or more is what a field of config.pbtxt holds, and no news to a reader
+@dataclass(frozen=True)
+class Former:
+    """The name that a field had when its value was in another unit; that name is refused with what to write now.
+
+    Attributes:
+        name: The name.
+        times: What its value is multiplied by to be the field's.
+    """
+
+    name: str
+    times: float
+
+    def hint(self, now: str, value: Any) -> str:  # noqa: ANN401 - whatever a user wrote
+        """Return what to write instead of the former name and its value.
+
+        Args:
+            now: The field's name.
+            value: What stood at the former name.
+        """
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MACHINES
+        # 12 digits: 0.007 * 100 is 0.7000000000000001
+        return f"write {now} = {value * self.times:.12g}" if number else f"write {now}"
+
+
 _MACHINES = 2**31 - 1  # a limit of this size or more is what a field of config.pbtxt holds, and no news to a reader
 _LIMITS = (
     ("ge", "at least", operator.ge),

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from repo_builder.core.bounds import Bound, shown
+from repo_builder.core.bounds import Bound, Former, shown
 from repo_builder.core.errors import RecipeError, did_you_mean
 from repo_builder.core.tensors import DType
 
@@ -68,7 +68,8 @@ def build(cls: type[R], value: Any, path: str = "") -> R:  # noqa: ANN401 - chec
     hints, fields = _annotations(cls)  # type: ignore[arg-type] # every class is hashable
     for key in value:
         if key not in fields:
-            raise RecipeError(f"unknown key {shown(key)}", where=_join(path, key), hint=did_you_mean(str(key), fields))
+            hint = _renamed(hints, str(key), value[key]) or did_you_mean(str(key), fields)
+            raise RecipeError(f"unknown key {shown(key)}", where=_join(path, key), hint=hint)
     given = {key: item for key, item in value.items() if item is not None}
     for key, item in fields.items():
         needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
@@ -88,6 +89,15 @@ def build(cls: type[R], value: Any, path: str = "") -> R:  # noqa: ANN401 - chec
 def _annotations(cls: Any) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:  # noqa: ANN401 - a dataclass
     fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
     return typing.get_type_hints(cls, include_extras=True), fields
+
+
+def _renamed(hints: Mapping[str, Any], key: str, value: Any) -> str | None:  # noqa: ANN401 - whatever a user wrote
+    """Return what to write instead of a key that is the former name of a field; None where it is none."""
+    for name, kind in hints.items():
+        for told in typing.get_args(kind)[1:] if typing.get_origin(kind) is Annotated else ():
+            if isinstance(told, Former) and told.name == key:
+                return told.hint(name, value)
+    return None
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:  # noqa: ANN401 - any annotation, any value

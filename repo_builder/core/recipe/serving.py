@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from repo_builder.core.bounds import Bound
+from repo_builder.core.bounds import Bound, Former
 from repo_builder.core.errors import RecipeError
 from repo_builder.core.recipe.bounds import Count, Counts, Function, Natural
 
@@ -55,7 +55,7 @@ class MeasureSpec:
         metric: ``module:function(outputs, labels) -> dict[str, float]`` instead of the built-in metrics.
         batch_sizes: Batch sizes measured.
         concurrency: Requests in flight.
-        accuracy_tolerance: Points of top-1, as a fraction, by which a rung may fall below the one above it.
+        accuracy_tolerance_points: Percentage points of top-1 by which a rung may fall below the one above it.
         output_tolerance: Largest absolute difference between outputs that are not classes; left out, they are held to a
             signal to noise.
         output_sqnr_db: The lowest signal to noise of an output against the rung above it, dB; left out, it follows the
@@ -67,6 +67,6 @@ class MeasureSpec:
     metric: Function | None = None
     batch_sizes: Counts = (1, 8)
     concurrency: Counts = (1, 4)
-    accuracy_tolerance: Annotated[float, Bound(ge=0, le=1)] = 0.005
+    accuracy_tolerance_points: Annotated[float, Bound(ge=0, le=100), Former("accuracy_tolerance", 100)] = 0.5
     output_tolerance: Annotated[float, Bound(ge=0)] | None = None
     output_sqnr_db: Annotated[float, Bound(ge=-200, le=200)] | None = None

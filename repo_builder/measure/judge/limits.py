@@ -70,7 +70,7 @@ class Limits:
         if spec.output_sqnr_db is not None:
             least = Least(changed_db=spec.output_sqnr_db, same_db=spec.output_sqnr_db, equal=least.equal)
         return cls(
-            top1_fall=spec.accuracy_tolerance,
+            top1_fall=spec.accuracy_tolerance_points / 100,
             output_tolerance=spec.output_tolerance,
             least=least,
             fixed=spec.output_sqnr_db is not None,
