@@ -17,7 +17,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repo_builder.api import PerfResult, SenseResult, build, compile, perf, sense, serve, validate
+    from repo_builder.api import (
+        PerfResult,
+        SenseResult,
+        TuneResult,
+        build,
+        compile,
+        perf,
+        sense,
+        serve,
+        tune,
+        validate,
+    )
     from repo_builder.core.errors import RepoBuilderError
     from repo_builder.core.recipe import Recipe
     from repo_builder.flows.build import BuildResult
@@ -36,12 +47,14 @@ __all__ = [
     "RepoBuilderError",
     "SenseResult",
     "Server",
+    "TuneResult",
     "Validation",
     "build",
     "compile",
     "perf",
     "sense",
     "serve",
+    "tune",
     "validate",
 ]
 
@@ -53,10 +66,12 @@ _PLACES = {
     "RepoBuilderError": "repo_builder.core.errors",
     "SenseResult": _API,
     "Server": "repo_builder.serve",
+    "TuneResult": _API,
     "Validation": "repo_builder.flows.validating",
     "build": _API,
     "perf": _API,
     "sense": _API,
+    "tune": _API,
     "validate": _API,
 }
 # Names of functions and of rooms of this package alike: the room is imported, and calling it calls the function.

@@ -112,6 +112,7 @@ _OTHERWISE = {
     "compile": {"as_json", "repository", "artifact"},
     "perf": {"json_to", "csv_to", "report_to", "url", "model"},
     "sense": {"as_json", "recipe", "report"},
+    "tune": {"json_to", "report", "model"},
     "validate": {"as_json", "names", "strict"},
     "serve": {"repository", "as_json", "detach", "status", "stop", "restart", "everything", "print_command", "timeout"},
 }
@@ -119,7 +120,8 @@ _OTHERWISE = {
 # The command line's name → Python's, which says the unit; and defaults that Python writes otherwise.
 _NAMES = {
     "duration": "duration_s", "explained": "explain", "no_accuracy": "accuracy", "shape_sets": "shapes",
-    "timeout": "timeout_s",
+    "timeout": "timeout_s", "most_trials": "trials", "shape": "shapes", "dataset": "data", "apply_to": "apply",
+    "load_timeout": "load_timeout_s",
 }  # fmt: skip
 _DEFAULTS = {"accuracy": True, "headers": None, "shapes": None, "stability_percentile": 50}
 

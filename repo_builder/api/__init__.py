@@ -9,5 +9,6 @@ from repo_builder.api.building import build, compile
 from repo_builder.api.measuring import PerfResult, perf
 from repo_builder.api.precisions import SenseResult, sense
 from repo_builder.api.serving import serve, validate
+from repo_builder.api.tuning import TuneResult, tune
 
-__all__ = ["PerfResult", "SenseResult", "build", "compile", "perf", "sense", "serve", "validate"]
+__all__ = ["PerfResult", "SenseResult", "TuneResult", "build", "compile", "perf", "sense", "serve", "tune", "validate"]

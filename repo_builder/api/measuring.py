@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repo_builder.api import loads
-from repo_builder.api.places import WORK, path
+from repo_builder.api.places import WORK, path, servers, whole
 from repo_builder.core import files
 from repo_builder.core.errors import MeasureError, RepoBuilderError
 from repo_builder.flows.perf import Asks, Collected, PerfOptions, Tolerances
@@ -180,7 +180,7 @@ def perf(
         MeasureError: Arguments contradict each other, requests failed, or nothing was answered.
         RepoBuilderError: What ended the run early.
     """
-    url, metrics_url = _places(server, url, metrics_url, protocol)
+    url, metrics_url = servers(server, url, metrics_url, protocol)
     encrypted = _tls(tls, ca_file, cert_file, key_file, insecure)
     options = PerfOptions(
         model=model,
@@ -192,13 +192,13 @@ def perf(
         dataset=data,
         data_dir=path(data_dir),
         input_data=path(input_data),
-        string_length=_whole(string_length, "string_length"),
+        string_length=whole(string_length, "string_length"),
         asks=Asks(
             sequence_length=sequence_length
             if sequence_length is None
-            else _whole(sequence_length, "sequence_length", 1),
-            priority=_whole(priority, "priority"),
-            timeout_us=_whole(request_timeout_us, "request_timeout_us"),
+            else whole(sequence_length, "sequence_length", 1),
+            priority=whole(priority, "priority"),
+            timeout_us=whole(request_timeout_us, "request_timeout_us"),
         ),
         levels=loads.levels(
             concurrency, batch_size, request_rate, poisson, max_p99_ms, shapes, shared_memory, trace, max_in_flight
@@ -222,8 +222,8 @@ def perf(
             latency=_tolerance(latency_tolerance, "latency_tolerance"),
         ),
         timeout_s=timeout_s,
-        workers=workers if workers is None else _whole(workers, "workers", 1),
-        seed=_whole(seed, "seed"),
+        workers=workers if workers is None else whole(workers, "workers", 1),
+        seed=whole(seed, "seed"),
     )
     return _measured(options, on_error)
 
@@ -240,18 +240,6 @@ def _measured(options: PerfOptions, on_error: Literal["raise", "return"]) -> Per
     if collected.run is None:
         raise MeasureError("nothing was measured", where=options.model)
     return PerfResult(run=collected.run, error=failed)
-
-
-def _places(
-    server: Server | None, url: str | None, metrics_url: str | None, protocol: Protocol
-) -> tuple[str | None, str | None]:
-    """Return where requests go and where the metrics are."""
-    if server is None:
-        return url, metrics_url
-    if url is not None:
-        raise MeasureError("server and url are two servers", where="perf", hint="give one of them")
-    own = server.metrics_url.removeprefix("http://").partition("/")[0]
-    return server.http_url if protocol == "http" else server.grpc_url, metrics_url or own
 
 
 def _tls(
@@ -276,12 +264,6 @@ def _headers(given: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     if bad is not None:
         raise MeasureError(f"'{bad}' is no header", where="headers", hint='as in {"Authorization": "Bearer ..."}')
     return tuple(given.items())
-
-
-def _whole(value: int, name: str, least: int = 0) -> int:
-    if value != int(value) or value < least:
-        raise MeasureError(f"{value!r} is not a whole number from {least}", where=name)
-    return int(value)
 
 
 def _tolerance(percent: float, name: str) -> float:

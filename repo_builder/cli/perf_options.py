@@ -21,6 +21,7 @@ class Number(click.FloatRange):
         return number
 
 
+RECIPE = "The model's recipe, with its samples and usual loads.  [default: that of the build in --work, or a built-in]"
 _PATH = click.Path(path_type=Path)
 _ABOVE_0 = Number(0, min_open=True)
 _FROM_0 = Number(0)
@@ -59,7 +60,7 @@ _OPTIONS = (
     ),
     click.option(
         "--batch-size", metavar="N[,N...]",
-        help="Samples in a request, written alike.  [default: the recipe's]",
+        help="Samples in a request.  [default: the recipe's]",
     ),
     click.option(
         "--request-rate", metavar="N[,N...]",
@@ -104,7 +105,7 @@ _OPTIONS = (
     # how long
     click.option(
         "--window-ms", type=click.IntRange(1), default=1000, show_default=True, metavar="MS",
-        help="A load is measured in windows of at least this time, until three of them agree.",
+        help="A load is measured in windows of at least this time.",
     ),
     click.option(
         "--window-requests", type=click.IntRange(1), default=50, show_default=True, metavar="N",
@@ -116,7 +117,7 @@ _OPTIONS = (
     ),
     click.option(
         "--stability-percent", type=_ABOVE_0, default=10.0, show_default=True,
-        metavar="PERCENT", help="How far the last three windows may be from their mean.",
+        metavar="PERCENT", help="A load is measured until its last three windows are this near to their mean.",
     ),
     click.option(
         "--stability-percentile", type=click.Choice(["50", "90", "95", "99"]), default="50", show_default=True,
@@ -141,7 +142,7 @@ _OPTIONS = (
     click.option("--data-dir", type=_PATH, help="Folder of the data set's files, instead of a download."),
     click.option(
         "--recipe", metavar="RECIPE",
-        help="Where samples and usual loads come from.  [default: that of the build in --work, or a built-in]",
+        help=RECIPE,
     ),
     click.option("--work", type=_PATH, default=Path("build"), show_default=True, help="Folder of the builds."),
     click.option("--no-accuracy", is_flag=True, help="Leave accuracy out."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repo_builder.cli import serve_detached
+from repo_builder.cli import serve_detached, server_options
 from repo_builder.core.errors import ServeError
 
 if TYPE_CHECKING:
@@ -37,11 +37,7 @@ _HANDED_ON = (
     "x86-64. auto: whichever works here.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to; 0.0.0.0 for all.")
-@click.option(
-    "--http-port", default=8000, show_default=True, help="Port of HTTP; 0 picks a free one, as for the others."
-)
-@click.option("--grpc-port", default=8001, show_default=True, help="Port of gRPC.")
-@click.option("--metrics-port", default=8002, show_default=True, help="Port of the metrics for Prometheus.")
+@server_options.with_ports(8000, 8001, 8002)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Load this model only; repeatable.")
 @click.option(
     "--timeout",
@@ -56,19 +52,8 @@ _HANDED_ON = (
 @click.option("--restart", is_flag=True, help="Start it anew, as it was started, on what lies in REPOSITORY now.")
 @click.option("--all", "everything", is_flag=True, help="With --stop or --restart: those of all repositories.")
 @click.option("--image", help="Container image instead of the release that fits the repository's plans.")
-@click.option(
-    "--mps",
-    is_flag=True,
-    help="Let the instances of a plan use the GPU at the same time instead of in turns, through CUDA MPS of NVIDIA's "
-    "driver. Only embedded needs it.",
-)
-@click.option(
-    "--backend-directory",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Use the native backends of this folder, such as /opt/tritonserver/backends of NVIDIA's image, before those "
-    "of this package. For embedded.",
-)
+@server_options.MPS
+@server_options.BACKEND_DIRECTORY
 @click.option(
     "--open-control",
     is_flag=True,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repo_builder.cli import server_options
 from repo_builder.cli.durations import Seconds
-from repo_builder.cli.perf_options import Number
+from repo_builder.cli.perf_options import RECIPE, Number
 
 if TYPE_CHECKING:
     from repo_builder.flows.tune import TuneOptions
@@ -28,10 +29,7 @@ _AS_THEY_ARE = (
     "repository", "builds", "objective", "max_p99_ms", "most_trials", "preferred", "rounds", "metrics_url", "cores",
     "mps", "backend_directory", "storage", "fresh", "work", "dataset", "data_dir", "timeout_s", "workers", "seed",
 )  # fmt: skip
-_METRICS_PORT = "Port of the metrics for Prometheus; 0 picks a free one."
-_MPS = "Let the instances of a plan use the GPU at the same time instead of in turns, through CUDA MPS."
-_BACKENDS = "Use the native backends of this folder before those of this package."
-_WRITES = {"config": {"config"}, "recipe": {"recipe"}, "both": {"config", "recipe"}}
+_WRITES = ("config", "recipe", "both")
 
 
 _OPTIONS = (
@@ -85,7 +83,7 @@ _OPTIONS = (
     ),
     click.option(
         "--window-ms", type=click.IntRange(50), default=500, show_default=True,
-        help="A load is measured in three windows of at least this time.",
+        help="A load is measured in windows of at least this time.",
     ),
     click.option(
         "--rounds", type=click.IntRange(2, 50), default=4, show_default=True,
@@ -112,11 +110,9 @@ _OPTIONS = (
     ),
     click.option("--metrics-url", help="host:port of Triton's metrics.  [default: the server's port 8002]"),
     click.option("--cores", type=click.IntRange(1), help="Cores of its machine. [default: this one's]"),
-    click.option("--http-port", type=click.IntRange(0, 65535), default=0, help="Port of HTTP; 0 picks a free one."),
-    click.option("--grpc-port", type=click.IntRange(0, 65535), default=0, help="Port of gRPC; 0 picks a free one."),
-    click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help=_METRICS_PORT),
-    click.option("--mps", is_flag=True, help=_MPS),
-    click.option("--backend-directory", type=_PATH, help=_BACKENDS),
+    *server_options.ports(0, 0, 0),
+    server_options.MPS,
+    server_options.BACKEND_DIRECTORY,
     click.option("--load-timeout", type=_ABOVE_0, default=120.0, show_default=True, help="Seconds a load may take."),
     # trials
     click.option("--storage", help="Database of the trials: a file, or Optuna's URL. [default: in build/NAME/tune]"),
@@ -125,7 +121,7 @@ _OPTIONS = (
         "--seed", type=click.IntRange(0), default=0, show_default=True,
         help="Of the search and of made-up inputs.",
     ),
-    click.option("--recipe", help="Where samples come from, and what --apply writes into.  [default: the build's]"),
+    click.option("--recipe", help=RECIPE),
     click.option(
         "--work", type=_PATH, default=Path("build"), show_default=True,
         help="Folder of intermediate artifacts.",
@@ -216,18 +212,16 @@ def _options(
     import dataclasses
 
     from repo_builder.flows.tune import TuneOptions
-    from repo_builder.flows.tune.options import PACE
+    from repo_builder.flows.tune.options import PACE, of_recipe, written
     from repo_builder.measure.load import grid
     from repo_builder.measure.wire.transport import Endpoint
     from repo_builder.results import Level
 
     if apply_to is not None and apply_to not in _WRITES:
         raise click.UsageError(f"'{apply_to}' is not something to write: --apply config, recipe or both")
-    if url and "config" in _WRITES.get(apply_to or "", ()) and not asked["repository"].is_dir():
-        raise click.UsageError("--apply config writes into a repository here: name it with --repository")
     shapes = grid.shapes(asked["shape"]) if asked["shape"] else {}
     return TuneOptions(
-        **_of_the_recipe(model, recipe),
+        **of_recipe(model, recipe),
         **{key: asked[key] for key in _AS_THEY_ARE},
         budget_s=asked["budget"],
         patience=asked["patience"] or None,
@@ -238,20 +232,8 @@ def _options(
         endpoint=Endpoint.parse(url, protocol, tls=None, headers=()) if url else None,  # type: ignore[arg-type]
         ports=(asked["http_port"], asked["grpc_port"], asked["metrics_port"]),
         load_timeout_s=asked["load_timeout"],
-        apply=frozenset(_WRITES.get(apply_to or "", ())),
+        apply=written(apply_to, url=url, repository=asked["repository"]),
     )
-
-
-def _of_the_recipe(model: str, recipe: str | None) -> dict[str, Any]:
-    """Return the model's name, its recipe, and that recipe's file where it is the user's own."""
-    from repo_builder.core.recipe import Recipe, reading
-
-    named = recipe or (model if model.endswith(".toml") or "/" in model else None)
-    name = Recipe.load(named).name if named else model
-    if named is None and name in reading.built_in():
-        named = name
-    own = Path(named) if named and named not in reading.built_in() else None
-    return {"model": name, "recipe": named, "recipe_file": own}
 
 
 def _whole(asked: dict[str, Any], option: str) -> tuple[int, ...]:

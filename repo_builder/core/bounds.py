@@ -1,4 +1,4 @@
-"""What is declared at a field beside its type: what it may not be, ``Annotated[int, Bound(ge=1)]``, and a former name."""
+"""What is declared at a field beside its type: what it may not be, ``Annotated[int, Bound(ge=1)]``; its former name."""
 
 from __future__ import annotations
 

@@ -310,7 +310,11 @@ def front(levels: Iterable[tuple[Trial, TrialLevel]]) -> list[tuple[Trial, Trial
     return found[::-1]
 
 
+def to_json(run: TuneRun) -> dict[str, Any]:
+    """Return a run as JSON values, with the schema's name and version first."""
+    return {"schema": SCHEMA, "schema_version": VERSION, **codec.plain(run, nulls=True)}
+
+
 def dumps(run: TuneRun) -> str:
-    """Return a run as JSON text, with the schema's name and version first."""
-    value = {"schema": SCHEMA, "schema_version": VERSION, **codec.plain(run, nulls=True)}
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Return a run as JSON text."""
+    return json.dumps(to_json(run), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -25,11 +25,9 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 COMMANDS = dict(commands())
 # Where the default of an option stands; it may differ between verbs, what the option means may not.
 DEFAULT = re.compile(r"\s*\[default: .*\]$")
-# Of a server that one verb asks, and another starts; of a search, and of one load.
-OF_THE_VERB = {
-    "--url", "--max-batch-size", "--window-ms", "--recipe", "--mps", "--backend-directory", "--shape", "--batch-size",
-    "--http-port", "--grpc-port", "--metrics-port",
-}  # fmt: skip
+# A server that is measured, or one that is used instead of a new one; a size, or those to choose from; several shapes
+# to measure in turn, or those of one load.
+OF_THE_VERB = {"--url", "--max-batch-size", "--shape"}
 
 
 def printed(verb: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import repo_builder as rb
 from repo_builder import flows
 from repo_builder.cli import run, tune
+from repo_builder.core.errors import MeasureError
 from repo_builder.core.recipe import reading
 from repo_builder.flows.tune import TuneOptions
 from tests.conftest import write_model
@@ -43,6 +45,54 @@ def test_options_become_what_is_asked_for(asked: Any) -> None:
     assert made.pace.window_s == 0.1
     assert made.patience is None
     assert made.apply == frozenset()
+
+
+def test_python_asks_for_the_same(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model_repository").mkdir()
+    found: list[TuneOptions] = []
+    monkeypatch.setattr(flows.tune.run, "tune", lambda options, _: found.append(options))
+
+    def told(model: str, **arguments: Any) -> TuneOptions:
+        with pytest.raises(rb.RepoBuilderError, match="nothing was measured"):
+            rb.tune(model, **arguments)
+        return found[-1]
+
+    assert told("vgg") == asked("vgg")
+    assert told(
+        "vgg", max_p99_ms=20, objective="cost", budget=120, instances=(4, 1, 2), queue_delay_us=[100, 0],
+        threads=(0, 2), window_ms=100, patience=0, trials=5, builds=["other"], shapes={"x": (3, 4)}, batch_size=2,
+        apply="both", data="random", url="gpu-7:8001", metrics_url="gpu-7:8002", cores=8,
+    ) == asked(
+        "vgg", "--max-p99-ms", "20", "--objective", "cost", "--budget", "2m", "--instances", "1:4:x2",
+        "--queue-delay-us", "0,100", "--threads", "0,2", "--window-ms", "100", "--patience", "0", "--trials", "5",
+        "--build", "other", "--shape", "x:3,4", "--batch-size", "2", "--apply", "both", "--data", "random",
+        "--url", "gpu-7:8001", "--metrics-url", "gpu-7:8002", "--cores", "8",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"instances": (0,)}, "instances: 0 is not a whole number from 1"),
+        ({"threads": ()}, "threads: there is nothing to choose from"),
+        ({"batch_size": 0}, "above 0"),
+        ({"rounds": 1}, "rounds: 1 is not a whole number from 2"),
+        ({"budget": 3.0}, "too small"),
+        ({"budget": float("nan")}, "budget: nan is not a number above 0"),
+        ({"max_p99_ms": 0}, "max_p99_ms: 0 is not a number above 0"),
+        ({"timeout_s": -1}, "timeout_s: -1 is not a number above 0"),
+        ({"objective": "joy"}, "objective: 'joy' is none of throughput, cost"),
+        ({"apply": "all"}, "apply: 'all' is not something to write"),
+        ({"apply": "config", "url": "gpu-7:8001"}, "none at 'model_repository'"),
+        ({"on_error": "retry"}, "on_error"),
+    ],
+)
+def test_python_refuses_in_one_sentence(
+    arguments: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MeasureError, match=said):
+        rb.tune("vgg", **arguments)
 
 
 def test_a_recipe_file_names_the_model_and_flags_may_come_first(asked: Any, tmp_path: Path) -> None:

@@ -85,7 +85,11 @@ def test_a_minimal_recipe_has_defaults() -> None:
         ("measure.batch_sizes", [], r"measure\.batch_sizes: \(\) must not be empty"),
         ("measure.concurrency", [1, -1], r"measure\.concurrency\[1\]: -1 must be at least 1"),
         ("measure.metric", "nope", r"measure\.metric: 'nope' is not module:function"),
-        ("measure.accuracy_tolerance", 0.005, r"unknown key .*accuracy_tolerance' → write accuracy_tolerance_points = 0\.5$"),
+        (
+            "measure.accuracy_tolerance",
+            0.005,
+            r"unknown key .* write accuracy_tolerance_points = 0\.5$",
+        ),
         ("measure.accuracy_tolerance", 0.007, r"write accuracy_tolerance_points = 0\.7$"),
         ("measure.accuracy_tolerance", 1, r"write accuracy_tolerance_points = 100$"),
         ("measure.accuracy_tolerance", 10**400, r"write accuracy_tolerance_points$"),

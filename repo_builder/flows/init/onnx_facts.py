@@ -100,6 +100,8 @@ def _axes(path: Path, signature: OnnxSignature) -> _Axes:
     tensors = signature.tensors
     if not signature.why_no_batch:
         return _tried(path, tensors)
+    if named := _batch_in(_shared(tensors)):  # behind a fixed length, as of [10, batch, 8]
+        return _by_name(named, tensors, signature.why_no_batch)
     sizes = {item.shape[0] if item.shape else None for item in signature.inputs}
     size = sizes.pop() if len(sizes) == 1 else None
     if size is not None and size > 0:
@@ -111,16 +113,35 @@ def _axes(path: Path, signature: OnnxSignature) -> _Axes:
                 "" if size == 1 else f"batch: the first dimension of every tensor is {size}, taken for {size} samples"
             )
             return _Axes(of=axes, batches=False, reason=reason, doubt=doubt)
-    symbol = next((item.symbols[0] for item in signature.inputs if item.symbols and item.symbols[0]), "")
+    symbol = _counting(signature)
     if symbol and size != 0:
-        axes = {item.name: item.symbols.index(symbol) if symbol in item.symbols else _NONE for item in tensors}
-        doubt = f"batch: the dimension '{symbol}' was taken for the one that counts samples (batch_axis)"
-        return _Axes(of=axes, batches=False, reason=signature.why_no_batch, doubt=doubt)
+        return _by_name(symbol, tensors, signature.why_no_batch)
     if any(item.shape is None for item in tensors) and all(item.shape is None or item.shape for item in tensors):
         doubt = "batch: taken to be the first axis of every tensor, as the file does not say all dimensions"
         return _Axes(of={item.name: 0 for item in tensors}, batches=False, reason=signature.why_no_batch, doubt=doubt)
     doubt = "batch: no axis seems to count samples (batch_axis = -1): one sample is the whole of every tensor"
     return _Axes(of={item.name: _NONE for item in tensors}, batches=False, reason=signature.why_no_batch, doubt=doubt)
+
+
+def _by_name(symbol: str, tensors: tuple[OnnxTensor, ...], reason: str) -> _Axes:
+    axes = {item.name: item.symbols.index(symbol) if symbol in item.symbols else _NONE for item in tensors}
+    doubt = f"batch: the dimension '{symbol}' was taken for the one that counts samples (batch_axis)"
+    return _Axes(of=axes, batches=False, reason=reason, doubt=doubt)
+
+
+def _counting(signature: OnnxSignature) -> str:
+    """Return the name of the dimension that seems to count samples: the first input's first, or one that all have."""
+    first = next((item.symbols[0] for item in signature.inputs if item.symbols and item.symbols[0]), "")
+    return first or next(iter(_shared(signature.tensors)), "")
+
+
+def _shared(tensors: tuple[OnnxTensor, ...]) -> tuple[str, ...]:
+    """Return the names of dimensions that every tensor has, in the first one's order."""
+    return tuple(name for name in tensors[0].symbols if name and all(name in item.symbols for item in tensors))
+
+
+def _batch_in(names: tuple[str, ...]) -> str:
+    return next((name for name in names if "batch" in name.lower()), "")
 
 
 def _tried(path: Path, tensors: tuple[OnnxTensor, ...]) -> _Axes:
@@ -133,6 +154,9 @@ def _tried(path: Path, tensors: tuple[OnnxTensor, ...]) -> _Axes:
         doubt = "batch: the first axis was taken for the one that counts samples, untried"
         return _Axes(of=first, batches=True, reason=verdict.reason, doubt=doubt)
     symbols = {item.symbols[0] for item in tensors if item.symbols}
+    named = _batch_in(_shared(tensors))
+    if named and symbols != {named}:  # as of [sequence, batch, 8]
+        return _by_name(named, tensors, verdict.reason)
     if len(symbols) == 1:
         doubt = "batch: samples depend on each other, so each is run by itself; batch_axis = -1 if the axis is a length"
         return _Axes(of=first, batches=False, reason=verdict.reason, doubt=doubt)

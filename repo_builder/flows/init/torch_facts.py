@@ -8,8 +8,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from repo_builder import models
 from repo_builder.core import archive, calling
@@ -20,6 +23,7 @@ from repo_builder.flows.init.facts import Facts, Tensor
 from repo_builder.quantize.rules import WEIGHTED, WEIGHTLESS, Layer
 
 _Known = dict[str, tuple[DType, tuple[int, ...], Array]]  # array of a .npz → its type, its shape, two samples
+_AXES = (0, 1)  # that samples may be on; recurrent networks of torch have them on the second unless told otherwise
 _ONLY_INPUT = ("x", "X")  # what a .npz may call the array of an only input
 
 
@@ -41,7 +45,8 @@ def read(source: str, arguments: Mapping[str, Any], data: str | None) -> Facts:
     leaves = [(name, item) for name, item in module.named_modules() if not list(item.children())]
     known = _arrays(data)
     inputs = _inputs(module, leaves, known)
-    ran, trouble = _tried(module, inputs, known)
+    ran, axis, trouble = _tried(module, inputs, known)
+    inputs = tuple(replace(item, batch_axis=axis) for item in inputs)
     outputs = ran or (_output(leaves),)
     undecided = [_doubt("input", item) for item in inputs] + [_doubt("output", item) for item in outputs]
     if not ran:
@@ -54,11 +59,14 @@ def read(source: str, arguments: Mapping[str, Any], data: str | None) -> Facts:
         inputs=inputs,
         outputs=outputs,
         layers=_layers(leaves),
-        batches=True,
-        batch_reason="samples of a torch module are on its first axis; build tries whether they may run together",
+        batches=not axis,
+        batch_reason="Triton puts requests together on the first axis alone"
+        if axis
+        else "samples of a torch module are on its first axis; build tries whether they may run together",
         found=(
             f"inputs: forward takes {', '.join(item.name for item in inputs)}",
             *((f"outputs: forward gives {', '.join(str(item.spec()) for item in ran)}",) if ran else ()),
+            *((f"batch: two samples give together what each gives alone on axis {axis} (batch_axis)",) if axis else ()),
         ),
         undecided=tuple(item for item in undecided if item),
     )
@@ -75,27 +83,55 @@ def _doubt(what: str, item: Tensor) -> str:
     return f"{what} '{item.name}': {list(item.shape)} is a guess, {item.note}" if item.note else ""
 
 
-def _tried(module: Any, inputs: tuple[Tensor, ...], known: _Known) -> tuple[tuple[Tensor, ...], str]:  # noqa: ANN401
-    """Return what a module gives on two samples, or nothing and why."""
+def _tried(module: Any, inputs: tuple[Tensor, ...], known: _Known) -> tuple[tuple[Tensor, ...], int, str]:  # noqa: ANN401
+    """Return what a module gives on two samples and the axis that counts them, or nothing and why."""
     feeds = [_key(item.name, inputs, known) for item in inputs]
     if any(key is None for key in feeds):
-        return (), ""
+        return (), 0, ""
+    arrays = [
+        known[key][2].astype(item.dtype.numpy) for key, item in zip(feeds, inputs, strict=True) if key is not None
+    ]
+    axis = next((item for item in _AXES if _apart(module, arrays, item)), 0)
+    try:
+        named = _given(module, arrays, axis)
+    except Exception as error:  # whatever a user's forward raises
+        return (), 0, first_line(error)
+    found = tuple(
+        Tensor(
+            name=name,
+            dtype=DType.of_numpy(item.dtype),
+            shape=(*item.shape[:axis], *item.shape[axis + 1 :]),
+            batch_axis=axis,
+        )
+        for name, item in named.items()
+    )
+    return found, axis, ""
+
+
+def _given(module: Any, arrays: Sequence[Array], axis: int) -> dict[str, Array]:  # noqa: ANN401 - torch's
+    """Return what a module gives on samples, which the arrays have on their first axis and it wants on another."""
     import torch
 
-    arrays = (
-        known[key][2].astype(item.dtype.numpy) for key, item in zip(feeds, inputs, strict=True) if key is not None
-    )
-    try:
-        with torch.inference_mode():
-            result = module.eval()(*(torch.from_numpy(array) for array in arrays))
-        values = [item.numpy() for item in calling.outputs_of(result)]
-    except Exception as error:  # whatever a user's forward raises
-        return (), first_line(error)
+    with torch.inference_mode():
+        result = module.eval()(*(torch.from_numpy(np.moveaxis(item, 0, axis).copy()) for item in arrays))
+    values = [item.numpy() for item in calling.outputs_of(result)]
     names = list(result) if isinstance(result, Mapping) and len(result) == len(values) else []
     if not names:
         names = ["output"] if len(values) == 1 else [f"output_{place}" for place in range(len(values))]
-    found = zip(names, values, strict=True)
-    return tuple(Tensor(name=name, dtype=DType.of_numpy(item.dtype), shape=item.shape[1:]) for name, item in found), ""
+    return dict(zip(names, values, strict=True))
+
+
+def _apart(module: Any, arrays: Sequence[Array], axis: int) -> bool:  # noqa: ANN401 - torch's
+    """Whether samples on an axis give the same together as each alone."""
+    if any(item.ndim <= axis or len(item) < 2 for item in arrays):
+        return False
+    try:
+        together = _given(module, arrays, axis)
+        alone = [_given(module, [item[place : place + 1] for item in arrays], axis) for place in range(2)]
+        pairs = [(value, np.concatenate([item[name] for item in alone], axis)) for name, value in together.items()]
+    except Exception:  # noqa: BLE001 - whatever a user's forward raises, and outputs that have no such axis
+        return False
+    return all(one.shape == other.shape and np.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in pairs)
 
 
 def _key(name: str, inputs: Sequence[Any], known: _Known) -> str | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from repo_builder.core.errors import MeasureError
+from repo_builder.core.recipe import Recipe, reading
 from repo_builder.measure.load.course import Pace
 from repo_builder.measure.wire.transport import Endpoint
 from repo_builder.results import Level
@@ -14,6 +16,9 @@ from repo_builder.results.tuning import Objective, TuneRun
 
 # Exactly three windows, so that a level takes a known time; what comes into question is measured again in turns.
 PACE = Pace(warmup_s=0.3, window_s=0.5, window_requests=50, until_stable=False, most_s=20.0)
+
+MAY_BE_0 = ("max_queue_delay_us", "threads")  # settings of which 0 is a choice
+WRITES = {"config": frozenset({"config"}), "recipe": frozenset({"recipe"}), "both": frozenset({"config", "recipe"})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,3 +126,42 @@ class Collected:
         """Add what a reader should know."""
         if self.run is not None and text not in self.run.notes:
             self.update(notes=(*self.run.notes, text))
+
+
+def of_recipe(model: str, recipe: str | None) -> dict[str, Any]:
+    """Return ``model``, ``recipe`` and ``recipe_file`` of ``TuneOptions``.
+
+    Args:
+        model: A name in the repository, or a recipe's file.
+        recipe: A recipe that was named beside it.
+
+    Raises:
+        RecipeError: The recipe cannot be.
+    """
+    named = recipe or (model if model.endswith(".toml") or "/" in model else None)
+    name = Recipe.load(named).name if named else model
+    if named is None and name in reading.built_in():
+        named = name
+    own = Path(named) if named and named not in reading.built_in() else None
+    return {"model": name, "recipe": named, "recipe_file": own}
+
+
+def written(apply: str | None, *, url: str | None, repository: Path) -> frozenset[str]:
+    """Return what is written in the end, as ``apply`` of ``TuneOptions``.
+
+    Args:
+        apply: A key of ``WRITES``; None for nothing.
+        url: A server that runs already.
+        repository: The repository here.
+
+    Raises:
+        MeasureError: There is no such thing to write, or nothing here to write it into.
+    """
+    if apply is None:
+        return frozenset()
+    if apply not in WRITES:
+        raise MeasureError(f"'{apply}' is not something to write", where="apply", hint=f"one of {', '.join(WRITES)}")
+    if url and "config" in WRITES[apply] and not repository.is_dir():
+        message = f"config.pbtxt is written into a repository here, and there is none at '{repository}'"
+        raise MeasureError(message, where="apply", hint="name it with --repository (in Python: repository)")
+    return WRITES[apply]

@@ -103,6 +103,9 @@ MEAN = [helper.make_node("ReduceMean", ["x"], ["m"], axes=[0]), helper.make_node
         (IDENTITY, [], (), -1, 0),
         (MEAN, ["N", 4], (4,), 0, 0),
         (IDENTITY, ["N", "S", 4], (-1, 4), 0, 64),
+        (IDENTITY, [10, "batch", 4], (10, 4), 1, 0),
+        (IDENTITY, [1, "Batch_size", 4], (1, 4), 1, 0),
+        (MEAN, ["sequence", "batch", 4], (-1, 4), 1, 0),
     ],
 )
 def test_the_axis_that_counts_samples_is_found(

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import repo_builder as rb
 from repo_builder.core import codec, servers
 from repo_builder.core.errors import MeasureError, ObjectiveMissed, RepositoryError, ServeError
 from repo_builder.flows.perf.built import Build
@@ -25,6 +26,7 @@ from repo_builder.flows.tune.bench import Bench, difference
 from repo_builder.measure.load.course import Pace
 from repo_builder.measure.wire.transport import Endpoint
 from repo_builder.repository import serving
+from repo_builder.results import tuning
 from repo_builder.results.tuning import Settings
 from repo_builder.serve import Server
 from tests.conftest import write_model
@@ -132,13 +134,19 @@ def test_a_server_that_dies_is_started_again_and_a_limit_that_nothing_keeps_is_s
         bench.close()
     assert notes_of(given.folder) == []
 
-    collected = Collected()
-    with pytest.raises(ObjectiveMissed, match=r"the best found has .* ms with .* inferences/s") as missed:
-        tune(given, collected)
-    assert missed.value.exit_code == 15
-    assert collected.run is not None
-    assert collected.run.trials
-    assert collected.run.best is None
+    missed = rb.tune(
+        "batching", repository=given.repository, work=given.work, data="random", instances=(2, 1, 1),
+        max_batch_size=(4, 8), queue_delay_us=(0,), budget=60, window_ms=50, rounds=2, workers=1, max_concurrency=2,
+        max_p99_ms=0.001, trials=1, on_error="return",
+    )  # fmt: skip
+    assert isinstance(missed.error, ObjectiveMissed)
+    assert re.search(r"the best found has .* ms with .* inferences/s", str(missed.error))
+    assert missed.error.exit_code == 15
+    assert missed.best is None
+    assert [len(item.levels) > 0 for item in missed.trials] == [True]
+    assert missed.run.space["instances"] == [1, 2]
+    assert json.loads(tuning.dumps(missed.run)) == json.loads(json.dumps(missed.to_dict()))
+    assert "batching" in missed.report(tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.server
