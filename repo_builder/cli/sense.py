@@ -111,6 +111,7 @@ def _show(found: Sensed, report: Path | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from repo_builder.core import tables
     from repo_builder.core.progress import stdout_console
     from repo_builder.report import choice
 
@@ -130,7 +131,7 @@ def _show(found: Sensed, report: Path | None) -> None:
             )
         table.add_row(Text(row.name), row.precision, *times, Text(share), f"{row.sqnr_db:.1f}", *drop)
     console = stdout_console()
-    console.print(table)
+    tables.show(table, console, keys=2)
     size = next((row.speed[0].batch_size for row in found.rows if row.speed), 1)
     told = f"times are {found.clock} at batch {size}; accuracy is of {found.samples} validation samples"
     console.print(f"{told}; measured in {found.seconds:.0f} s, {found.fresh} measurements now", markup=False)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from repo_builder.core import tables
 from repo_builder.report import numbers, tuned
 from repo_builder.results.tuning import Trial, TrialLevel, TuneRun
 
@@ -17,9 +18,9 @@ def show(run: TuneRun, console: Console) -> None:
     limit = f"p99 under {run.max_p99_ms:g} ms" if run.max_p99_ms is not None else "no limit of p99"
     head = f"{run.model} ({run.backend}), {run.server}: highest {run.objective}, {limit}, batch {run.batch_size}"
     console.print(head, style="bold", markup=False)
-    console.print(_trials(run))
+    tables.show(_trials(run), console)
     if run.finalists:
-        console.print(_finalists(run))
+        tables.show(_finalists(run), console)
     console.print(
         f"{len(run.trials)} of {run.space_size} configurations, {run.levels} loads, {run.seconds:.0f} s; "
         f"{'; '.join(run.notes)}",
@@ -60,11 +61,11 @@ def _row(run: TuneRun, trial: Trial) -> tuple[str, ...]:
 
 def _finalists(run: TuneRun) -> Table:
     table = Table(title="The best, measured again in turns", title_justify="left", box=None, pad_edge=False)
-    for name in ("configuration", "load", "infer/s, median", "p99, median", "rounds", ""):
+    for name in ("#", "configuration", "load", "infer/s, median", "p99, median", "rounds", ""):
         table.add_column(name, justify="left" if name in ("configuration", "") else "right")
-    for item in run.finalists:
+    for place, item in enumerate(run.finalists, 1):
         rate, p99 = tuned.median(item)
         word = ", ".join([*(["chosen"] if item.chosen else []), *(["present"] if item.present else [])])
         cells = (str(item.settings), str(item.concurrency), numbers.rate(rate), numbers.time_us(p99))
-        table.add_row(*cells, str(len(item.infer_per_s)), word)
+        table.add_row(str(place), *cells, str(len(item.infer_per_s)), word)
     return table

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from rich.text import Text
 
 from repo_builder.core import tables
 
+PACKAGE = Path(tables.__file__).resolve().parents[1]
 CELLS = st.text("abcdefgh.0123456789", min_size=1, max_size=30)
 
 
@@ -50,6 +53,18 @@ def test_columns_without_a_word_are_left_out_of_parts() -> None:
     printed = shown(["layer", "got", "reason"], [["a" * 30, "int8", ""]], 40)
     assert "int8" in printed
     assert "reason" not in printed
+
+
+def test_every_table_of_the_package_is_shown_that_way() -> None:
+    """A module that makes a table hands it to `tables.show`; rich's own printing cuts what does not fit."""
+    sources = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.name != "tables.py"}
+    making = {path: text for path, text in sources.items() if re.search(r"\bTable\(", text)}
+    assert len(making) >= 5
+    for path, text in making.items():
+        assert "tables.show(" in text, path
+        printed = re.findall(r"\.print\((_\w+\(|table\b)[^)]*", text)
+        tables_made = re.findall(r"def (_\w+)\([^)]*\) -> (?:Table|Any)", text)
+        assert not [call for call in printed if call == "table" or call[:-1] in tables_made], path
 
 
 def test_a_key_wider_than_the_terminal_is_folded() -> None:

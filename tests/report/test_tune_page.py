@@ -103,6 +103,22 @@ def test_the_terminal_shows_every_trial_and_the_sentences() -> None:
         assert word in out.getvalue(), word
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_on_a_narrow_terminal_no_cell_of_its_tables_is_cut(width: int) -> None:
+    out = io.StringIO()
+    tune_terminal.show(RUN, Console(file=out, width=width))
+    printed = out.getvalue()
+    assert "…" not in printed
+    tables = printed.partition("Trials")[2].partition(" configurations, ")[0].rpartition("\n")[0]
+    assert all(len(line) <= width for line in tables.splitlines())
+    for trial in RUN.trials:
+        assert str(trial.settings) in tables
+        for item in trial.levels[:1]:
+            assert item.limit in tables
+    for heading in ("infer/s, median", "p99, median", "rounds", "CPU", "limit"):
+        assert heading in tables
+
+
 @pytest.mark.parametrize(
     ("changes", "tone", "said"),
     [

@@ -238,6 +238,32 @@ def test_several_outputs_of_a_torch_module_are_found_by_running_it(
     assert found.measure.output == names[0]
 
 
+@pytest.mark.parametrize(("first", "axis"), [("False", 1), ("True", 0)])
+def test_the_axis_of_a_torch_modules_samples_is_tried(
+    first: str, axis: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"recurrent_{first}"
+    Path(f"{name}.py").write_text(
+        f"""
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.body = nn.Embedding(9, 4), nn.LSTM(4, 3, batch_first={first})
+    def forward(self, ids):
+        return self.body(self.table(ids))[0]
+def make():
+    return Net()
+"""
+    )
+    np.savez("ids.npz", ids=np.random.default_rng(0).integers(0, 9, (40, 5)))
+    made = recipe(init.draft("m", f"{name}:make", data="ids.npz"))
+    assert [(item.shape, item.batch_axis) for item in made.model.inputs] == [((5,), axis)]
+    assert [(item.shape, item.batch_axis) for item in made.model.outputs] == [((5, 3), axis)]
+    assert made.repository.max_batch_size == (0 if axis else 64)
+
+
 def test_a_forward_that_does_not_run_on_the_samples_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
