@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -14,7 +15,9 @@ from typing import Any
 
 import click
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import repo_builder as rb
 from repo_builder import api, cli, serve
@@ -112,6 +115,10 @@ _OTHERWISE = {
     "compile": {"as_json", "repository", "artifact"},
     "perf": {"json_to", "csv_to", "report_to", "url", "model"},
     "sense": {"as_json", "recipe", "report"},
+    "config": {"model"},
+    "init": {"name_or_model", "model"},
+    "inspect": {"path", "as_json"},
+    "layers": {"model", "as_json"},
     "tune": {"json_to", "report", "model"},
     "validate": {"as_json", "names", "strict"},
     "serve": {"repository", "as_json", "detach", "status", "stop", "restart", "everything", "print_command", "timeout"},
@@ -121,9 +128,10 @@ _OTHERWISE = {
 _NAMES = {
     "duration": "duration_s", "explained": "explain", "no_accuracy": "accuracy", "shape_sets": "shapes",
     "timeout": "timeout_s", "most_trials": "trials", "shape": "shapes", "dataset": "data", "apply_to": "apply",
-    "load_timeout": "load_timeout_s",
+    "load_timeout": "load_timeout_s", "no_dynamic_batching": "dynamic_batching", "parameter": "parameters",
 }  # fmt: skip
 _DEFAULTS = {"accuracy": True, "headers": None, "shapes": None, "stability_percentile": 50}
+_DEFAULTS |= {"dims": None, "warmup_dims": None, "parameters": None, "dynamic_batching": True, "arguments": None}
 
 
 @pytest.mark.parametrize("verb", sorted(_OTHERWISE))
@@ -138,6 +146,36 @@ def test_every_option_of_the_command_line_is_an_argument_with_its_default(verb: 
         name = _NAMES.get(given, given)
         assert name in taken, f"{verb} takes no {name}"
         assert taken[name].default == _DEFAULTS.get(name, defaults[given]), name
+
+
+def test_looking_at_a_model_says_what_the_command_line_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = [numpy_helper.from_array(np.ones((4, 3), np.float32), "w")]
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])] for name, size in (("x", 4), ("y", 3))
+    ]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="only")], "g", *ends, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "own.onnx")
+    made = rb.init("own", "own.onnx")
+    text = Path("own.toml").read_text(encoding="utf-8")
+    assert made.text == text
+    assert cli.run(["init", "own", "own.onnx", "--force"]) == 0
+    assert Path("own.toml").read_text(encoding="utf-8") == text
+    with pytest.raises(RecipeError, match="is there already"):
+        rb.init("own", "own.onnx")
+    capsys.readouterr()
+    for verb, told in (("layers", [dataclasses.asdict(item) for item in rb.layers("own.onnx")]), ("inspect", None)):
+        assert cli.run([verb, "own.onnx", "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["layers"][0].get("name", said["layers"][0].get("layer")) == "only"
+        assert (said if told is None else said["layers"]) == json.loads(
+            json.dumps(rb.inspect("own.onnx").to_dict() if told is None else told)
+        )
+    assert cli.run(["config", "own.onnx", "--max-batch-size", "8", "--warmup", "2"]) == 0
+    assert rb.config("own.onnx", max_batch_size=8, warmup=(2,), output="config.pbtxt") == capsys.readouterr().out
+    assert "max_batch_size: 8" in Path("config.pbtxt").read_text(encoding="utf-8")
 
 
 def test_tables_and_settings_lie_over_a_recipe() -> None:

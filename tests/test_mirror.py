@@ -15,14 +15,14 @@ PACKAGE = TESTS.parent / "repo_builder"
 _SMALL = 40  # lines up to which a module is too little to be looked at alone
 # file of tests → the modules that it tests beside the one of its own path
 ELSEWHERE: dict[str, str] = {
-    "test_face.py": "__init__ api/measuring api/places api/precisions api/serving",
+    "test_face.py": "__init__ api/looking api/measuring api/places api/precisions api/serving",
     "cli/test_cli.py": "cli/__init__ cli/bugs",
     "cli/test_cli_perf.py": "cli/perf_asked cli/perf_options",
     "cli/test_cli_serve.py": "cli/serve_detached flows/serving",
     "cli/test_cli_help.py": "cli/server_options",
     "cli/test_cli_tune.py": "api/tuning",
     "cli/test_cli_validate.py": "flows/validating",
-    "cli/test_cli_inspect.py": "compile/inspection",
+    "cli/test_cli_inspect.py": "compile/inspection flows/inspecting",
     "compile/test_compile.py": "compile/__init__",
     "compile/tensorrt/test_backend.py": (
         "compile/tensorrt/plan serve/backends/tensorrt/engine serve/backends/tensorrt/lane"

@@ -37,4 +37,7 @@ built = rb.build(
 for layer in built.engine.layers:
     print(f"{layer.name:10} asked {layer.asked:5} got {layer.precision}")
 for form in built.engine.accuracy:
-    print(f"{form.form:12} top-1 of 'kind' {form.top1:.4f}", *(f"{item.name} {item.sqnr_db:.1f} dB" for item in form.outputs))
+    print(
+        f"{form.form:12} top-1 of 'kind' {form.top1:.4f}",
+        *(f"{item.name} {item.sqnr_db:.1f} dB" for item in form.outputs),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from repo_builder.api.building import Target
 from repo_builder.api.places import WORK, path
 from repo_builder.core import environment, files
-from repo_builder.core.recipe import Recipe
+from repo_builder.core.recipe import Precision, Recipe
 from repo_builder.flows import search
 from repo_builder.flows.build import BuildOptions
 from repo_builder.report import precision_page
@@ -50,6 +50,7 @@ def sense(
     recipe: Recipe | str | Path,
     *,
     budget: float = 600.0,
+    also: Sequence[Precision] = (),
     target: Target | None = None,
     work: str | Path = WORK,
     checkpoint: str | Path | None = None,
@@ -61,6 +62,7 @@ def sense(
     Args:
         recipe: A recipe, or what ``Recipe.load`` takes.
         budget: Seconds that may be measured.
+        also: Precisions of which the loss alone is measured where the target does not have them.
         target: What to compile for; None takes the recipe's.
         work: Folder of the intermediate artifacts; what was measured there is not measured again.
         checkpoint: Weights instead of the recipe's.
@@ -79,4 +81,4 @@ def sense(
         checkpoint=path(checkpoint),
         data_dir=path(data_dir),
     )
-    return SenseResult(found=search.sense(options, budget_s=budget))
+    return SenseResult(found=search.sense(options, budget_s=budget, also=tuple(also)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from repo_builder.compile.inspection import Inspection
     from repo_builder.core.records import Verdict
+    from repo_builder.flows.inspecting import Inspected
 
 
 @click.command("inspect")
@@ -31,58 +31,29 @@ def command(path: Path, as_json: bool) -> None:
     repo-builder inspect model_repository/vgg
     repo-builder inspect some.plan --json
     """
-    from repo_builder.compile import inspection
+    from repo_builder.flows.inspecting import inspect
 
-    model = inspection.locate(path)
-    if model.suffix == ".onnx":
-        _show_onnx(model, as_json=as_json)
-    else:
-        _show_plan(inspection.inspect_plan(model), as_json=as_json)
-
-
-def _show_onnx(model: Path, *, as_json: bool) -> None:
-    """Print the precision that an ONNX graph gives each layer."""
-    from repo_builder.core import loading
-    from repo_builder.core.errors import MissingDependency
-    from repo_builder.core.graphs import layer_of
-    from repo_builder.export import qdq
-
-    try:
-        import onnx
-
-        graph = onnx.load(model, load_external_data=False)
-    except Exception as error:  # onnx's and protobuf's errors share no base class
-        hint = "copy it again, or export it again with repo-builder build --force"
-        raise RepositoryError(f"is not an ONNX model ({error})", where=str(model), hint=hint) from error
-    precisions = qdq.layer_precisions(graph)
-    operators = {layer_of(node): node.op_type for node in graph.graph.node}
-    rows = [{"layer": name, "operator": operators[name], "precision": kind} for name, kind in precisions.items()]
-    source = "graph"
-    try:
-        with loading.needs("onnxruntime", what="showing what layers become"):
-            from repo_builder.compile.onnxruntime.became import became
-    except MissingDependency:
-        pass  # the graph alone tells what was asked
-    else:
-        source = "graph, onnxruntime"
-        told = {item.name: item for item in became(model, list(precisions))}
-        for row in rows:
-            item = told[row["layer"]]
-            row.update(got=item.got, runs_as=item.operator, reason=item.reason)
-    blocks = {
-        layer_of(node): item.i for node in graph.graph.node for item in node.attribute if item.name == "block_size"
-    }
+    found = inspect(path)
+    if found.plan is not None and found.plan.ignored:
+        _warn(found.plan)
     if as_json:
-        told_of = [
-            row | {"weight_bits": 4, "block": blocks[row["layer"]]} if row["layer"] in blocks else row for row in rows
-        ]
-        click.echo(json.dumps({"model": str(model), "source": source, "layers": told_of}, indent=2))
-        return
-    for row in rows:
-        if row["layer"] in blocks:
-            row["precision"] += f" weights, block {blocks[row['layer']]}"
-    headings = ("layer", "operator", "precision", "runs in", "as", "reason")[: len(rows[0]) if rows else None]
-    _print(f"{model}", headings, (tuple(row.values()) for row in rows))
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    elif found.plan is not None:
+        _show_plan(found.plan)
+    else:
+        _show_graph(found)
+
+
+def _show_graph(found: Inspected) -> None:
+    """Print the precision that an ONNX graph gives each layer, and what each becomes where that is known."""
+    ran = any(item.got is not None for item in found.graph)
+    headings = ("layer", "operator", "precision", *(("runs in", "as", "reason") if ran else ()))
+    rows = []
+    for item in found.graph:
+        weights = "" if item.block is None else f" weights, block {item.block}"
+        became = (item.got or "", item.runs_as or "", item.reason or "") if ran else ()
+        rows.append((item.layer, item.operator, f"{item.precision}{weights}", *became))
+    _print(f"{found.model}", headings, rows)
 
 
 def _remark(item: Verdict) -> str:
@@ -94,19 +65,16 @@ def _remark(item: Verdict) -> str:
     return f"fused: {item.region}" if item.region else "in more bits than asked" if item.kind else "not told"
 
 
-def _show_plan(found: Inspection, *, as_json: bool) -> None:
-    """Print what the manifest and the engine tell, and why the manifest was not believed."""
+def _warn(found: Inspection) -> None:
+    """Say why the manifest beside a plan was not believed."""
     from repo_builder.core.artifacts import MANIFEST
 
-    if found.ignored:
-        told = RepositoryError(
-            found.ignored, where=str(found.model.with_name(MANIFEST)), hint="only the engine was asked"
-        )
-        click.echo(f"warning: {told}", err=True)
-    if as_json:
-        document = dataclasses.asdict(found) | {"model": str(found.model)}
-        click.echo(json.dumps(document, indent=2))
-        return
+    told = RepositoryError(found.ignored, where=str(found.model.with_name(MANIFEST)), hint="only the engine was asked")
+    click.echo(f"warning: {told}", err=True)
+
+
+def _show_plan(found: Inspection) -> None:
+    """Print what the manifest and the engine tell."""
     click.echo(f"{found.model}  ({found.source})")
     for name, value in found.facts.items():
         click.echo(f"  {name.replace('_', ' ')}: {_plain(value)}")
