@@ -18,7 +18,8 @@ GROUPS: dict[str, str] = {
         "--seed --no-accuracy"
     ),
     "Search": (
-        "--search --max-drop --objective --budget --trials --patience --rounds --timings --storage --fresh --apply"
+        "--search --also --max-drop --objective --budget --trials --patience --rounds --timings --storage --fresh "
+        "--apply"
     ),
     "What is searched": "--instances --max-batch-size --queue-delay-us --threads --preferred --build",
     "Precision and target": "--target --allow-precision-mismatch --accept-departure --trust-code",

@@ -53,6 +53,11 @@ def render(run: PerfRun) -> str:
         shades=shades(run.accuracy) if run.accuracy and len(run.accuracy.confusion) <= _MOST_CLASSES else (),
         facts=flatten(run.environment),
     )
+    return with_named_cells(page)
+
+
+def with_named_cells(page: str) -> str:
+    """Return a page each of whose cells bears its column's heading, as cards of narrow pages show it."""
     return _TABLE.sub(lambda found: _named_cells(found[0]), page)
 
 

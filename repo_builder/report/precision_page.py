@@ -14,7 +14,7 @@ from repo_builder.core.assets import template_folder
 from repo_builder.core.details import SpeedRecord, TriedRecord
 from repo_builder.core.records import LayerRecord
 from repo_builder.report import choice, numbers
-from repo_builder.report.page import flatten
+from repo_builder.report.page import flatten, with_named_cells
 from repo_builder.report.spots import Spot, spot_chart
 from repo_builder.results.sensing import LayerSense, Sensed
 
@@ -112,4 +112,4 @@ def _rendered(template: str, **values: Any) -> str:  # noqa: ANN401 - what the t
         lstrip_blocks=True,
     )
     environment.globals.update(n=numbers, speeds=choice.speeds, cost=choice.cost)
-    return environment.get_template(template).render(version=__version__, **values)
+    return with_named_cells(environment.get_template(template).render(version=__version__, **values))

@@ -25,6 +25,17 @@ def sensed(name: str, ratio: float) -> LayerSense:
     )  # fmt: skip
 
 
+def assert_cells_say_what_they_are(page: str) -> None:
+    """On a narrow page a row is a card of its cells, each under its column's heading."""
+    tables = re.findall(r"<table>.*?</table>", page, re.DOTALL)
+    assert tables
+    for table in tables:
+        heads = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table.partition("<tbody>")[0])
+        cells = re.findall(r'<td data-label="([^"]*)"', table)
+        assert table.count("<td") == len(cells) > 0
+        assert set(cells) <= set(heads)
+
+
 FOUND = Sensed(
     model="net", target="onnxruntime", clock="CPU time of one thread", samples=256, seconds=3, fresh=2,
     rows=(sensed("fast<1>", 1.2), sensed("slow", 0.8)), everything=sensed("all", 2.0), unmeasured=("left",),
@@ -47,6 +58,7 @@ def closed(page: str) -> None:
 
 def test_the_page_of_sense_tells_every_layer_and_what_was_left_out() -> None:
     page = precision_page.sense_page(FOUND, {"cpu": "Some CPU"})
+    assert_cells_say_what_they_are(page)
     closed(page)
     for text in ("fast&lt;1&gt;", "slow", "16.7 µs", "left", "Some CPU", "2.00 times as fast as fp32"):
         assert text in page, text
@@ -56,6 +68,7 @@ def test_the_page_of_sense_tells_every_layer_and_what_was_left_out() -> None:
 def test_the_page_of_a_search_tells_every_trial_and_marks_the_one_that_was_taken() -> None:
     layers = (LayerRecord(name="a", type="Conv2d", asked="fp32"),)
     page = precision_page.search_page("net", TRIED, layers, ("Verdict: serve int8 here.",), {"limit": 0.3})
+    assert_cells_say_what_they_are(page)
     closed(page)
     for text in ("Verdict: serve int8 here.", "beyond the limit", "taken", "no faster", "0.90 times as fast as"):
         assert text in page, text
