@@ -118,7 +118,7 @@ def _show(found: Sensed, report: Path | None) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("layer", overflow="fold")
     table.add_column("precision")
-    for heading in ("saves µs", "95 % interval", "of fp32", "outputs keep dB", "points lost", "95 % interval"):
+    for heading in ("saves µs", "95 % interval", "of fp32", "outputs keep dB", "points lost", "points, 95 %"):
         table.add_column(heading, justify="right")
     for row in found.rows:
         drop = ("", "") if row.drop is None else (f"{row.drop.points:.2f}", f"{row.drop.low:.2f} – {row.drop.high:.2f}")
