@@ -88,6 +88,8 @@ def test_the_model_that_did_not_load_is_named(told: serve.Server) -> None:
 def test_a_python_model_whose_name_is_not_ascii_is_refused_at_once(tmp_path: Path, cli: Callable[..., Any]) -> None:
     (tmp_path / "r" / "modell-ä" / "1").mkdir(parents=True)
     (tmp_path / "r" / "modell-ä" / "config.pbtxt").write_text('backend: "python"')
-    code, errors = cli(tmp_path / "r", "--runtime", "embedded", "--http-port", "0").end()
+    code, errors = cli(
+        tmp_path / "r", "--runtime", "embedded", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"
+    ).end()
     assert code == 10
     assert "whose name is not ASCII" in errors
