@@ -121,7 +121,17 @@ _OTHERWISE = {
     "layers": {"model", "as_json"},
     "tune": {"json_to", "report", "model"},
     "validate": {"as_json", "names", "strict"},
-    "serve": {"repository", "as_json", "detach", "status", "stop", "restart", "everything", "print_command", "timeout"},
+    "serve": {
+        "repository",
+        "as_json",
+        "detach",
+        "status",
+        "stop",
+        "restart",
+        "everything",
+        "print_command",
+        "load_timeout",
+    },
 }
 
 # The command line's name → Python's, which says the unit; and defaults that Python writes otherwise.

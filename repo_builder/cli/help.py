@@ -58,7 +58,7 @@ _PLACES = {name: title for title, names in GROUPS.items() for name in names.spli
 # What options were called before; they go on working and are not shown.
 FORMER = frozenset({"--dataset", "--model-version", "--timeout-s"})
 # The same of one verb, where others mean something else by that word.
-FORMER_OF = {"sense": ("--output",)}
+FORMER_OF = {"sense": ("--output",), "serve": ("--timeout",)}
 _KINDS = (("INTEGER RANGE", "N"), ("FLOAT RANGE", "NUMBER"), ("INTEGER", "N"), ("FLOAT", "NUMBER"))
 _LEAST, _INDENT = 40, 4
 _WORD = r"(?:\"[^\"]*\"|'[^']*'|\S)+"

@@ -39,13 +39,7 @@ _HANDED_ON = (
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to; 0.0.0.0 for all.")
 @server_options.with_ports(8000, 8001, 8002)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Load this model only; repeatable.")
-@click.option(
-    "--timeout",
-    default=120.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait until its models are ready.",
-)
+@server_options.load_timeout("--timeout")
 @click.option("--detach", is_flag=True, help="Leave it running when it is ready.")
 @click.option("--status", is_flag=True, help="Show the servers that were left running.")
 @click.option("--stop", is_flag=True, help="Stop the one of REPOSITORY that was left running.")
@@ -88,7 +82,7 @@ def command(repository: Path | None, options: tuple[str, ...], **given: Any) -> 
     elif given["stop"]:
         serve_detached.stop(_meant(repository, given))
     elif given["restart"]:
-        serve_detached.restart(_meant(repository, given), given["timeout"])
+        serve_detached.restart(_meant(repository, given), given["load_timeout"])
     elif given["print_command"]:
         _print_command(repository or _USUAL, options, given)
     else:
@@ -122,7 +116,7 @@ def _serve(repository: Path, options: tuple[str, ...], given: dict[str, Any]) ->
     for line in _notices(server, given):
         click.echo(line, err=True)
     if given["detach"]:
-        serve_detached.start(server, given["timeout"])
+        serve_detached.start(server, given["load_timeout"])
         _report(server, repository, as_json=given["as_json"])
         return
     with server:
@@ -173,7 +167,7 @@ def _foreground(server: Server, repository: Path, given: dict[str, Any]) -> None
     signal.signal(signal.SIGTERM, interrupt)
     started = time.perf_counter()
     try:
-        server.wait_ready(given["timeout"])
+        server.wait_ready(given["load_timeout"])
         seconds = time.perf_counter() - started
         stderr_console().print(
             f"ready after {seconds:.1f} s: {serve_detached.urls(server)}; Ctrl-C stops it", markup=False

@@ -21,6 +21,22 @@ BACKEND_DIRECTORY = click.option(
     help="Use the native backends of this folder, such as /opt/tritonserver/backends of NVIDIA's image, before those "
     "of this package. For embedded.",
 )
+
+
+def load_timeout(*former: str) -> Callable[[Any], Any]:
+    """Return the option of how long loading may take; ``former`` are names that it had and that go on working."""
+    return click.option(
+        "--load-timeout",
+        *former,
+        "load_timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=120.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long loading may take, until a model is ready.",
+    )
+
+
 _PORTS = {
     "--http-port": "Port of HTTP; 0 picks a free one.",
     "--grpc-port": "Port of gRPC; 0 picks a free one.",

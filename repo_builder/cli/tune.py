@@ -113,7 +113,7 @@ _OPTIONS = (
     *server_options.ports(0, 0, 0),
     server_options.MPS,
     server_options.BACKEND_DIRECTORY,
-    click.option("--load-timeout", type=_ABOVE_0, default=120.0, show_default=True, help="Seconds a load may take."),
+    server_options.load_timeout(),
     # trials
     click.option("--storage", help="Database of the trials: a file, or Optuna's URL. [default: in build/NAME/tune]"),
     click.option("--fresh", is_flag=True, help="Leave the trials of earlier runs out, and delete them."),

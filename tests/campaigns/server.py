@@ -59,7 +59,17 @@ class Server:
 def start(repository: Path) -> Server:
     """Serve a repository on free ports of 127.0.0.1."""
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
-    arguments = ["serve", str(repository), "--runtime", "embedded", "--detach", "--json", "--timeout", "120", *ports]
+    arguments = [
+        "serve",
+        str(repository),
+        "--runtime",
+        "embedded",
+        "--detach",
+        "--json",
+        "--load-timeout",
+        "120",
+        *ports,
+    ]
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-500:]
     said = json.loads(done.stdout.strip().splitlines()[-1])

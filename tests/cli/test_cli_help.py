@@ -67,7 +67,6 @@ def test_one_word_means_one_thing() -> None:
         "--force",
         "--version",
         "--work",
-        "--timeout",
         "--runtime",
         "--json",
         "--data",

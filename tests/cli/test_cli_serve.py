@@ -106,8 +106,14 @@ def test_where_nothing_runs_status_and_stop_say_so(capsys: pytest.CaptureFixture
     ],
 )
 def test_misuse_is_one_sentence(
-    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where nothing was built
     assert run(["serve", *arguments]) == code
     captured = capsys.readouterr()
     assert message in captured.err
