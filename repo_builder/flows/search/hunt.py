@@ -2,8 +2,8 @@
 
 1. *Starts*: everything in fp32, in fp16 and fp8 where the target has them, in int8 by each calibrator.
 2. *Accuracy*: where int8 costs too much, pieces of the graph are made int8 alone and looked at. The noisiest try other
-   calibrators; then pieces go back, most noise for the least time first, until the limit is kept (a bisection); those
-   that went back for nothing return.
+   calibrators; then pieces go back, most noise for the least time first, few and then twice as many until the limit is
+   kept (a bisection from there on); those that went back for nothing return.
 3. *Speed*: moves are timed against the best so far, in turns: the first convolution, runs of layers that the profile
    finds no faster, single layers, sums and products without a weight, pieces drawn at random. A move is kept where it
    is ``PAYS`` times as fast, its interval is above 1, and the outputs keep the limit.
@@ -33,6 +33,7 @@ _FOR_PIECES = 0.35  # share of the budget for looking at pieces alone
 _FEWEST = 8  # pieces that are looked at
 _NOISIEST = 4  # pieces that try other calibrators
 _QUIETER = 0.5  # of the noise: 3 dB
+_FIRST_BACK = 16  # of so many pieces one goes back first
 _BACK = 12  # pieces that may return, at most
 _ROUNDS = 3  # of moves
 _DRAWN = 4  # random moves without success that end a search
@@ -196,6 +197,8 @@ class Hunt:
         low, high = 0, len(order)  # so many are too few; so many are enough, as nothing is int8 then
         while high - low > 1 and self.left_s:
             middle = (low + high) // 2
+            if high == len(order):  # few first, then twice as many: a budget that ends leaves most of it int8
+                middle = min(middle, max(2 * low, -(-high // _FIRST_BACK)))
             choice = self.without(start, pieces, order[:middle])
             self.look(self.words(choice), choice)
             low, high = (low, middle) if self.fits(choice) else (middle, high)
