@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 from google.protobuf.message import Message
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from repo_builder.core.precisions import PRECISIONS, PrecisionKind
 from repo_builder.core.tensors import Array
@@ -153,8 +153,7 @@ def with_nodes(
     copy_fields(model, result, but=("graph",))
     copy_fields(model.graph, result.graph, but=("node", "initializer", "value_info"))
     result.graph.node.extend(nodes)
-    used = {name for node in result.graph.node for name in (*node.input, *outer_reads(node))}
-    used |= {item.name for item in (*result.graph.output, *result.graph.input)}
+    used = _read(result.graph)
     for given in (model.graph.initializer, initializers):
         result.graph.initializer.extend(item for item in given if item.name in used)
     return result
@@ -173,11 +172,24 @@ def copy_fields(source: Message, target: Message, *, but: tuple[str, ...]) -> No
 
 def drop_unused(model: onnx.ModelProto) -> None:
     """Remove initializers that neither the main graph nor a body in it reads, in place; inputs keep their defaults."""
-    used = {name for node in model.graph.node for name in (*node.input, *outer_reads(node))}
-    used |= {item.name for item in (*model.graph.output, *model.graph.input)}
+    used = _read(model.graph)
     kept = [item for item in model.graph.initializer if item.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+def _read(graph: onnx.GraphProto) -> set[str]:
+    """Return what nodes, bodies in them and whoever runs the graph read; inputs are kept with their defaults."""
+    read = {name for node in graph.node for name in (*node.input, *outer_reads(node))}
+    return read | {item.name for item in (*graph.output, *graph.input)}
+
+
+def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    """Return a node's number of that name."""
+    for item in node.attribute:
+        if item.name == name:
+            return float(helper.get_attribute_value(item))
+    return default
 
 
 def free_name(stem: str, taken: set[str]) -> str:

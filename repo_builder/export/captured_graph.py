@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import helper
 
-from repo_builder.core.graphs import Graph, rename
+from repo_builder.core.graphs import Graph, attribute, rename
 from repo_builder.export.marks import DOMAIN
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -127,7 +127,7 @@ def _whole_means(model: onnx.ModelProto) -> None:
 
 
 def _keeps(node: onnx.NodeProto) -> bool:
-    return next((item.i for item in node.attribute if item.name == "keepdims"), 1) == 1
+    return attribute(node, "keepdims", 1) == 1
 
 
 def _over_last(graph: Graph, node: onnx.NodeProto, count: int, rank: int) -> bool:

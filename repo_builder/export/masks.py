@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx
 
-from repo_builder.core.graphs import Graph, own
+from repo_builder.core.graphs import Graph, attribute, own
 from repo_builder.core.tensors import Array
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -40,7 +40,7 @@ def why_no_infinity(
     if node.output[0] in kept or not readers or any(item.op_type != "Softmax" or not own(item) for item in readers):
         return "not Softmax alone reads the sum"
     for reader in readers:
-        axis = next((item.i for item in reader.attribute if item.name == "axis"), -1)
+        axis = int(attribute(reader, "axis", -1))
         if axis not in (-1, ranks.get(node.output[0], 0) - 1):
             return f"its Softmax goes along axis {axis}"
     return _why_rows_differ(mask)

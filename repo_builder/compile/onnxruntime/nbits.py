@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_builder.core import onnx_files
-from repo_builder.core.graphs import DQ, Graph, free_name, own, with_nodes
+from repo_builder.core.graphs import DQ, Graph, attribute, free_name, own, with_nodes
 from repo_builder.core.tensors import Array
 
 DOMAIN = "com.microsoft"
@@ -95,7 +95,7 @@ def _weight(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto | None:
 
 
 def _setting(node: onnx.NodeProto, name: str) -> int:
-    return next((int(item.i) for item in node.attribute if item.name == name), 0)
+    return int(attribute(node, name, 0))
 
 
 def _store(graph: Graph, weight: onnx.NodeProto, stored: dict[str, onnx.TensorProto], taken: set[str]) -> list[str]:

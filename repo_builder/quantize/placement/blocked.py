@@ -15,10 +15,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from repo_builder.core.errors import QuantizeError
-from repo_builder.core.graphs import DQ, layer_of, own, with_nodes
+from repo_builder.core.graphs import DQ, attribute, layer_of, own, with_nodes
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement import blocks
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import NO_NODE
 from repo_builder.quantize.placement.table import Profile
 from repo_builder.quantize.placement.weights import bias_of

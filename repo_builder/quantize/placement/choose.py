@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from repo_builder.core.graphs import own
+from repo_builder.core.graphs import attribute, own
 from repo_builder.core.recipe import InputQuantizer
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import Layers, without
 from repo_builder.quantize.placement.lower import factor, lowers
 from repo_builder.quantize.placement.table import Glue, Profile

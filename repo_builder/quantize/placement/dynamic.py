@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from repo_builder.core.errors import QuantizeError
-from repo_builder.core.graphs import layer_of, with_nodes
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.core.graphs import attribute, layer_of, with_nodes
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.layers import NO_NODE, why_not_weighted
 from repo_builder.quantize.placement.table import Profile
 from repo_builder.quantize.placement.weights import Weights, weights_of

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from repo_builder.core.errors import QuantizeError
-from repo_builder.core.graphs import DQ, Q, drop_unused, layer_of, own
+from repo_builder.core.graphs import DQ, Q, layer_of, own, with_nodes
 from repo_builder.core.precisions import PRECISIONS
 from repo_builder.core.tensors import Array
 from repo_builder.quantize import e4m3
@@ -132,12 +132,7 @@ def rewrite(placed: onnx.ModelProto, index: Index, found: Float8, ranges: Ranges
         if not is_product(index, original):
             node.input[1] = _weight(out, index, original, ranges, layer)
         out.nodes.append(node)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in out.nodes]
-    del placed.graph.node[:]
-    placed.graph.node.extend(nodes)
-    placed.graph.initializer.extend(out.initializers)
-    drop_unused(placed)
-    return placed
+    return with_nodes(placed, out.nodes, out.initializers)
 
 
 def _pair(out: Writer, tensor: str, before: str, scale: Array) -> str:

@@ -104,14 +104,6 @@ class Index:
         return found
 
 
-def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
-    """Return a node's number of that name."""
-    for item in node.attribute:
-        if item.name == name:
-            return float(helper.get_attribute_value(item))
-    return default
-
-
 def _foldable(node: onnx.NodeProto) -> bool:
     return own(node) and node.op_type not in _UNFOLDABLE and not any(bodies(node)) and bool(node.output)
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from repo_builder.core.graphs import attribute
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.codes import Codes, codes_for
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.table import Lowering
 from repo_builder.quantize.placement.writer import Writer
 

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 
 from repo_builder.core.errors import QuantizeError
+from repo_builder.core.graphs import attribute
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.placement.codes import LEAST_SCALE
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.ranges import WeightRange
 
 LARGEST = 127  # the code that repairs choose codes for

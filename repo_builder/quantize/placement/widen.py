@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from repo_builder.core.graphs import DQ, Q, free_name
+from repo_builder.core.graphs import DQ, Q, attribute, free_name
 from repo_builder.core.tensors import Array
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.quantize.placement.index import Index
 
 _ALONE = frozenset({
     Q, DQ, "AveragePool", "Clip", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Relu",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from repo_builder.core.graphs import own
+from repo_builder.core.graphs import attribute, own
 from repo_builder.quantize.placement.choose import folds
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.repair.linear import Layer
 
 # f(s·v) = s·f(v) for s > 0, channel by channel

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
+from repo_builder.core.graphs import attribute
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.observe import stream
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.repair.chains import Pair, pairs
 from repo_builder.quantize.repair.linear import Editor, layers
 from repo_builder.quantize.repair.protocol import Repaired, State, Work

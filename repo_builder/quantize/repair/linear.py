@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from repo_builder.core.graphs import drop_unused, free_name, layer_of, own
+from repo_builder.core.graphs import attribute, drop_unused, free_name, layer_of, own
 from repo_builder.core.tensors import Array
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.rules import LayerPlan
 
 _KINDS = frozenset({"Conv", "Gemm", "MatMul"})

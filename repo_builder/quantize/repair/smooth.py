@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from repo_builder.core.graphs import own
+from repo_builder.core.graphs import attribute, own
 from repo_builder.core.tensors import Array
 from repo_builder.quantize.observe import stream
-from repo_builder.quantize.placement.index import Index, attribute
+from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.repair.linear import Editor, Layer, layers
 from repo_builder.quantize.repair.protocol import Repaired, State, Work
 

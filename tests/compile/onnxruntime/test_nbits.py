@@ -15,9 +15,9 @@ ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from repo_builder.compile.onnxruntime import nbits  # noqa: E402
 from repo_builder.compile.onnxruntime.became import became  # noqa: E402
-from repo_builder.core.onnx_tensors import packed_nibbles  # noqa: E402
 from repo_builder.export import qdq  # noqa: E402
 from repo_builder.quantize.placement import blocks  # noqa: E402
+from tests.quantize.placement.conftest import four_bit_constants  # noqa: E402
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -30,12 +30,7 @@ def graph_of(
     """A placed graph of products with one weight, and what that weight stands for."""
     found = blocks.find(weight, block=block, symmetric=symmetric)
     codes = blocks.codes(weight, found)
-    kind = TensorProto.INT4 if symmetric else TensorProto.UINT4
-    zero = np.zeros(found.scale.shape, np.int8) if found.zero is None else found.zero
-    stored = [
-        onnx.TensorProto(name=name, data_type=kind, dims=value.shape, raw_data=packed_nibbles(value))
-        for name, value in (("c", codes), ("z", zero))
-    ]
+    stored = four_bit_constants(codes, found)
     nodes = [helper.make_node("DequantizeLinear", ["c", "s", "z"], ["w"], "w/DQ", axis=0, block_size=block)]
     nodes += [helper.make_node("MatMul", [f"x{n}", "w"], [f"y{n}"], f"fc{n}") for n in range(products)]
     sides = [

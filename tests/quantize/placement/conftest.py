@@ -15,16 +15,27 @@ from onnx import TensorProto, helper, numpy_helper
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from repo_builder.core.graphs import DQ, Q, outer_reads  # noqa: E402
+from repo_builder.core.onnx_tensors import packed_nibbles  # noqa: E402
 from repo_builder.core.recipe import LayerRule, QuantizeSpec  # noqa: E402
 from repo_builder.quantize.layers import find_layers  # noqa: E402
 from repo_builder.quantize.placement import Placed, place, profile, wanted  # noqa: E402
 from repo_builder.quantize.placement.index import Index  # noqa: E402
 from repo_builder.quantize.placement.weights import channel_axis  # noqa: E402
 from repo_builder.quantize.prepare import prepare  # noqa: E402
-from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange  # noqa: E402
+from repo_builder.quantize.ranges import BlockRange, Ranges, TensorRange, WeightRange  # noqa: E402
 from repo_builder.quantize.rules import plan  # noqa: E402
 
 INT8 = LayerRule(precision="int8")
+
+
+def four_bit_constants(codes: np.ndarray, found: BlockRange) -> list[onnx.TensorProto]:
+    """A weight's codes ``c`` and zero points ``z`` as ONNX stores 4 bits: signed where the codes are symmetric."""
+    kind = TensorProto.INT4 if found.zero is None else TensorProto.UINT4
+    zero = np.zeros(found.scale.shape, np.int8) if found.zero is None else found.zero
+    return [
+        onnx.TensorProto(name=name, data_type=kind, dims=value.shape, raw_data=packed_nibbles(value))
+        for name, value in (("c", codes), ("z", zero))
+    ]
 
 
 def model(

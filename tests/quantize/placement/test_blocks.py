@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from repo_builder.core.onnx_tensors import packed_nibbles
 from repo_builder.quantize.placement import blocks
 from repo_builder.quantize.placement.codes import LEAST_SCALE
+from tests.quantize.placement.conftest import four_bit_constants
 
 F = np.float32
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 5))
@@ -88,12 +88,7 @@ def test_what_is_stored_is_what_onnx_dequantizes(
     weight = weight_of(shape, seed, 1.0)
     found = blocks.find(weight, block=block, symmetric=symmetric)
     codes = blocks.codes(weight, found)
-    kind = TensorProto.INT4 if symmetric else TensorProto.UINT4
-    zero = np.zeros(found.scale.shape, np.int8) if found.zero is None else found.zero
-    stored = [
-        onnx.TensorProto(name=name, data_type=kind, dims=value.shape, raw_data=packed_nibbles(value))
-        for name, value in (("c", codes), ("z", zero))
-    ]
+    stored = four_bit_constants(codes, found)
     assert numpy_helper.to_array(stored[0]).astype(np.int8).tolist() == codes.astype(np.int8).tolist()
     node = helper.make_node("DequantizeLinear", ["c", "s", "z"], ["y"], axis=0, block_size=block)
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
