@@ -64,15 +64,11 @@ class Graph:
         self._host = {item.name: device.PinnedBuffer(count) for item, count in self._copies}
         session.enqueue()
         session.stream.synchronize()
-        mode = device.cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        device.check(device.cudart.cudaStreamBeginCapture(session.stream.handle, mode))
-        session.enqueue()
-        graph = device.check(device.cudart.cudaStreamEndCapture(session.stream.handle))
-        self._graph = device.check(device.cudart.cudaGraphInstantiate(graph, 0))
+        self._graph = device.captured(session.stream, session.enqueue)
 
     def alone(self) -> None:
         """Enqueue one run."""
-        device.check(device.cudart.cudaGraphLaunch(self._graph, self.session.stream.handle))
+        self._graph.launch(self.session.stream)
 
     def with_copies(self) -> None:
         """Enqueue one run with its copies."""
@@ -89,7 +85,8 @@ class Graph:
                 device.copy(target, source, size, kind, self.session.stream)
 
     def free(self) -> None:
-        """Give back the host's memory."""
+        """Give back the graph and the host's memory."""
+        self._graph.free()
         for buffer in self._host.values():
             buffer.free()
 

@@ -7,6 +7,7 @@ ARTIFACT is a folder with model.onnx and its manifest, as ``precision_variants.p
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,9 @@ def main() -> None:
         target = TensorRTTarget()
         options = options_for(artifact, target, Path(temporary), Path(temporary) / "cache")
         options.cache_folder.mkdir()
+        spec = dataclasses.replace(options.recipe.compile.tensorrt, plan_cache=False)  # tactics alone, not whole plans
+        recipe = dataclasses.replace(options.recipe, compile=dataclasses.replace(options.recipe.compile, tensorrt=spec))
+        options = dataclasses.replace(options, recipe=recipe)
         for place in ("first", "second"):
             folder = Path(temporary) / place
             folder.mkdir()

@@ -46,6 +46,9 @@ class OnnxDetails:
     exporter: str = ""
 
 
+Launch = Literal["CUDA graph", "kernel by kernel"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpeedRecord:
     """A model timed in turns with another, its fp32 form if nothing else is said, at one batch size.
@@ -57,6 +60,7 @@ class SpeedRecord:
         low: Lower end of the 95 % interval of how many times as fast it is, from the turns' ratios; None where only
             medians are known.
         high: Upper end of it.
+        launched: How the runs of the reference and of the other were started; empty where there is but one way.
     """
 
     batch_size: int
@@ -64,6 +68,7 @@ class SpeedRecord:
     candidate_us: float
     low: float | None = None
     high: float | None = None
+    launched: tuple[Launch, ...] = ()
 
     @property
     def speedup(self) -> float:

@@ -7,6 +7,7 @@ that ``CUDA_VISIBLE_DEVICES`` leaves.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -16,8 +17,8 @@ from cuda.bindings import runtime as cudart
 from repo_builder.core.tensors import Array
 
 __all__ = [
-    "ON_DEVICE", "TO_DEVICE", "TO_HOST", "CudaError", "DeviceBuffer", "Event", "PinnedBuffer", "Stream", "check",
-    "copy", "cudart", "versions",
+    "ON_DEVICE", "TO_DEVICE", "TO_HOST", "CudaError", "DeviceBuffer", "Event", "Graph", "PinnedBuffer", "Stream",
+    "captured", "check", "copy", "cudart", "versions",
 ]  # fmt: skip
 
 TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -161,3 +162,37 @@ class Event(Resource):
 
     def _release(self, handle: Any) -> None:  # noqa: ANN401
         check(cudart.cudaEventDestroy(handle))
+
+
+class Graph(Resource):
+    """Work that was captured from a stream, to be started as a whole; ``captured`` makes it."""
+
+    def launch(self, stream: Stream) -> None:
+        """Put it into a stream."""
+        check(cudart.cudaGraphLaunch(self.handle, stream.handle))
+
+    def _release(self, handle: Any) -> None:  # noqa: ANN401
+        check(cudart.cudaGraphExecDestroy(handle))
+
+
+def captured(stream: Stream, work: Callable[[], None]) -> Graph:
+    """Return what a call puts into a stream, which does not run it.
+
+    Args:
+        stream: The stream; it takes work again when this returns and when it raises.
+        work: Puts it in.
+
+    Raises:
+        CudaError: Something in it cannot be captured.
+    """
+    check(cudart.cudaStreamBeginCapture(stream.handle, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+    try:
+        work()
+    except BaseException:
+        cudart.cudaStreamEndCapture(stream.handle)  # what went wrong is being raised; the stream is free again
+        raise
+    graph = check(cudart.cudaStreamEndCapture(stream.handle))
+    try:
+        return Graph(check(cudart.cudaGraphInstantiate(graph, 0)))
+    finally:
+        check(cudart.cudaGraphDestroy(graph))

@@ -21,7 +21,7 @@ from repo_builder.core import codec
 from repo_builder.core.artifacts import EngineArtifact, OnnxArtifact
 from repo_builder.core.details import TensorRTDetails
 from repo_builder.core.errors import CompileError
-from repo_builder.core.recipe import ProfileSpec
+from repo_builder.core.recipe import ProfileSpec, Recipe
 from repo_builder.export import qdq
 
 NAMES = ("fp16", "fp32", "int8", "mixed")
@@ -35,12 +35,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+def without_kept_plans(recipe: Recipe) -> Recipe:
+    """Return a recipe whose plans are built each time."""
+    spec = dataclasses.replace(recipe.compile.tensorrt, plan_cache=False)
+    return dataclasses.replace(recipe, compile=dataclasses.replace(recipe.compile, tensorrt=spec))
+
+
 def compile_to(folder: Path, artifact: OnnxArtifact, cache: Path, **changes: Any) -> TensorRTDetails:
     from repo_builder.compile.tensorrt.target import TensorRTTarget
 
     precisions = changes.pop("layer_precisions", None) or qdq.layer_precisions(onnx.load(artifact.model))
     options = CompileOptions(
-        recipe=artifact.recipe, graph=artifact.model, layer_precisions=precisions, cache_folder=cache, **changes
+        recipe=without_kept_plans(artifact.recipe),
+        graph=artifact.model,
+        layer_precisions=precisions,
+        cache_folder=cache,
+        **changes,
     )
     folder.mkdir(parents=True, exist_ok=True)
     return TensorRTTarget().compile(artifact, folder, options=options)
@@ -303,6 +313,7 @@ def test_two_plans_are_timed_in_turns_on_the_gpus_clock(
     feeds = {size: {"image": images[:size]} for size in (1, MAX_BATCH)}
     plans = [tmp_path / name / "model.plan" for name in ("fp32", "int8")]
     rows = TensorRTTarget().in_turns(*plans, feeds, seconds=0.01)
+    assert {row.launched for row in rows} == {("CUDA graph", "CUDA graph")}
     assert [row.batch_size for row in rows] == [1, MAX_BATCH]
     for row in rows:
         assert row.reference_us > 0

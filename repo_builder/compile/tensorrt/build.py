@@ -65,6 +65,7 @@ class Built:
         constraints: Number of layers whose precision was pinned.
         cached_tactics_bytes: Size of the timing cache that was read; 0 where there was none.
         notes: Sentences for the user.
+        reused: Whether it was built before; the time is then that of reading it.
     """
 
     plan: bytes
@@ -73,6 +74,7 @@ class Built:
     constraints: int
     cached_tactics_bytes: int
     notes: tuple[str, ...]
+    reused: bool = False
 
 
 def build(request: BuildRequest, say: Say) -> Built:

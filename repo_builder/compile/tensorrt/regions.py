@@ -7,6 +7,7 @@ runs together belong together; what that gives are the smallest regions that sta
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -126,3 +127,18 @@ def totals(pieces: Iterable[Piece]) -> dict[int, float]:
         for size, us in item.us.items():
             found[size] = found.get(size, 0.0) + us
     return found
+
+
+def promise(first: Mapping[int, float], slower: Iterable[Region], best: Mapping[int, float]) -> float:
+    """Return how many times as fast as the best plan a mixture would be at most, over all batch sizes.
+
+    Args:
+        first: Batch size → microseconds of all of the first plan.
+        slower: Regions in which the first is slower, which would be as in the second.
+        best: Batch size → microseconds of all of the plan that it would replace.
+    """
+    mixed = dict(first)
+    for region in slower:
+        for size in mixed:
+            mixed[size] += region.second_us[size] - region.first_us[size]
+    return statistics.geometric_mean([best[size] / mixed[size] for size in mixed])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from repo_builder.compile import CompileOptions, asking
-from repo_builder.compile.tensorrt import graph, inspector, profiles
+from repo_builder.compile.tensorrt import graph, inspector, kept_plans, profiles
 from repo_builder.compile.tensorrt.normalization import without_layer_normalization
 from repo_builder.compile.tensorrt.regions import Piece
 from repo_builder.compile.tensorrt.settle import MOST_BUILDS, settle
@@ -34,7 +34,7 @@ except (ImportError, OSError) as _error:  # the bindings are here and a library 
     ) from _error
 
 from repo_builder.compile.tensorrt import pieces, speed
-from repo_builder.compile.tensorrt.build import BuildRequest, build
+from repo_builder.compile.tensorrt.build import BuildRequest, Built, build
 from repo_builder.compile.tensorrt.plan import Plan, PlanRunner
 
 MODEL = "model.plan"
@@ -77,6 +77,7 @@ class TensorRTTarget:
         recipe, spec = options.recipe, options.recipe.compile.tensorrt
         covered = profiles.from_recipe(recipe)
         cache = options.cache_folder / f"tensorrt-{_machine()}.timing" if spec.timing_cache else None
+        keeps = spec.plan_cache and spec.timing_cache  # who measures anew wants a plan that is built anew
         model = onnx_files.load(options.graph)
         if not dialect(trt.__version__).layer_normalization:
             model = without_layer_normalization(model)
@@ -94,7 +95,7 @@ class TensorRTTarget:
         )
         settled = settle(
             request,
-            build=build,
+            build=kept_plans.keeping(build, options.cache_folder / "plans", _machine(), Built) if keeps else build,
             deserialize=lambda plan: Plan(plan, where=MODEL),
             say=lambda line: stderr_console().print(f"  {line}", markup=False),
             most=options.most_builds or MOST_BUILDS,

@@ -85,6 +85,10 @@ class TensorRTSpec:
         timing_iterations: How often each tactic is timed for its mean; left out, TensorRT's default. More make builds
             longer, and plans less a matter of chance.
         timing_cache: Whether measured tactics are kept per GPU and version.
+        plan_cache: Whether plans are kept beside them and used again where graph, profiles and options are the same:
+            a form that was weighed in one build need not be built when it is asked for. None without timing_cache.
+        weigh_seconds: Seconds that weighing int8 against fp16 may take: a plan that is not expected to be built by
+            then is not begun, and the notes say so. Left out, no limit.
     """
 
     profiles: tuple[ProfileSpec, ...] = ()
@@ -94,6 +98,8 @@ class TensorRTSpec:
     builder_threads: Count | None = None
     timing_iterations: Count | None = None
     timing_cache: bool = True
+    plan_cache: bool = True
+    weigh_seconds: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

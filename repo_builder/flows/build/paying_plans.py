@@ -1,15 +1,18 @@
 """Which int8 layers stay so in a TensorRT plan: those with which it is no slower than the network in fp16.
 
 The int8 plan is there already. The same network with these layers in fp16 is built beside it (tactics that both need
-come from the timing cache), and both are timed in turns on the GPU's own clock, at the batch that each profile is tuned
-for. Where int8 is slower at one of them, or the engines' own layer times show regions that are, one more plan is built
-with the layers of those regions in fp16. Taken is the fastest that is slower than fp16 at no batch; fp16 itself where
-there is none. So at most two plans are built beside the one that was asked for; ``quantize.keep = "all"`` builds none.
+come from the timing cache, a plan that was built before from the folder of plans), and both are timed in turns on the
+GPU's own clock, as they are served, at the batch that each profile is tuned for. Where the engines' own layer times
+promise that a mixture is faster than the better of both by more than chance, one more plan is built with the layers of
+the regions that lose in fp16. Taken is the fastest that is slower than fp16 at no batch; fp16 itself where there is
+none. So at most two plans are built beside the one that was asked for; ``quantize.keep = "all"`` builds none, and
+``compile.tensorrt.weigh_seconds`` bounds the time: a plan that is not expected to be there by then is not begun.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +36,7 @@ from repo_builder.measure.judge.limits import Limits
 FP16: Final = "fp16"
 FOLDERS = ("in-fp16", "partly-fp16")  # beside the plan that was asked for, while they are weighed
 _ALL, _SOME, _NONE = "all of them", "without the regions that are slower", "none of them"
-_WORTH = 0.01  # regions that lose less of the whole time than this are not worth a build
+_WORTH = 1.02  # a mixture of which the layers' times promise less than this is not worth a build
 _SECONDS = 0.15  # on the GPU, a batch size and plan
 _SAMPLES = 8
 
@@ -89,6 +92,23 @@ class Weighing:
         folder.mkdir()
         return self.making.form(folder, left, FP16, like=asked)
 
+    def _expected_s(self, form: Form) -> float:
+        """Return how long one more plan takes at least: as long as one of a form that was built."""
+        details = form.details
+        if not isinstance(details, TensorRTDetails):
+            return 0.0
+        return (details.build_seconds or 0.0) / max(details.builds or 1, 1)
+
+    def _no_time(self, spent_s: float, next_s: float) -> str:
+        """Return why one more plan is not begun; empty where it may be."""
+        most = self.making.recipe.compile.tensorrt.weigh_seconds
+        if most is None or spent_s + next_s <= most:
+            return ""
+        return (
+            f"a plan that takes {next_s:.0f} s or more, {spent_s:.0f} s into weighing, is not begun: "
+            f"compile.tensorrt.weigh_seconds is {most}"
+        )
+
     def choose(self, asked: Form) -> Chosen:
         """Weigh a plan with int8 layers against its forms in fp16.
 
@@ -108,6 +128,11 @@ class Weighing:
         return chosen
 
     def _weighed(self, asked: Form) -> Chosen:
+        started, least_s = time.monotonic(), self._expected_s(asked)
+        too_long = self._no_time(0.0, least_s)
+        if too_long:
+            return Chosen(form=asked, notes=(f"int8 was not weighed against fp16: {too_long}",))
+        progress.stderr_console().print(f"  {_cost(least_s)}", markup=False)
         half = self._make(FOLDERS[0], dict.fromkeys(self.free, "left in fp16"), asked)
         misses = self._misses(half)
         if misses:  # fp16 is no way out: its exponent is too small for this network
@@ -116,9 +141,13 @@ class Weighing:
         feeds = timed.feeds_of(self.making.batches, self.samples, sizes=tuned(asked.details))
         rows = [self._row(_ALL, asked, half, feeds, ())]
         forms = [asked]
-        losing, said = self._losing(asked, half, feeds)
+        losing, said = self._losing(asked, half, feeds, pays(rows[0].speed))
         notes: list[str] = list(said)
-        if losing and len(losing) < len(self.free):
+        mixed = bool(losing) and len(losing) < len(self.free)
+        too_long = self._no_time(time.monotonic() - started, least_s) if mixed else ""
+        if too_long:
+            notes.append(f"int8 {_SOME}: {too_long}")
+        elif mixed:
             try:
                 some = self._make(FOLDERS[1], dict.fromkeys(losing, "left in fp16: slower in int8 here"), asked)
             except (CompileError, ExportError) as error:
@@ -143,22 +172,26 @@ class Weighing:
         return TriedRecord(what=what, left=left, speed=speed, against=FP16, size_bytes=size)
 
     def _losing(
-        self, asked: Form, half: Form, feeds: Mapping[int, dict[str, Array]]
+        self, asked: Form, half: Form, feeds: Mapping[int, dict[str, Array]], paying: bool
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the layers of regions that take longer in int8 than in fp16, and the regions in words."""
+        """Return the layers of regions that take longer in int8 than in fp16, and the regions in words.
+
+        None where what they lose promises too little over the better plan: int8 where it pays, else fp16.
+        """
         graphs = [onnx_files.load(item.graph) for item in (asked, half)]
         names = [[node.name for node in graph.graph.node] for graph in graphs]
         common = frozenset(names[0]) & frozenset(names[1])
         owner = regions.owners(graphs[1], common) | regions.owners(graphs[0], common)
         told = [self.target.pieces(item.model, nodes, feeds) for item, nodes in zip((asked, half), names, strict=True)]
-        whole = regions.totals(told[1])
+        wholes = [regions.totals(items) for items in told]
         layers = _layers_of(graphs[0], self.free)
         slower = [
             (loss, region)
             for region in regions.compare(told[0], told[1], owner)
-            if (loss := region.loss(whole)) > 0 and region.nodes & layers.keys()
+            if (loss := region.loss(wholes[1])) > 0 and region.nodes & layers.keys()
         ]
-        if sum(loss for loss, _ in slower) < _WORTH * len(feeds):
+        promised = regions.promise(wholes[0], [region for _, region in slower], wholes[0 if paying else 1])
+        if promised < _WORTH:
             return (), ()
         slower.sort(key=lambda pair: -pair[0])
         lost = frozenset(layers[node] for _, region in slower for node in region.nodes & layers.keys())
@@ -226,7 +259,23 @@ def gain(rows: Sequence[SpeedRecord]) -> float:
 def speeds(rows: Sequence[SpeedRecord]) -> str:
     """Return a plan's times beside fp16's, in words."""
     return " and ".join(
-        f"{row.candidate_us:.0f} us to {row.reference_us:.0f} in fp16 at batch {row.batch_size}" for row in rows
+        f"{row.candidate_us:.0f} us to {row.reference_us:.0f} in fp16 at batch {row.batch_size}{_started(row)}"
+        for row in rows
+    )
+
+
+def _started(row: SpeedRecord) -> str:
+    """Say which of two plans no CUDA graph could hold."""
+    slow = [name for name, how in zip((FP16, "int8"), row.launched, strict=False) if how == "kernel by kernel"]
+    return f" ({' and '.join(slow)} started kernel by kernel)" if slow else ""
+
+
+def _cost(least_s: float) -> str:
+    """Say what weighing takes, before it does."""
+    one = f"about {least_s:.0f} s, more where its tactics were never measured," if least_s else "a while"
+    return (
+        f"one plan in fp16 is built beside int8, {one} and a mixed one where layer times promise that it pays "
+        '(compile.tensorrt.weigh_seconds bounds it, quantize.keep = "all" leaves it out)'
     )
 
 

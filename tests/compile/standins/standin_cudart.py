@@ -154,6 +154,10 @@ def cudaGraphDestroy(graph):
     return _done()
 
 
+def cudaGraphExecDestroy(graph):
+    return _done()
+
+
 def cudaGraphLaunch(graph, stream):
     for run in _graphs[graph]:
         put(run, stream)

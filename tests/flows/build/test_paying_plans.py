@@ -23,7 +23,7 @@ from repo_builder.core.errors import CompileError, ExportError
 from repo_builder.core.graphs import layer_of
 from repo_builder.export import qdq
 from repo_builder.flows import build as building
-from repo_builder.flows.build import BuildOptions, compiling, lowering
+from repo_builder.flows.build import BuildOptions, compiling, lowering, paying_plans
 from repo_builder.report import choice
 
 BATCHES = (1, 8, 64, 256)
@@ -57,7 +57,10 @@ class Machine:
             raise CompileError("could not find any implementation")
         shutil.copy(options.graph, folder / "model.plan")
         return TensorRTDetails(
-            max_batch_size=options.recipe.repository.max_batch_size, profiles=profiles.from_recipe(options.recipe)
+            max_batch_size=options.recipe.repository.max_batch_size,
+            profiles=profiles.from_recipe(options.recipe),
+            build_seconds=100.0,
+            builds=1,
         )
 
     def runner(self, model_file: Path, details: Any) -> OnnxRuntimeRunner:
@@ -188,3 +191,31 @@ def test_nothing_more_is_built_where_the_recipe_says_so(build: Build) -> None:
     assert set(kinds(engine)) == {"int8"}
     assert len(machine.asked) == 1
     assert "nothing was timed beside it" in choice.verdict(engine)[0]
+
+
+def test_a_mixture_that_promises_less_than_chance_is_not_built(build: Build) -> None:
+    names = [row.name for row in build(Machine({"": FAST})).layers]
+    machine = Machine({"": FAST, names[0]: {"int8": 2.05, "fp16": 2.0}})
+    assert set(kinds(build(machine))) == {"int8"}
+    assert len(machine.asked) == 2  # the plan that was asked for, and the one in fp16
+
+
+@pytest.mark.parametrize(("most", "builds"), [(99, 1), (100, 2)])
+def test_a_plan_that_would_not_be_there_in_time_is_not_begun(build: Build, most: int, builds: int) -> None:
+    machine = Machine({"": SLOW})
+    engine = build(machine, f"compile.tensorrt.weigh_seconds={most}")
+    assert len(machine.asked) == builds
+    told = [note for note in engine.details.notes if f"compile.tensorrt.weigh_seconds is {most}" in note]
+    assert len(told) == (builds == 1)
+
+
+def test_what_is_asked_for_in_fp16_is_the_graph_that_int8_was_weighed_against(build: Build) -> None:
+    engine = build(Machine({"": SLOW}))
+    weighed = engine.placed.read_bytes()
+    again = build(Machine({"": SLOW}), 'quantize.layers=[{type="*",precision="fp16"}]')
+    assert again.placed.read_bytes() == weighed
+
+
+def test_a_plan_that_no_graph_could_hold_is_named() -> None:
+    row = SpeedRecord(batch_size=1, reference_us=2, candidate_us=1, launched=("CUDA graph", "kernel by kernel"))
+    assert paying_plans.speeds([row]) == "1 us to 2 in fp16 at batch 1 (int8 started kernel by kernel)"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from repo_builder.core.device import TO_DEVICE, TO_HOST, Stream, check, copy, cudart
+from repo_builder.core.device import TO_DEVICE, TO_HOST, Graph, Stream, captured, copy
 from repo_builder.serve.backends.tensorrt.slots import Shapes, Slot
 
 # Up to this size, kernels that reach into the host's memory beat a copy before or after them.
@@ -21,8 +21,8 @@ class Graphs(NamedTuple):
         results: Shapes of the outputs.
     """
 
-    run: Any
-    round: Any
+    run: Graph
+    round: Graph
     results: Shapes
 
 
@@ -71,7 +71,9 @@ class Lane:
         self.run(slot)
         self._stream.synchronize()
         self.graphs[slot.number, shapes] = Graphs(
-            self._record(lambda: self.run(slot)), self._record(lambda: self._go_round(slot, shapes, results)), results
+            captured(self._stream, lambda: self.run(slot)),
+            captured(self._stream, lambda: self._go_round(slot, shapes, results)),
+            results,
         )
 
     def _go_round(self, slot: Slot, shapes: Shapes, results: Shapes) -> None:
@@ -88,18 +90,6 @@ class Lane:
             if item.name not in small:
                 copy(item.host.handle, item.device.handle, sizes[item.name], TO_HOST, self._stream)
 
-    def _record(self, work: Callable[[], None]) -> Any:  # noqa: ANN401 - cudart.cudaGraphExec_t
-        """Return what ``work`` puts into the stream as a graph."""
-        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        check(cudart.cudaStreamBeginCapture(self._stream.handle, mode))
-        try:
-            work()
-        finally:
-            graph = check(cudart.cudaStreamEndCapture(self._stream.handle))
-        made = check(cudart.cudaGraphInstantiate(graph, 0))
-        check(cudart.cudaGraphDestroy(graph))
-        return made
-
-    def launch(self, graph: Any) -> None:  # noqa: ANN401 - cudart.cudaGraphExec_t
+    def launch(self, graph: Graph) -> None:
         """Put a captured graph into the stream."""
-        check(cudart.cudaGraphLaunch(graph, self._stream.handle))
+        graph.launch(self._stream)
