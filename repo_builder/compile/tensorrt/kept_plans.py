@@ -12,10 +12,12 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from repo_builder.core import files
+from repo_builder.core import codec, files, foreign
+from repo_builder.core.errors import RepoBuilderError
 
 if TYPE_CHECKING:  # what needs TensorRT is handed in
     from repo_builder.compile.tensorrt.build import BuildRequest, Built
@@ -23,6 +25,18 @@ if TYPE_CHECKING:  # what needs TensorRT is handed in
 
 MOST_BYTES = 2 << 30
 _HEAD = len(hashlib.sha256().digest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What is kept of how a plan came about; fields as those of ``Built``."""
+
+    seconds: float
+    flags: tuple[str, ...]
+    constraints: int
+    cached_tactics_bytes: int
+
+
 Build = Callable[["BuildRequest", "Say"], "Built"]
 
 
@@ -43,23 +57,19 @@ def keeping(build: Build, folder: Path, machine: str, make: type[Built]) -> Buil
         told, plan = _read(data)
         if told:
             os.utime(place)  # what is used is not what goes first
-            note = f"the plan was built before, in {told['seconds']:.0f} s: it is used again"
+            note = f"the plan was built before, in {told.seconds:.0f} s: it is used again"
             return make(
                 plan=plan,
                 seconds=time.perf_counter() - started,
-                flags=tuple(told["flags"]),
-                constraints=told["constraints"],
-                cached_tactics_bytes=told["cached_tactics_bytes"],
+                flags=told.flags,
+                constraints=told.constraints,
+                cached_tactics_bytes=told.cached_tactics_bytes,
                 notes=(note,),
                 reused=True,
             )
         built = build(request, say)
-        head = json.dumps({
-            "seconds": built.seconds,
-            "flags": built.flags,
-            "constraints": built.constraints,
-            "cached_tactics_bytes": built.cached_tactics_bytes,
-        }).encode()  # fmt: skip
+        known = {item.name: getattr(built, item.name) for item in dataclasses.fields(_Known)}
+        head = json.dumps(codec.plain(_Known(**known))).encode()
         body = head + b"\n" + built.plan
         folder.mkdir(parents=True, exist_ok=True)
         files.write_bytes(place, hashlib.sha256(body).digest() + body)
@@ -81,13 +91,16 @@ def _key(request: BuildRequest, machine: str) -> str:
     return files.sha256_of_json({"machine": machine, "code": code, "graph": graph, "asked": asked})
 
 
-def _read(data: bytes) -> tuple[dict[str, Any] | None, bytes]:
+def _read(data: bytes) -> tuple[_Known | None, bytes]:
     """Return what is known of a plan, and it; None where the file is damaged or empty."""
     digest, body = data[:_HEAD], data[_HEAD:]
     if not body or hashlib.sha256(body).digest() != digest:
         return None, b""
     head, _, plan = body.partition(b"\n")
-    return json.loads(head), plan
+    try:
+        return codec.build(_Known, foreign.parsed(json.loads, head)), plan
+    except (ValueError, RepoBuilderError):  # of another version, which told something else of a plan
+        return None, b""
 
 
 def _trim(folder: Path, keep: Path) -> None:

@@ -143,7 +143,7 @@ class Weighing:
         forms = [asked]
         losing, said = self._losing(asked, half, feeds, pays(rows[0].speed))
         notes: list[str] = list(said)
-        mixed = bool(losing) and len(losing) < len(self.free)
+        mixed = 0 < len(losing) < len(self.free)
         too_long = self._no_time(time.monotonic() - started, least_s) if mixed else ""
         if too_long:
             notes.append(f"int8 {_SOME}: {too_long}")
@@ -174,10 +174,7 @@ class Weighing:
     def _losing(
         self, asked: Form, half: Form, feeds: Mapping[int, dict[str, Array]], paying: bool
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the layers of regions that take longer in int8 than in fp16, and the regions in words.
-
-        None where what they lose promises too little over the better plan: int8 where it pays, else fp16.
-        """
+        """Return the layers of regions slower in int8, and those in words; none where little is promised."""
         graphs = [onnx_files.load(item.graph) for item in (asked, half)]
         names = [[node.name for node in graph.graph.node] for graph in graphs]
         common = frozenset(names[0]) & frozenset(names[1])
