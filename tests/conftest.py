@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -122,6 +122,18 @@ def start(repository: Path, names: Sequence[str], **ports: int) -> serve.Server:
     return server
 
 
+@contextmanager
+def dropped(server: serve.Server) -> Iterator[serve.Server]:
+    """Kill a server in the end: one that ends by itself looks once a second whether its models have, and takes three.
+
+    For tests that are about something else: how servers stop is shown in tests/serve/run.
+    """
+    try:
+        yield server
+    finally:
+        server.stop(grace_s=0)
+
+
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
     """One server with every model, for tests that leave it as it is."""
@@ -130,7 +142,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
         write_model(repository, name)
     (repository / "pair" / "1").mkdir(parents=True)
     (repository / "pair" / "config.pbtxt").write_text(_ENSEMBLE)
-    with start(repository, [*MODELS, "pair"]) as server:
+    with dropped(start(repository, [*MODELS, "pair"])) as server:
         yield server
 
 
@@ -147,7 +159,7 @@ def own_triton(tmp_path: Path) -> Iterator[Callable[..., serve.Server]]:
 
     yield starter
     for server in started:
-        server.stop()
+        server.stop(grace_s=0)  # see `dropped`
 
 
 @pytest.fixture(scope="session")

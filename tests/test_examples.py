@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from repo_builder import cli, serve
+from tests.conftest import dropped
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NAMES = sorted(item.name for item in EXAMPLES.iterdir() if re.match(r"\d\d_", item.name))
@@ -64,7 +65,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ser
             for line in split(name)[0]:
                 run(line, [])
         ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-        with serve.start(repository, runtime="embedded", log=folder / "triton.log", **ports) as server:
+        with dropped(serve.start(repository, runtime="embedded", log=folder / "triton.log", **ports)) as server:
             server.wait_ready(300)
             yield folder, server
     finally:

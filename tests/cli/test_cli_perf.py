@@ -18,6 +18,7 @@ import pytest
 
 from repo_builder import cli, serve
 from repo_builder.core import files
+from tests.conftest import dropped
 
 CONFIG = """name: "linear"
 backend: "python"
@@ -54,7 +55,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
     files.write_text(repository / "linear" / "config.pbtxt", CONFIG)
     files.write_text(repository / "linear" / "1" / "model.py", MODEL)
     log = repository.parent / "log"
-    with serve.start(repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, log=log) as started:
+    with dropped(
+        serve.start(repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, log=log)
+    ) as started:
         started.wait_ready(300)
         yield started
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import repo_builder
 from repo_builder.core.recipe import parse
 from repo_builder.serve import Server
+from tests.conftest import dropped
 
 pytestmark = pytest.mark.server
 
@@ -183,7 +184,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             if name not in _TORCH or _has_torch():
                 repo_builder.build(_recipe(folder, name, kind), output=folder / "repository", work=folder / "build")
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-    with repo_builder.serve(folder / "repository", runtime="embedded", **ports) as server:
+    with dropped(repo_builder.serve(folder / "repository", runtime="embedded", **ports)) as server:
         yield Deployment(folder, server)
 
 

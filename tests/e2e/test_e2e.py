@@ -20,6 +20,7 @@ from repo_builder import datasets, serve
 from repo_builder.core import artifacts
 from repo_builder.core.artifacts import EngineArtifact
 from repo_builder.serve import Server
+from tests.conftest import dropped
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -73,7 +74,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def deployment(built: Path) -> Iterator[Deployment]:
     repository = built / "model_repository"
-    with serve.start(repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0) as server:
+    with dropped(serve.start(repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0)) as server:
         server.wait_ready(timeout_s=300)
         yield Deployment(built, server)
 
@@ -141,8 +142,8 @@ def test_kill_9_during_a_build_leaves_the_repository_loadable(built: Path, tmp_p
     assert {name: value for name, value in after.items() if name.startswith("vgg/")} == {
         name: value for name, value in before.items() if name.startswith("vgg/")
     }
-    with serve.start(
-        tmp_path / "model_repository", runtime="embedded", http_port=0, grpc_port=0, metrics_port=0
+    with dropped(
+        serve.start(tmp_path / "model_repository", runtime="embedded", http_port=0, grpc_port=0, metrics_port=0)
     ) as server:
         server.wait_ready(timeout_s=300)
 

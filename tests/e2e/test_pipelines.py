@@ -23,6 +23,7 @@ from repo_builder.core import encoded, kept, pipelines
 from repo_builder.core.recipe import Recipe
 from repo_builder.flows.build import BuildOptions, BuildResult, build, piping
 from repo_builder.serve import Server
+from tests.conftest import dropped
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,9 +144,8 @@ def _pixels(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def server(built: Built) -> Iterator[Server]:
-    options = ("--exit-timeout-secs=3",)
-    with serve.start(
-        built.folder / "model_repository", runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, options=options
+    with dropped(
+        serve.start(built.folder / "model_repository", runtime="embedded", http_port=0, grpc_port=0, metrics_port=0)
     ) as started:
         started.wait_ready(timeout_s=300)
         yield started

@@ -20,6 +20,7 @@ from repo_builder.measure.load.session import Session
 from repo_builder.measure.wire.made_up import random_samples
 from repo_builder.measure.wire.transport import Endpoint, ProtocolName
 from repo_builder.results import Level
+from tests.conftest import dropped
 
 pytestmark = pytest.mark.server
 PROTOCOLS: list[ProtocolName] = ["grpc", "http", "grpc-stream"]
@@ -128,9 +129,8 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(STEP.format(*FP32, inner))
     log = repository.parent / "triton.log"
-    options = ("--exit-timeout-secs=3",)
-    with serve.start(
-        repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, log=log, options=options
+    with dropped(
+        serve.start(repository, runtime="embedded", http_port=0, grpc_port=0, metrics_port=0, log=log)
     ) as server:
         server.wait_ready(300)
         yield server

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from repo_builder import serve
 from repo_builder.core import servers
 from repo_builder.serve.run import embedded
+from tests.conftest import dropped
 
 STANDINS = Path(__file__).parent / "standins"
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
@@ -228,7 +229,7 @@ def server(served: Path, tmp_path_factory: pytest.TempPathFactory, any_ports: di
     config(repository / "types", 'name: "types"')
     sequences(repository)
     log = tmp_path_factory.mktemp("log") / "triton.log"
-    with serve.start(repository, runtime="embedded", log=log, **any_ports) as running:
+    with dropped(serve.start(repository, runtime="embedded", log=log, **any_ports)) as running:
         running.wait_ready(300)
         yield running
 

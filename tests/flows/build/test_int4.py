@@ -22,6 +22,7 @@ from repo_builder.core.recipe import parse
 from repo_builder.flows import build as building
 from repo_builder.flows.validating import validate
 from repo_builder.measure.judge.agreement import compare
+from tests.conftest import dropped
 from tests.flows.build.conftest import Project
 
 RULES = {
@@ -114,7 +115,7 @@ def test_all_of_them_are_served_as_they_were_measured(built: SimpleNamespace) ->
     item = grpc.InferInput("x", x.shape, "FP32")
     item.set_data_from_numpy(x)
     log = built.project.folder / "log"
-    with serve.start(built.repository, runtime="embedded", log=log, **ANY_PORTS) as server:
+    with dropped(serve.start(built.repository, runtime="embedded", log=log, **ANY_PORTS)) as server:
         server.wait_ready(300)
         with grpc.InferenceServerClient(server.grpc_url) as client:
             answers = {name: client.infer(name, [item], client_timeout=60).as_numpy("y") for name in RULES}
