@@ -19,8 +19,9 @@ demo: install
 	$(RB) serve --runtime embedded --detach
 	status=0; $(RB) perf vgg --window-ms 400 --max-windows 6 --report build/vgg/report.html || status=$$?; $(RB) serve --stop; exit $$status
 
-# What shares a server runs in one worker (tests/conftest.py), and what takes longest starts first.
-JOBS   ?= 2
+# What shares a server runs in one worker (tests/conftest.py), and what takes longest starts first. Three on two cores:
+# one of them mostly waits for a server.
+JOBS   ?= 3
 test: install
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
