@@ -20,10 +20,10 @@ demo: install
 	status=0; $(RB) perf vgg --window-ms 400 --max-windows 6 --report build/vgg/report.html || status=$$?; $(RB) serve --stop; exit $$status
 
 # What shares a server runs in one worker (tests/conftest.py), and what takes longest starts first. Three on two cores:
-# one of them mostly waits for a server.
+# one of them mostly waits for a server. Bytecode is kept: tests start the command line a hundred times.
 JOBS   ?= 3
 test: install
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

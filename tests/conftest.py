@@ -34,6 +34,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _ROOT = Path(__file__).resolve().parents[1]
 # Fixtures of the session that cost seconds: their tests run in one worker of pytest-xdist, one after the other.
 _SHARED = ("server", "triton")
+# Libraries whose first use takes seconds of computing, and the files that use them: likewise.
+_LIBRARIES = {
+    "modelopt": (
+        "tests/e2e/test_agreement.py", "tests/flows/build/test_finetuning.py", "tests/quantize/finetune/test_graph.py",
+        "tests/quantize/placement/test_float8.py", "tests/quantize/repair/test_rounding.py",
+        "tests/quantize/test_calibrate.py",
+    ),
+    "torch.export": ("tests/export/test_capturing.py", "tests/export/test_choosing.py"),
+}  # fmt: skip
 
 _HEAD = """import time
 import numpy as np
@@ -179,7 +188,10 @@ def perf_run() -> PerfRun:
 
 @functools.cache
 def _shared(file: str) -> str:
-    """Return what the tests of a file share: a costly fixture of the session, what is made for the file, or nothing."""
+    """Return what the tests of a file share: a library or a costly fixture, what is made for the file, or nothing."""
+    for name, files in _LIBRARIES.items():
+        if file in files:
+            return name
     text = (_ROOT / file).read_text(encoding="utf-8")
     for name in _SHARED:
         asked = re.search(rf"^def (?:test_\w+|client)\([^)]*\b{name}: (?:serve\.)?Server\b", text, re.MULTILINE)
@@ -211,14 +223,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # its 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a worker of xdist, start with what takes longest: the many tests of a server, which mostly wait for it."""
+    """In a worker of xdist, start with what takes longest: the many tests of one server or one library."""
     if hasattr(config, "workerinput"):
         shared = {item: _shared(item.nodeid.partition("::")[0]) for item in items}
+        together = (*_SHARED, *_LIBRARIES)
         items.sort(
-            key=lambda item: (
-                shared[item] not in _SHARED, item.get_closest_marker("slow") is None, shared[item] == "",
-            )
-        )  # fmt: skip
+            key=lambda item: (shared[item] not in together, item.get_closest_marker("slow") is None, not shared[item])
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

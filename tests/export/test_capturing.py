@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,13 @@ def fed(inputs: tuple[TensorSpec, ...], batch: int, size: int) -> dict[str, Any]
     }
 
 
-def exported(name: str, exporter: str, **more: Any) -> tuple[Any, TorchGraph]:
+@functools.cache
+def exported(name: str, exporter: str, opset: int = 17) -> tuple[Any, TorchGraph]:
+    """Export once what several tests look at; none of them changes it."""
+    return export(name, exporter, opset=opset)
+
+
+def export(name: str, exporter: str, **more: Any) -> tuple[Any, TorchGraph]:
     make, inputs, outputs, sizes = KINDS[name]
     torch.manual_seed(0)
     module = make().eval()
@@ -186,7 +193,7 @@ def test_an_average_over_the_whole_image_is_one_operator() -> None:
 
 def test_nothing_of_the_machine_stands_in_it_and_no_one_is_told_of_libraries(capfd: Any) -> None:
     levels = [logging.getLogger(name).level for name in ("torch", "onnxscript")]
-    _, graph = exported("sizes", "torch.export", opset=23)
+    _, graph = export("sizes", "torch.export", opset=23)
     assert opset(graph.model) == 23
     text = graph.model.SerializeToString(deterministic=True)
     for word in (str(Path(torch.__file__).parent), __file__, "stack_trace", "pkg."):
@@ -209,7 +216,7 @@ def test_a_dimension_that_the_network_fixes_is_named() -> None:
 
 
 def test_a_size_beyond_what_the_network_takes_is_said(capsys: Any) -> None:
-    exported("sizes", "torch.export", sizes={"x": [(5, 6), (64, 6)]})
+    export("sizes", "torch.export", sizes={"x": [(5, 6), (64, 6)]})
     said = " ".join(capsys.readouterr().err.split())
     assert "takes at most 40 in dimension 1 of 'x', and a profile of the recipe goes to 64" in said
 

@@ -48,8 +48,10 @@ class Meter:
         return None if power_w is None or not infer_per_s else power_w / infer_per_s
 
     def _run(self) -> None:
-        while self._group is not None and not self._end.wait(_EVERY_S):
+        while self._group is not None:
             self._look(self._group)
+            if self._end.wait(_EVERY_S):
+                break
 
     def _look(self, group: int) -> None:
         """Add up what each process has used since: those of the configuration before may just be ending."""
@@ -63,8 +65,12 @@ class Meter:
 
 
 def _slope(seen: list[tuple[float, float]], seconds: float) -> float | None:
-    """Return how fast a counter rose over the last seconds of what was seen of it; None with less than two readings."""
+    """Return how fast a counter rose over the last seconds of what was seen of it; None with less than two readings.
+
+    Where a busy machine let only one reading into them, the one before counts too: the load was on then already.
+    """
     inside = [item for item in seen if item[0] >= seen[-1][0] - seconds]
+    inside = seen[-2:] if len(inside) < 2 else inside
     if len(inside) < 2:
         return None
     return (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])

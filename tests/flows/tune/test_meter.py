@@ -24,8 +24,9 @@ def test_cpu_and_energy_are_those_of_the_end_of_what_was_seen(tmp_path: Path, mo
     counter(tmp_path, "intel-rapl:0", 0)
     monkeypatch.setattr(meter, "Packages", lambda: rapl.Packages(tmp_path))
     with Meter(os.getpgid(0)) as found:
-        for step in range(1, 21):
-            counter(tmp_path, "intel-rapl:0", step * 1_500_000)  # 30 W
+        step = 0
+        while len(found._energy) < 3:
+            counter(tmp_path, "intel-rapl:0", (step := step + 1) * 1_500_000)  # 30 W
             time.sleep(0.05)
     assert found.cpu_rate(0.4) is not None
     energy_j = found.energy_j(0.4, infer_per_s=100.0)
@@ -35,6 +36,19 @@ def test_cpu_and_energy_are_those_of_the_end_of_what_was_seen(tmp_path: Path, mo
     with Meter(None) as nothing:
         pass
     assert (nothing.cpu_rate(1.0), nothing.energy_j(1.0, 10.0), nothing.memory_bytes) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("seen", "rate"),
+    [
+        ([(0.0, 0.0), (1.0, 9.0), (1.2, 9.4), (1.4, 9.8)], 2.0),
+        ([(0.0, 0.0), (1.0, 9.0), (3.0, 10.0)], 0.5),  # a machine that is busy: one look in the last seconds
+        ([(3.0, 10.0)], None),
+        ([], None),
+    ],
+)
+def test_a_late_look_goes_back_to_the_one_before(seen: list[tuple[float, float]], rate: float | None) -> None:
+    assert meter._slope(seen, 0.5) == (None if rate is None else pytest.approx(rate))
 
 
 def test_processes_that_end_or_begin_in_between_take_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:

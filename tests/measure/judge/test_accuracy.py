@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics
 
 from repo_builder.core.errors import MeasureError
 from repo_builder.measure.judge import accuracy
@@ -13,6 +12,8 @@ from repo_builder.measure.judge import accuracy
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 6), st.integers(1, 60), st.integers(0, 2**32 - 1))
 def test_scores_are_those_of_scikit_learn(classes: int, samples: int, seed: int) -> None:
+    from sklearn import metrics  # a second of computing, in the worker that runs this alone
+
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(samples, classes)).astype(np.float32)
     labels = generator.integers(0, classes, samples)
