@@ -181,6 +181,7 @@ def open_session(model: onnx.ModelProto, tensors: Sequence[str], *, optimize: bo
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False  # it never gives back what one large batch took
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # see compile/onnxruntime/target.py
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -24,10 +24,11 @@ def test_cpu_and_energy_are_those_of_the_end_of_what_was_seen(tmp_path: Path, mo
     counter(tmp_path, "intel-rapl:0", 0)
     monkeypatch.setattr(meter, "Packages", lambda: rapl.Packages(tmp_path))
     with Meter(os.getpgid(0)) as found:
-        step = 0
-        while len(found._energy) < 3:
-            counter(tmp_path, "intel-rapl:0", (step := step + 1) * 1_500_000)  # 30 W
+        for step in range(1, 1000):
+            counter(tmp_path, "intel-rapl:0", step * 1_500_000)  # 30 W
             time.sleep(0.05)
+            if len(found._energy) == 4:
+                break
     assert found.cpu_rate(0.4) is not None
     energy_j = found.energy_j(0.4, infer_per_s=100.0)
     assert energy_j is not None

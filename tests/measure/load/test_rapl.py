@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from repo_builder.core import files
 from repo_builder.measure.load.rapl import Packages
 
 
 def counter(root: Path, name: str, energy_uj: int, largest_uj: int = 1_000_000_000) -> Path:
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "max_energy_range_uj").write_text(f"{largest_uj}\n")
-    (folder / "energy_uj").write_text(f"{energy_uj}\n")
+    # whole at any moment, as the kernel's is: a meter may be reading it
+    files.write_text(folder / "max_energy_range_uj", f"{largest_uj}\n")
+    files.write_text(folder / "energy_uj", f"{energy_uj}\n")
     return folder
 
 
