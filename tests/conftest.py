@@ -32,9 +32,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _ROOT = Path(__file__).resolve().parents[1]
-# Fixtures of the session that cost seconds: their tests run in one worker of pytest-xdist, one after the other.
-_SHARED = ("server", "triton")
-# Libraries whose first use takes seconds of computing, and the files that use them: likewise.
+# What runs in one worker of pytest-xdist, one after the other, in the order in which it begins. What waits for servers
+# and what computes take turns, so that neither cores nor workers are idle.
+_TOGETHER = ("tests/serve/run", "modelopt", "triton", "torch.export", "server")
+_SHARED = ("server", "triton")  # fixtures of the session that cost seconds
+# Libraries whose first use takes seconds of computing, and the files that use them.
 _LIBRARIES = {
     "modelopt": (
         "tests/e2e/test_agreement.py", "tests/flows/build/test_finetuning.py", "tests/quantize/finetune/test_graph.py",
@@ -197,6 +199,8 @@ def _shared(file: str) -> str:
         asked = re.search(rf"^def (?:test_\w+|client)\([^)]*\b{name}: (?:serve\.)?Server\b", text, re.MULTILINE)
         if asked and f"def {name}(" not in text:
             return name
+    if file.startswith("tests/serve/run/"):  # servers of their own that start and end
+        return "tests/serve/run"
     return file if 'scope="module"' in text else ""
 
 
@@ -223,13 +227,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # its 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a worker of xdist, start with what takes longest: the many tests of one server or one library."""
+    """In a worker of xdist, start with what takes longest."""
     if hasattr(config, "workerinput"):
         shared = {item: _shared(item.nodeid.partition("::")[0]) for item in items}
-        together = (*_SHARED, *_LIBRARIES)
+        begins = {name: place for place, name in enumerate(_TOGETHER)}
         items.sort(
-            key=lambda item: (shared[item] not in together, item.get_closest_marker("slow") is None, not shared[item])
-        )
+            key=lambda item: (
+                begins.get(shared[item], len(begins)), item.get_closest_marker("slow") is None, not shared[item],
+            )
+        )  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
