@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import conftest
+
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "repo_builder"
 _SMALL = 40  # lines up to which a module is too little to be looked at alone
@@ -153,3 +155,11 @@ def test_a_row_is_about_what_is_there(file: str) -> None:
     for module in ELSEWHERE[file].split():
         assert (PACKAGE / module).with_suffix(".py").is_file(), module
         assert not own_file(module).exists(), f"{module} has a file of its own: its row can go"
+
+
+def test_what_runs_together_is_there() -> None:
+    """A file that was renamed would run anywhere, and import its library once more."""
+    for name, files in conftest._LIBRARIES.items():
+        assert name in conftest._TOGETHER
+        for file in files:
+            assert (TESTS.parent / file).is_file(), file
