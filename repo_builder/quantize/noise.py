@@ -199,7 +199,7 @@ def _cut_out(
 
 
 def _aliases(name: str) -> tuple[str, ...]:
-    return (f"{name}/original", f"{name}/unguarded", f"{name}_fp16")
+    return (f"{name}/original", f"{name}_fp16")
 
 
 def _conversions(graph: Graph, name: str, start: str) -> tuple[list[onnx.NodeProto], str]:

@@ -79,10 +79,10 @@ class Writer:
             middle = made if kind == Q else middle
         return middle
 
-    def guarded(self, tensor: str, output: str = "", stem: str = "") -> str:
+    def guarded(self, tensor: str) -> str:
         """Append a node that changes nothing, which no pass of ONNX Runtime sees through, and return its output."""
         lowest = self.constant("lowest_float", np.asarray(np.finfo(np.float32).min, np.float32))
-        return self.node("Max", [tensor, lowest], output or self.name(f"{tensor}/guarded"), f"{stem or tensor}/Max")
+        return self.node("Max", [tensor, lowest], self.name(f"{tensor}/guarded"), f"{tensor}/Max")
 
     def dequantized(self, stem: str, codes: Array, scale: Array, axis: int | None, zero: Array | None = None) -> str:
         """Append the DequantizeLinear of stored codes, zero point 0 unless given, and return its output."""
