@@ -182,6 +182,7 @@ def show(result: BuildResult, *, as_json: bool) -> None:
         click.echo(json.dumps(result.to_dict(), indent=2))
         return
     from repo_builder.core import tables
+    from repo_builder.core.artifacts import SEARCH_PAGE
     from repo_builder.core.progress import stdout_console
     from repo_builder.report import choice
 
@@ -199,7 +200,7 @@ def show(result: BuildResult, *, as_json: bool) -> None:
     for line in choice.verdict(result.engine):
         console.print(line, markup=False, soft_wrap=True)
     if result.searched is not None:
-        page = result.searched.parent / "search/search.html"
+        page = result.searched.parent / SEARCH_PAGE
         console.print(f"searched recipe: {result.searched}; what was tried: {page}", markup=False, soft_wrap=True)
     console.print(f"model repository: {result.model_folder}", markup=False, soft_wrap=True)
 

@@ -18,6 +18,7 @@ from repo_builder.core.records import AccuracyRecord, LayerRecord
 from repo_builder.core.tensors import TensorSpec
 
 MANIFEST = "manifest.json"
+SEARCH_PAGE = "search/search.html"  # beside the artifacts' folders: what a search of precisions tried
 PLACED_MODEL = "placed.onnx"  # beside the model that was compiled of it, where that is another file
 FP32_MODEL, REPAIRED_MODEL, RANGES = "model.fp32.onnx", "model.repaired.onnx", "ranges.npz"
 SCHEMA = 2  # rises when a field changes its meaning or goes: an older folder is built again

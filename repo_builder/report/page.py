@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -42,6 +43,7 @@ def render(run: PerfRun) -> str:
         run=dataclasses.replace(run, levels=levels, knee=None),  # which one is best, the verdict says
         version=__version__,
         verdict=verdict(run),
+        searched=_address(run.searched),
         charts={
             "curve": charts.curve(levels),
             "cdf": charts.cdf(levels),
@@ -73,6 +75,11 @@ def _named_cells(table: str) -> str:
         return re.sub(r"<td", lambda _: f'<td data-label="{names[min(next(cells), len(names) - 1)]}"', found[0])
 
     return head + body + re.sub(r"<tr.*?</tr>", row, rest, flags=re.DOTALL)
+
+
+def _address(path: str) -> str:
+    """Return the address of a file of this machine; empty for none."""
+    return Path(path).absolute().as_uri() if path else ""
 
 
 def shades(result: AccuracyResult) -> tuple[tuple[float, ...], ...]:

@@ -103,6 +103,7 @@ class PerfRun:
         identity: Which build the served configuration says that it is; None where it says none.
         not_the_build: Why the build at hand is not the model that runs; empty where it is, or where there is none.
         layers: The build's layers; empty where no build is at hand, or another one runs.
+        searched: Page of what a search tried before it chose these layers; empty where none did, or it is not at hand.
         comparison: Set against a baseline; None without one.
         environment: Versions, CPU and GPUs of the client's machine.
         notes: What a reader should know.
@@ -127,6 +128,7 @@ class PerfRun:
     identity: BuildIdentity | None = None
     not_the_build: str = ""
     layers: tuple[LayerRecord, ...] = ()
+    searched: str = ""
     comparison: Comparison | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

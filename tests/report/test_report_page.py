@@ -99,6 +99,12 @@ def test_the_page_needs_nothing_from_elsewhere(perf_run: PerfRun) -> None:
     assert "@import" not in html
 
 
+def test_what_a_search_tried_is_one_click_away(perf_run: PerfRun, tmp_path: Path) -> None:
+    html = page.render(dataclasses.replace(perf_run, searched=str(tmp_path / 'a "b" & c/search.html')))
+    addresses = [value for _, found in read(html).attributes for name, value in found.items() if name == "href"]
+    assert addresses == [(tmp_path / 'a "b" & c/search.html').as_uri()]
+
+
 def test_charts_have_words_for_who_cannot_see_them(perf_run: PerfRun) -> None:
     found = read(page.render(perf_run))
     charts = [

@@ -117,7 +117,7 @@ def _searched(engine: EngineArtifact, found: search.Found) -> EngineArtifact:
         artifacts.write_manifest(engine)
     facts = {"limit, points": found.max_drop, "measuring, s": found.seconds, "recipe": found.path, **engine.environment}
     page = precision_page.search_page(engine.recipe.name, found.tried, engine.layers, choice.verdict(engine), facts)
-    files.write_text(found.path.parent / "search" / search.PAGE, page)
+    files.write_text(found.path.parent / artifacts.SEARCH_PAGE, page)
     return engine
 
 

@@ -104,6 +104,14 @@ class Build:
         """Who wrote a torch module's graph, and why; empty where that is not known."""
         return self.exported.details.exporter if self.exported else ""
 
+    @property
+    def searched(self) -> Path | None:
+        """The page of what a search tried before it chose the layers; None where none did, or it is not at hand."""
+        if self.engine is None or not self.engine.details.searched:
+            return None  # a page that lies there is of an earlier build
+        page = self.engine.path.parent / artifacts.SEARCH_PAGE
+        return page.resolve() if page.is_file() else None
+
     def not_served(self, served: BuildIdentity | None) -> str:
         """Return why the model that runs is not this build; empty where it is, or where there is none of either.
 

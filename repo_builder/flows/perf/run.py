@@ -105,6 +105,7 @@ def _begin(session: Session, build: Build, mismatch: str) -> PerfRun:
         identity=session.model.identity,
         not_the_build=mismatch,
         layers=build.layers,
+        searched=str(build.searched or ""),
     )
 
 

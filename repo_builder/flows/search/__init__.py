@@ -39,7 +39,7 @@ from repo_builder.results.sensing import Sensed
 
 __all__ = ["Found", "Sensed", "search", "sense"]
 
-MEASURED, RESULT, PAGE, RECIPE = "measured.json", "search.json", "search.html", "searched.toml"
+MEASURED, RESULT, RECIPE = "measured.json", "search.json", "searched.toml"
 
 
 @dataclass(frozen=True, kw_only=True)

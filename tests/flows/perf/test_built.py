@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,18 @@ def test_a_build_is_served_where_all_of_its_identity_agrees(tmp_path: Path) -> N
         assert told is None or told[2] != told[3], "what differs is what is named"
     assert build.without_artifacts().layers == ()
     assert build.without_artifacts().outputs() == {}
+
+
+def test_a_search_is_pointed_to_where_it_chose_what_runs(tmp_path: Path) -> None:
+    """Not where a later build, without a search, lies beside the page of an earlier one."""
+    (tmp_path / "engine").mkdir()
+    made = engine(tmp_path / "engine")
+    chosen = replace(made, details=replace(made.details, searched=True))
+    assert Build(engine=chosen).searched is None  # no page
+    page = tmp_path / "search" / "search.html"
+    page.parent.mkdir()
+    page.write_text("<p>tried</p>")
+    build = Build(engine=chosen)
+    assert build.searched == page.resolve()
+    assert build.without_artifacts().searched is None  # another model runs
+    assert Build(engine=made).searched is None
