@@ -19,7 +19,8 @@ class SearchSpec:
         max_drop: Most percentage points of accuracy that may be lost on the validation samples. Outputs that are no
             classes are held to ``measure.output_sqnr_db`` or ``measure.output_tolerance`` instead.
         budget_s: Seconds that measuring may take.
-        samples: Most validation samples that are looked at.
+        samples: Validation samples that each choice is looked at on. Where it keeps ``max_drop`` on them and chance may
+            have it so, twice as many are, up to all that there are.
         seed: Seed of what is drawn; left out, the recipe's.
     """
 

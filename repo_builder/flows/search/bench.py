@@ -64,7 +64,7 @@ class Bench:
         folder: Where what lasts is kept.
         scratch: Where trials are made.
         cache: Where the target keeps what makes its builds shorter: the folder of the build itself.
-        samples: Most validation samples.
+        samples: Validation samples of a look, where they decide.
         seed: Which of them.
         ledger: Where measurements are kept.
     """
@@ -91,11 +91,8 @@ class Bench:
         self.seen = Seen(exported, self.ready, dataset, self.batches, folder / "seen.npz")
         self.space = self._space()
         validation = dataset.split("validation")
-        count = min(samples, len(validation))
-        chosen = sorted(random.Random(seed).sample(range(len(validation)), count))  # noqa: S311 - a draw of samples
-        self._inputs = {name: value[chosen] for name, value in validation.inputs.items()}
-        labels = None if validation.labels is None else validation.labels[chosen]
-        self.looker = Looker(exported, self.batches, self._inputs, labels)
+        order = random.Random(seed).sample(range(len(validation)), len(validation))  # noqa: S311 - a draw of samples
+        self.looker = Looker(exported, self.batches, validation, order=order, samples=samples)
         recipe = exported.recipe.to_dict()
         self._base = files.sha256_of_json({
             "ranges": self.seen.key,
@@ -103,7 +100,7 @@ class Bench:
             "measure": recipe["measure"],
             "max_batch_size": recipe["repository"]["max_batch_size"],
             "placement": target.placement(options.recipe),
-            "samples": [count, seed],
+            "samples": [len(order), seed],
             "code": keys.code_version(*_CODE),
             "mismatch": options.allow_precision_mismatch,
         })  # fmt: skip
@@ -115,13 +112,18 @@ class Bench:
         """All free layers in fp32."""
         return Choice().but(self.space.free, "fp32")
 
-    def look(self, choice: Choice, *, few: bool = False) -> Look:
-        """Return what a choice leaves of the outputs, on a part of the validation samples or on all of them.
+    def look(self, choice: Choice, *, few: bool = False, count: int | None = None) -> Look:
+        """Return what a choice leaves of the outputs.
+
+        Args:
+            choice: The choice.
+            few: Whether a quick look is enough.
+            count: On how many validation samples, at most all; left out, as many as were asked for.
 
         Raises:
             MeasureError: The ledger that is replayed holds no such thing.
         """
-        count = self.looker.few if few else self.looker.samples
+        count = min(count or (self.looker.few if few else self.looker.samples), self.looker.available)
         if (choice, count) not in self._looks:
             found = self.ledger.get(f"look {self.key(choice)} {count}", lambda: self._look(choice, count))
             self._looks[choice, count] = _read(Look, found)
@@ -228,7 +230,7 @@ class Bench:
         return list(self.ledger.get(f"sizes {self.key(self.rest)}", measure)["sizes"])
 
     def _feeds(self, most: int) -> dict[int, dict[str, Array]]:
-        return timed.feeds(self.batches, self._inputs, most=most)
+        return timed.feeds(self.batches, self.looker.inputs(self.looker.samples), most=most)
 
     def key(self, choice: Choice) -> str:
         """Return what a choice's graph is known by: choices of one key are one graph."""

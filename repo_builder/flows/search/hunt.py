@@ -2,8 +2,7 @@
 
 1. *Starts*: everything in fp32, in fp16 and fp8 where the target has them, in int8 by each calibrator.
 2. *Accuracy*: where int8 costs too much, pieces of the graph are made int8 alone and looked at. The noisiest try other
-   calibrators; then pieces go back, most noise for the least time first, few and then twice as many until the limit is
-   kept (a bisection from there on); those that went back for nothing return.
+   calibrators; then pieces go back, most noise for the least time first; those that went back for nothing return.
 3. *Speed*: moves are timed against the best so far, in turns: the first convolution, runs of layers that the profile
    finds no faster, single layers, sums and products without a weight, pieces drawn at random. A move is kept where it
    is ``PAYS`` times as fast, its interval is above 1, and the outputs keep the limit.
@@ -24,16 +23,16 @@ from repo_builder.core.recipe import Precision
 from repo_builder.flows.search.bench import Bench
 from repo_builder.flows.search.choices import Choice
 from repo_builder.flows.search.looks import Look
-from repo_builder.flows.search.moves import drawn, moves
+from repo_builder.flows.search.moves import drawn, fewest, moves, saved
 from repo_builder.flows.search.seen import CALIBRATORS
 from repo_builder.flows.search.trials import PAYS, Trial, faster, gain, lost
 
 _LONGER_S = 0.4  # CPU or device time a choice and batch size, for what is decided last
 _FOR_PIECES = 0.35  # share of the budget for looking at pieces alone
+_FOR_SURE = 0.25  # share of what is left of it for twice as many samples of one choice
 _FEWEST = 8  # pieces that are looked at
 _NOISIEST = 4  # pieces that try other calibrators
 _QUIETER = 0.5  # of the noise: 3 dB
-_FIRST_BACK = 16  # of so many pieces one goes back first
 _BACK = 12  # pieces that may return, at most
 _ROUNDS = 3  # of moves
 _DRAWN = 4  # random moves without success that end a search
@@ -103,12 +102,19 @@ class Hunt:
         return tuple(item for item in self.bench.target.below_fp32(self.bench.options.recipe) if item != "int8")
 
     def look(self, what: str, choice: Choice) -> Look:
-        """Look at all samples, and write it down."""
-        found = self.bench.look(choice)
-        key = self.bench.key(choice)
+        """Look at as many samples as it takes to say that the limit is kept, and write it down."""
+        key, bench = self.bench.key(choice), self.bench
         old = self.tried.get(key)
-        speed = old.speed if old and not old.against else ()
-        self.tried[key] = Trial(what=old.what if old else what, choice=choice, look=found, speed=speed)
+        if old and old.look:
+            return old.look
+        most = 0 if key == bench.key(bench.rest) else bench.looker.available  # fp32 keeps any limit
+        before, found = bench.ledger.spent_s, bench.look(choice)
+        while found.by_chance(self.max_drop) and found.samples < most:
+            took, before = bench.ledger.spent_s - before, bench.ledger.spent_s
+            if 2 * took > _FOR_SURE * self.left_s:
+                break
+            found = bench.look(choice, count=2 * found.samples)
+        self.tried[key] = Trial(what=old.what if old else what, choice=choice, look=found)
         return found
 
     def time(self, choice: Choice) -> tuple[SpeedRecord, ...]:
@@ -168,7 +174,7 @@ class Hunt:
 
     def cost(self, choice: Choice) -> tuple[bool, float, float]:
         """Order choices by what they cost in accuracy."""
-        found = self.bench.look(choice)
+        found = self.of(choice).look or self.bench.look(choice)
         return not found.fits(self.max_drop), found.drop.likely if found.drop else 0.0, found.noise
 
     def pieces(self) -> list[tuple[str, ...]]:
@@ -192,17 +198,15 @@ class Hunt:
         if self.look("all in int8, calibrators by piece", start).fits(self.max_drop):
             self.time(start)
             return start
-        gains = self.gains(start, pieces)
+        gains = saved(self.bench, start, pieces)
         order = sorted(range(len(pieces)), key=lambda at: noise[at] / max(gains[at], 1e-9), reverse=True)
-        low, high = 0, len(order)  # so many are too few; so many are enough, as nothing is int8 then
-        while high - low > 1 and self.left_s:
-            middle = (low + high) // 2
-            if high == len(order):  # few first, then twice as many: a budget that ends leaves most of it int8
-                middle = min(middle, max(2 * low, -(-high // _FIRST_BACK)))
-            choice = self.without(start, pieces, order[:middle])
+
+        def keeps(count: int) -> bool:
+            choice = self.without(start, pieces, order[:count])
             self.look(self.words(choice), choice)
-            low, high = (low, middle) if self.fits(choice) else (middle, high)
-        kept = list(order[:high])
+            return self.fits(choice)
+
+        kept = order[: fewest(len(order), keeps, lambda: self.left_s > 0)]
         best = self.without(start, pieces, kept)
         self.look(self.words(best), best)
         for at in sorted(kept[:-1], key=lambda at: gains[at], reverse=True)[:_BACK]:
@@ -232,13 +236,6 @@ class Hunt:
                 if found < noise[at] * _QUIETER:
                     start, noise[at] = choice, found
         return start
-
-    def gains(self, start: Choice, pieces: Sequence[Sequence[str]]) -> list[float]:
-        """Return how much time each piece saves in int8, microseconds: by the profile, else alike for every layer."""
-        before, after = self.bench.layer_times(self.bench.rest), self.bench.layer_times(start)
-        if before is None or after is None:
-            return [float(len(piece)) for piece in pieces]
-        return [sum(before.layers.get(name, 0.0) - after.layers.get(name, 0.0) for name in piece) for piece in pieces]
 
     def without(self, start: Choice, pieces: Sequence[Sequence[str]], places: Iterable[int]) -> Choice:
         """Return a choice with pieces put back."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from repo_builder.core.details import DropRecord
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
+from repo_builder.datasets import Samples
 from repo_builder.flows.build import running
 from repo_builder.measure.judge import agreement
 from repo_builder.measure.judge.ladder import scored_output
@@ -59,13 +59,27 @@ class Look:
         """Whether it is within the limits; accuracy by what was lost, not by what might be.
 
         With one standard error on top, 10 of 1,024 samples that change sides, five each way, were beyond 0.3 points:
-        no search over few samples could keep that limit. The order of choices has that error in it (``likely``), and
-        what is chosen is scored on the test split, where its interval is told.
+        no search over few samples could keep that limit. Where this is so by chance (``by_chance``), the search looks
+        at more samples; the order of choices has that error in it (``likely``), and what is chosen is scored on the
+        test split, where its interval is told.
 
         Args:
             max_drop: Most percentage points that may be lost, where outputs are classes.
         """
         return not self.departs and (self.drop is None or self.drop.points <= max_drop + 1e-9)
+
+    def by_chance(self, max_drop: float) -> bool:
+        """Whether it is within the limit here, and more samples may say that it is not: the interval holds the limit.
+
+        What is beyond the limit is not asked again: that would give what chance refuses a second draw, and cost most
+        where least is to be had.
+        """
+        return self.drop is not None and self.fits(max_drop) and self.drop.high > max_drop
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that accuracy is of; 0 where outputs are no classes."""
+        return self.drop.samples if self.drop else 0
 
 
 class Looker:
@@ -74,38 +88,51 @@ class Looker:
     Args:
         exported: The artifact, whose fp32 graph is the reference.
         batches: How the model takes samples.
-        inputs: Validation samples by input name.
-        labels: Their labels; None where there are none.
+        split: The validation samples.
+        order: Places of all of them as drawn: so many looked at are the first so many of these.
+        samples: How many are looked at where they decide.
     """
 
     def __init__(
-        self, exported: OnnxArtifact, batches: Batches, inputs: Mapping[str, Array], labels: Array | None
+        self, exported: OnnxArtifact, batches: Batches, split: Samples, *, order: Sequence[int], samples: int
     ) -> None:
         recipe = exported.recipe
-        self._exported, self._batches, self._inputs = exported, batches, inputs
+        self._exported, self._batches, self._split, self._order = exported, batches, split, order
+        self._inputs: Mapping[str, Array] = {}
+        self._exact: Mapping[str, Array] = {}
+        self._taken = 0
         self.classes = recipe.measure.task == "classification"
-        self.labels = labels if self.classes else None
+        self.labels = None if split.labels is None or not self.classes else split.labels[list(order)]
         self.scored = scored_output(recipe.model.outputs, recipe.measure.output, len(exported.classes))
-        self.samples = len(next(iter(inputs.values())))
+        self.available = len(order)
+        self.samples = min(samples, self.available)
         self.few = min(FEW, self.samples)
         self.limits = Limits.of(recipe.measure, ["int8"])
 
-    @cached_property
-    def exact(self) -> Mapping[str, Array]:
-        """The outputs of the fp32 graph."""
-        with loading.needs("onnxruntime", what="comparing with fp32"):
-            from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner
-        with OnnxRuntimeRunner(self._exported.model) as model:
-            return running.run(model, self._batches, self._inputs)
+    def inputs(self, count: int) -> Mapping[str, Array]:
+        """Return the first samples, ``(count, *shape)`` by input name; what was taken once is not copied again."""
+        if count > self._taken:
+            places = list(self._order[:count])
+            self._inputs = {name: value[places] for name, value in self._split.inputs.items()}
+            self._taken, self._exact = count, {}
+        return {name: value[:count] for name, value in self._inputs.items()}
+
+    def exact(self, count: int) -> Mapping[str, Array]:
+        """Return the outputs of the fp32 graph on the first samples."""
+        self.inputs(count)
+        if not self._exact:
+            with loading.needs("onnxruntime", what="comparing with fp32"):
+                from repo_builder.compile.onnxruntime.target import OnnxRuntimeRunner
+            with OnnxRuntimeRunner(self._exported.model) as model:
+                self._exact = running.run(model, self._batches, self._inputs)
+        return {name: value[:count] for name, value in self._exact.items()}
 
     def look(self, model: Runner, count: int) -> Look:
         """Run a model on the first samples and compare."""
-        inputs = {name: value[:count] for name, value in self._inputs.items()}
-        found = running.run(model, self._batches, inputs)
+        found = running.run(model, self._batches, self.inputs(count))
         least, errors, departs = [], [], ""
         bound = self.limits.least_db("placed") + _MARGIN_DB
-        for name, all_of_it in self.exact.items():
-            exact = all_of_it[:count]
+        for name, exact in self.exact(count).items():
             try:
                 row = agreement.compare(exact, found[name], name=name)
             except MeasureError:
@@ -121,7 +148,7 @@ class Looker:
         return Look(sqnr_db=round(min(least), 3), relative_error=max(errors), drop=cost, departs=departs)
 
     def _drop(self, found: Array, count: int) -> DropRecord:
-        exact = self.exact[self.scored][:count].argmax(axis=-1)
+        exact = self.exact(count)[self.scored].argmax(axis=-1)
         given = found.argmax(axis=-1)
         truth = exact if self.labels is None else self.labels[:count]
         lost, won = int(np.sum((exact == truth) & (given != truth))), int(np.sum((exact != truth) & (given == truth)))
@@ -139,7 +166,7 @@ def drop(lost: int, won: int, count: int, *, labelled: bool) -> DropRecord:
     """
     points = 100 * (lost - won) / count
     spread = lost + won - (lost - won) ** 2 / count
-    reach = 100 * (_Z95 * math.sqrt(spread) if lost + won else _NONE_CHANGED) / count
+    reach = 100 * max(_Z95 * math.sqrt(spread), _NONE_CHANGED) / count  # one that changed tells no more than none did
     return DropRecord(
         points=points,
         low=max(-100.0, points - reach),

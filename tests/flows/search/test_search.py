@@ -24,6 +24,7 @@ from repo_builder.flows import build as building
 from repo_builder.flows import search
 from repo_builder.flows.build import BuildOptions, BuildResult, compiling
 from repo_builder.flows.search.front import pareto
+from repo_builder.flows.search.looks import drop
 
 Pace = Callable[[int], float]  # DequantizeLinear nodes of a graph → times as fast as one without
 
@@ -130,6 +131,23 @@ def test_the_same_seed_and_recorded_timings_give_the_same_result(
     third = find(tmp_path / "two", timings=tmp_path / "slow.json")
     assert taken(third.tried) == "all in fp32"
     assert third.recipe.quantize.layers == ()  # no rule says it plainly
+
+
+def test_a_limit_that_chance_may_have_kept_is_looked_at_on_more_samples(
+    paced: Callable[[Pace], list[int]], tmp_path: Path
+) -> None:
+    """Of 50 samples none says less than 3 in 50 about a limit of 2 points."""
+    paced(lambda count: 2.0 if count else 1.0)
+    found = find(tmp_path, search=SearchSpec(max_drop=2.0, samples=50))
+    dropped = {row.what: row.drop for row in found.tried}
+    int8 = dropped[taken(found.tried)]
+    assert int8 is not None
+    assert int8.samples > 50
+    assert int8.points <= 2.0
+    assert int8.high <= 2.0 < drop(0, 0, 50, labelled=True).high
+    measured = json.loads((tmp_path / "build/jsc/search/measured.json").read_text())["measured"]
+    drops = [row["drop"] for key, row in measured.items() if key.startswith("look")]
+    assert all(row["high"] > 2.0 for row in drops if row["samples"] < int8.samples), "no more than decide"
 
 
 def test_a_limit_that_all_in_int8_breaks_is_kept_by_giving_layers_back(
