@@ -1,24 +1,22 @@
 """``build --search`` on the zoo's networks: speed and accuracy beside all in fp32, in fp16 on TensorRT, and in int8.
 
     .venv/bin/python benchmarks/precision_search.py --out benchmarks/results/precision_search.json [NETWORK ...]
-    ... --make FOLDER [NETWORK ...]                      # under a Python with torch: writes networks and data alone
+    ... --make FOLDER [NETWORK ...]                      # under a Python with torch: writes the networks alone
     ... --work FOLDER --target tensorrt --out FILE ...   # where the GPU is: needs no torch then
+    ... --again FILE                                     # what its rows say, from their own numbers; measures nothing
 
-Networks are those of ``cpu_zoo.py``, with seeded weights, images of 96². Untrained networks have no accuracy of their
-own, so that those which end in classes get one that is measured by labels: a linear readout behind the 1000 outputs,
-fitted by ridge regression to handwritten digits that the search never sees (three fifths of scikit-learn's, shifted
-and scaled), and scored on shifted and scaled copies of the other two fifths. Points are points of top-1 by labels, on a
-test split that the search does not look at. unet and yolov8n have no classes: they are held to the recipe's signal to
-noise.
+Networks are those of ``search_networks.py``. Points are points of top-1 by labels, on ``--test`` images that neither
+the readout nor the search saw. unet and yolov8n have no classes: they are held to the recipe's signal to noise.
 
 A network is searched with ``keep = "all"`` and one int8 rule for every layer as its recipe. Then fp32, fp16 where the
 target has it, all in int8 and what the search wrote are timed in turns (CPU time of one thread, or the GPU's own
-clock), and each is scored on the test split. The bars, of which only these measurements decide who falls under them:
+clock), and each is scored on the same images. The bars, of which only these measurements decide who falls under them:
 
 - never slower than fp32 and fp16, nor than all in int8 where that keeps the limit, beyond 2 %;
-- within ``--max-drop`` points (0.3) of fp32 on the test split, or not beyond chance more (McNemar, p < 0.05);
+- at most 0.3 points lost, as measured. A loss over the limit misses this bar whatever chance may have to do with it;
+  ``p_excess_is_chance`` beside it is the chance of as large a loss where the true one is the limit (one-sided);
 - where all in int8 drops more than a point or is slower than fp32 (``hard``): at least 1.3 times as fast as fp32, on
-  TensorRT as fp16.
+  TensorRT as fp16, as the geometric mean over batch sizes.
 
 A network's row is written when it is done; what was measured stays in ``--work``, and a run that was stopped goes on.
 """
@@ -26,148 +24,37 @@ A network's row is written when it is done; what was measured stays in ``--work`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-from onnx import helper, numpy_helper
+from search_networks import CLASSES, DENSE, judging, made, raw_digits, recipe_of
 
-from repo_builder import datasets
 from repo_builder.compile import CompileTarget, timed
 from repo_builder.core import environment
 from repo_builder.core.details import SpeedRecord
-from repo_builder.core.recipe import LayerRule, QuantizeSpec, Recipe, SearchSpec, parse
+from repo_builder.core.recipe import LayerRule, QuantizeSpec, Recipe, SearchSpec
 from repo_builder.flows.build import BuildOptions, BuildResult, build, compiling, running
 from repo_builder.measure.judge.baseline import mcnemar
 
-CLASSES = (
-    "mobilenet_v3_small",
-    "efficientnet_b0",
-    "squeezenet",
-    "mobilenet_v2",
-    "resnet18",
-    "densenet121",
-    "vit_small",
-    "resnet50",
-)
-DENSE = ("unet", "yolov8n")
-# Copies of each image that nothing but the search and the test split see, and validation samples that it looks at: as
-# many as a network's time allows, as a fall of 0.3 points is only seen on thousands.
-COPIES = {"mobilenet_v3_small": 10, "squeezenet": 8, "mobilenet_v2": 8, "efficientnet_b0": 8}
-FEW_COPIES = 4
 LEFT_OUT = frozenset({"resnet50"})  # unless it is named: resnet18 tells the same in a fifth of the time
-SIZE, BATCH = 96, 8
-RIDGE = 3e-4  # of the largest singular value squared: a readout that lives of no tiny differences
+SIZE, BATCH, TEST = 96, 8, 16384
 LEAST, WITHIN, NOISE = 1.3, 0.3, 1.02
-_DIGITS = "digits.npz"
-
-
-def raw_digits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return scikit-learn's digits, from ``digits.npz`` in the folder where scikit-learn is not."""
-    if (folder / _DIGITS).exists():
-        with np.load(folder / _DIGITS) as kept:
-            return kept["values"], kept["labels"]
-    from sklearn.datasets import load_digits
-
-    values, labels = load_digits(return_X_y=True)
-    np.savez_compressed(folder / _DIGITS, values=values.astype(np.uint8), labels=labels)
-    return values, labels
-
-
-def digits(
-    raw: tuple[np.ndarray, np.ndarray], numbers: np.ndarray, copies: int, seed: int, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return copies of handwritten digits as images: enlarged, shifted by up to a tenth, channels of different gain."""
-    values, labels = raw
-    generator, images = np.random.default_rng(seed), []
-    gains = np.array([1.0, 0.7, -0.8], np.float32)[:, None, None]
-    for number in np.repeat(numbers, copies):
-        side = generator.integers(int(size * 0.75), size + 1)
-        places = np.clip((np.arange(side) + 0.5) * 8 / side - 0.5, 0, 7)
-        low, part = places.astype(int).clip(max=6), (places - places.astype(int).clip(max=6)).astype(np.float32)
-        flat = values[number].reshape(8, 8).astype(np.float32) / 8 - 1
-        rows = flat[low] * (1 - part)[:, None] + flat[low + 1] * part[:, None]
-        whole = rows[:, low] * (1 - part) + rows[:, low + 1] * part
-        image = np.full((size, size), -1, np.float32)
-        top, left = generator.integers(0, size - side + 1, 2)
-        image[top : top + side, left : left + side] = whole
-        images.append(gains * image + generator.standard_normal((3, size, size), np.float32) * 0.1)
-    return np.stack(images), np.repeat(labels[numbers], copies).astype(np.int64)
-
-
-def with_readout(model: onnx.ModelProto, raw: tuple[np.ndarray, np.ndarray], size: int) -> onnx.ModelProto:
-    """Return a network with a linear layer behind its 1000 outputs, fitted to three fifths of the digits."""
-    images, labels = digits(raw, np.arange(0, 1078), 4, 1, size)
-    runner = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = np.concatenate([runner.run(None, {"x": images[at : at + 64]})[0] for at in range(0, len(images), 64)])
-    middle, spread = found.mean(axis=0), found.std(axis=0) + 1e-9
-    features = ((found - middle) / spread).astype(np.float64)
-    left, sizes, right = np.linalg.svd(features, full_matrices=False)
-    shrunk = sizes / (np.square(sizes) + RIDGE * sizes[0] ** 2)
-    fitted = right.T @ (shrunk[:, None] * (left.T @ (np.eye(10)[labels] - 0.1))) / spread[:, None]
-    weights = fitted.astype(np.float32), (-middle @ fitted).astype(np.float32)
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    made.graph.initializer.append(numpy_helper.from_array(weights[0], "readout.weight"))
-    made.graph.initializer.append(numpy_helper.from_array(weights[1], "readout.bias"))
-    made.graph.node.append(
-        helper.make_node("Gemm", ["y", "readout.weight", "readout.bias"], ["classes"], name="readout")
-    )
-    del made.graph.output[:]
-    made.graph.output.append(helper.make_tensor_value_info("classes", onnx.TensorProto.FLOAT, ["n", 10]))
-    return made
-
-
-def made(name: str, folder: Path, size: int) -> Path:
-    """Write a network and its data, if they are not there; return the network's file."""
-    path, labelled = folder / f"{name}.onnx", name in CLASSES
-    if not path.exists():
-        from cpu_zoo import exported
-
-        folder.mkdir(parents=True, exist_ok=True)
-        raw = raw_digits(folder)
-        model = exported(name, size)
-        images, labels = digits(raw, np.arange(1078, 1797), COPIES.get(name, FEW_COPIES) if labelled else 1, 2, size)
-        if labelled:
-            model = with_readout(model, raw, size)
-        data: Mapping[str, np.ndarray] = {"x": images, **({"labels": labels} if labelled else {})}
-        np.savez(folder / f"{name}.npz", **data)  # type: ignore[arg-type]
-        onnx.save(model, path)
-    return path
-
-
-def recipe_of(name: str, folder: Path, size: int) -> Recipe:
-    """Return the recipe of a network that was made."""
-    output = onnx.load(made(name, folder, size)).graph.output[0]
-    shape = [item.dim_value for item in output.type.tensor_type.shape.dim][1:]
-    profile = {"min_batch": 1, "opt_batch": BATCH, "max_batch": BATCH}  # one: each more costs every trial a build
-    return parse({
-        "name": name,
-        "model": {
-            "source": str(folder / f"{name}.onnx"),
-            "inputs": [{"name": "x", "dtype": "fp32", "shape": [3, size, size]}],
-            "outputs": [{"name": output.name, "dtype": "fp32", "shape": shape}],
-        },
-        "data": {"source": str(folder / f"{name}.npz"), "calibration": 128, "test": 0.4, "validation": 0.5},
-        "quantize": {"keep": "all", "layers": [{"precision": "int8"}]},
-        "compile": {"tensorrt": {"profiles": [profile]}},
-        "repository": {"max_batch_size": BATCH},
-        "measure": {"task": "classification" if name in CLASSES else "other"},
-    })  # fmt: skip
+_LIMIT_BAR = f"at most {WITHIN} points lost on the test images, as measured"
 
 
 def measure(name: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Search one network and measure what came of it."""
-    recipe = recipe_of(name, folder, asked.size)
+    recipe = recipe_of(name, folder, asked.size, asked.batch)
     options = BuildOptions(
         recipe=recipe,
         work=folder / "build",
@@ -191,6 +78,7 @@ def measure(name: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any
         forms["fp16"] = plain("fp16", "fp16")
     forms |= {"int8": plain("int8", "int8"), "searched": found}
     speed = _speeds(target, forms, recipe, asked.seconds)
+    scores = scored(target, forms, folder, asked) if name in CLASSES else {}
     layers, tried = found.engine.layers, found.engine.details.tried
     return {
         "network": name,
@@ -199,10 +87,11 @@ def measure(name: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any
         "labelled": name in CLASSES,
         "layers": len(layers),
         "int8_layers": sum(item.precision == "int8" for item in layers),
-        "top1": {kind: _top1(item) for kind, item in forms.items()},
+        "top1": {kind: scores[kind]["top1"] if scores else None for kind in forms},
+        "changed": {kind: item["changed"] for kind, item in scores.items() if kind != "fp32"},
         "sqnr_db": {kind: _sqnr(item) for kind, item in forms.items() if kind != "fp32"},
-        "p_value": _p_value(forms["fp32"], found) if name in CLASSES else None,
-        "test_samples": found.engine.accuracy[-1].samples,
+        "p_value": mcnemar(*scores["searched"]["changed"]) if scores else None,
+        "test_samples": asked.test if scores else found.engine.accuracy[-1].samples,
         "searched_over": {kind: [_row(item) for item in rows] for kind, rows in speed["searched"].items()},
         "int8_over": {kind: [_row(item) for item in rows] for kind, rows in speed["int8"].items()},
         "int8_fits": next((row.fits for row in tried if row.what == "all in int8"), False),
@@ -224,8 +113,8 @@ def _speeds(
     engine = forms["fp32"].engine
     batches = running.batches_of(forms["fp32"].exported.model, engine.inputs, engine.outputs)
     with np.load(recipe.data.source) as data:
-        inputs = {"x": data["x"][:BATCH]}
-    feeds = timed.feeds(batches, inputs, most=BATCH)
+        inputs = {"x": data["x"][: recipe.repository.max_batch_size]}
+    feeds = timed.feeds(batches, inputs, most=recipe.repository.max_batch_size)
     found: dict[str, dict[str, tuple[SpeedRecord, ...]]] = {"searched": {}, "int8": {}}
     for kind, rows in found.items():
         for other in [item for item in forms if item not in (kind, "searched")]:
@@ -239,47 +128,101 @@ def _row(row: SpeedRecord) -> dict[str, Any]:
     return {"batch": row.batch_size, "speedup": round(row.speedup, 3), "interval": ends}
 
 
-def _top1(result: BuildResult) -> float | None:
-    return result.engine.accuracy[-1].top1
-
-
 def _sqnr(result: BuildResult) -> float | None:
     """Return the least signal to noise of an output against the fp32 graph, on the test split."""
     forms = {item.form: item for item in result.engine.accuracy}
     return forms["placed"].sqnr_db
 
 
-def _p_value(exact: BuildResult, other: BuildResult) -> float:
-    right = []
-    for result in (exact, other):
-        with np.load(result.engine.path / "outputs.npz") as saved:
-            right.append(saved["engine/classes"].argmax(axis=1))
-    recipe = exact.engine.recipe
-    labels = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed).split("test").labels
-    one, two = right[0] == labels, right[1] == labels
-    return mcnemar(int((one & ~two).sum()), int((~one & two).sum()))
+def scored(
+    target: CompileTarget, forms: Mapping[str, BuildResult], folder: Path, asked: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Return each form's top-1 on images that are drawn for it, and how many fp32 alone has right, and it alone."""
+    right: dict[str, list[np.ndarray]] = {kind: [] for kind in forms}
+    engine = forms["fp32"].engine
+    batches = running.batches_of(forms["fp32"].exported.model, engine.inputs, engine.outputs)
+    with contextlib.ExitStack() as stack:
+        runners = {
+            kind: stack.enter_context(target.runner(item.engine.model, item.engine.details))
+            for kind, item in forms.items()
+        }
+        for images, labels in judging(raw_digits(folder), asked.test, asked.size):
+            for kind, runner in runners.items():
+                found = running.run(runner, batches, {"x": images})[engine.outputs[0].name]
+                right[kind].append(found.argmax(axis=1) == labels)
+    whole = {kind: np.concatenate(parts) for kind, parts in right.items()}
+    exact = whole["fp32"]
+    return {
+        kind: {"top1": float(item.mean()), "changed": [int((exact & ~item).sum()), int((~exact & item).sum())]}
+        for kind, item in whole.items()
+    }
+
+
+def chance(lost: int, won: int, count: int, limit: float) -> float:
+    """Return the chance of a loss at least as large where the true one is the limit (one-sided, Wald).
+
+    Args:
+        lost: Samples that fp32 alone has right.
+        won: Samples that the other alone has right.
+        count: Samples.
+        limit: Points.
+    """
+    net = lost - won
+    spread = math.sqrt(max(lost + won - net**2 / count, 1.0))
+    return math.erfc((net - limit / 100 * count) / spread / math.sqrt(2)) / 2
+
+
+def changed_of(net: int, p_value: float) -> tuple[int, int] | None:
+    """Return which (lost, won) with a difference give a McNemar p-value; None where none does to ten digits.
+
+    Of one difference the p-value grows with the number that changed, so that there is one such pair at most.
+    """
+    for won in range(100_000):
+        lost, fewer = (won + net, won) if net >= 0 else (won, won - net)
+        found = mcnemar(lost, fewer)
+        if math.isclose(found, p_value, rel_tol=1e-10):
+            return lost, fewer
+        if found > p_value:
+            return None
+    return None
+
+
+def again(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of an earlier form of this script as this one says it, by its own numbers alone."""
+    row = {**row, "tried": [dict(item) for item in row["tried"]]}
+    for item in row["tried"]:
+        if item["points"] is None and item["sqnr_db"] is None:  # never looked at
+            item["fits"] = None
+    if "changed" not in row:
+        net = row["labelled"] and round((row["top1"]["fp32"] - row["top1"]["searched"]) * row["test_samples"])
+        found = changed_of(net, row["p_value"]) if row["labelled"] else None
+        row["changed"] = {"searched": list(found)} if found else {}
+    row["bars"] = {}
+    return judged(row)
 
 
 def judged(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with its bars."""
-    top1 = row["top1"]
+    top1, changed = row["top1"], row["changed"].get("searched")
     points = {kind: None if top1["fp32"] is None else 100 * (top1["fp32"] - top1[kind]) for kind in top1}
     over = {kind: _mean(rows) for kind, rows in row["searched_over"].items()}
     int8_over = {kind: _mean(rows) for kind, rows in row["int8_over"].items()}
     floor = "fp16" if "fp16" in over else "fp32"
-    int8_fits = points["int8"] <= WITHIN if row["labelled"] else row["int8_fits"]
+    int8_fits = points["int8"] <= WITHIN if row["labelled"] else bool(row["int8_fits"])
     hard = int8_over[floor] < 1 or (points["int8"] > 1 if row["labelled"] else not int8_fits)
-    fallen = points["searched"]
     bars = {f"not slower than {kind}": over[kind] >= 1 / NOISE for kind in over if kind != "int8"}
     bars |= {
         "not slower than all in int8": not int8_fits or over["int8"] >= 1 / NOISE,
-        "within the limit on the test split": fallen is None or fallen <= WITHIN or row["p_value"] >= 0.05,
         f"{LEAST} times as fast as {floor} where int8 fails": not hard or over[floor] >= LEAST,
     }
+    if points["searched"] is not None:
+        bars[_LIMIT_BAR] = points["searched"] <= WITHIN + 1e-9
     kept = {kind: None if value is None else round(value, 3) for kind, value in points.items()}
     means = {"searched_over": over, "int8_over": int8_over}
     shown = {name: {kind: round(value, 3) for kind, value in item.items()} for name, item in means.items()}
-    return {**row, "points_lost": kept, "mean_speedup": shown, "hard": hard, "bars": bars}
+    p_excess = round(chance(*changed, row["test_samples"], WITHIN), 4) if changed else None
+    said = {"points_lost": kept, "p_excess_is_chance": p_excess, "mean_speedup": shown, "hard": hard, "bars": bars}
+    return {**row, **said}
 
 
 def _mean(rows: list[dict[str, Any]]) -> float:
@@ -293,14 +236,21 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", default=[item for item in (*CLASSES, *DENSE) if item not in LEFT_OUT])
     parser.add_argument("--target", choices=["onnxruntime", "tensorrt"], default="onnxruntime")
     parser.add_argument("--size", type=int, default=SIZE, help="height and width of images")
+    parser.add_argument("--batch", type=int, default=BATCH, help="largest batch: it is timed, and 1")
+    parser.add_argument("--test", type=int, default=TEST, help="images that judge in the end")
     parser.add_argument("--max-drop", type=float, default=WITHIN)
     parser.add_argument("--budget", type=float, default=60, help="seconds of measuring a network")
     parser.add_argument("--samples", type=int, default=4096, help="most validation samples")
     parser.add_argument("--seconds", type=float, default=0.5, help="time a form and batch size in the end")
     parser.add_argument("--work", type=Path, help="a folder that is kept: a run that was stopped goes on there")
-    parser.add_argument("--make", type=Path, help="write networks and data into this folder's NETWORK, and end")
+    parser.add_argument("--make", type=Path, help="write networks into this folder's NETWORK, and end")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="say a file's rows anew from their own numbers")
     parser.add_argument("--out", type=Path, help="add the rows to this file")
     asked = parser.parse_args()
+    if asked.again:
+        rows = [again(row) for row in json.loads(asked.again.read_text(encoding="utf-8"))["networks"]]
+        _save(asked.again, rows)
+        return 0
     if asked.make:
         for name in asked.networks:
             print(made(name, asked.make / name, asked.size))
@@ -312,7 +262,8 @@ def main() -> int:
         failed = [bar for bar, held in row["bars"].items() if not held]
         missed += bool(failed)
         sys.stderr.write(
-            f"{name}: {row['mean_speedup']}; points lost {row['points_lost']}; dB {row['sqnr_db']}; "
+            f"{name}: {row['mean_speedup']}; points lost {row['points_lost']} (p {row['p_excess_is_chance']}); "
+            f"dB {row['sqnr_db']}; "
             f"{row['int8_layers']} of {row['layers']} int8; hard: {row['hard']}; missed: {failed}\n"
         )
         if asked.out:
@@ -323,13 +274,19 @@ def main() -> int:
 def _write(asked: argparse.Namespace, row: dict[str, Any]) -> None:
     """Put a network's row into the file, in place of an earlier one of the same network and target."""
     kept = json.loads(asked.out.read_text(encoding="utf-8"))["networks"] if asked.out.exists() else []
-    row |= {"size": asked.size, "max_drop": asked.max_drop, "budget_s": asked.budget, "samples": asked.samples}
-    rows = {(item["target"], item["network"]): item for item in [*kept, row]}
+    row |= {"size": asked.size, "batch": asked.batch, "max_drop": asked.max_drop}
+    row |= {"budget_s": asked.budget, "samples": asked.samples}
+    _save(asked.out, [*kept, row])
+
+
+def _save(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows, of each network and target the last."""
+    found = {(item["target"], item["network"]): item for item in rows}
     order = [*CLASSES, *DENSE]
-    rows = dict(sorted(rows.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
-    hard = sorted(f"{name} ({target})" for (target, name), item in rows.items() if item["hard"])
-    value = {"hard": hard, "networks": list(rows.values())}
-    asked.out.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    found = dict(sorted(found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
+    hard = sorted(f"{name} ({target})" for (target, name), item in found.items() if item["hard"])
+    value = {"hard": hard, "networks": list(found.values())}
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
