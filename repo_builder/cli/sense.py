@@ -129,14 +129,22 @@ def _show(found: Sensed, report: Path | None) -> None:
                 (f"{saved:.1f}", f"{low:.1f} – {high:.1f}"),
                 f"{100 * saved / row.speed[0].reference_us:.1f} %",
             )
-        table.add_row(Text(row.name), row.precision, *times, Text(share), f"{row.sqnr_db:.1f}", *drop)
+        table.add_row(
+            Text(row.name),
+            row.precision,
+            *times,
+            Text(share),
+            "" if row.sqnr_db is None else f"{row.sqnr_db:.1f}",
+            *drop,
+        )
     console = stdout_console()
     tables.show(table, console, keys=2)
     size = next((row.speed[0].batch_size for row in found.rows if row.speed), 1)
     told = f"times are {found.clock} at batch {size}; accuracy is of {found.samples} validation samples"
     console.print(f"{told}; measured in {found.seconds:.0f} s, {found.fresh} measurements now", markup=False)
-    everything = choice.speeds(found.everything.speed) or found.everything.refused
-    said = f"all of them together in {found.everything.precision}: {everything}; {found.everything.sqnr_db:.1f} dB"
+    whole = found.everything
+    kept = "" if whole.sqnr_db is None else f"; {whole.sqnr_db:.1f} dB"
+    said = f"all of them together in {whole.precision}: {choice.speeds(whole.speed) or whole.refused}{kept}"
     console.print(said, markup=False, soft_wrap=True)
     if found.unmeasured:
         console.print(f"the budget left out {', '.join(found.unmeasured)}", markup=False, soft_wrap=True)

@@ -118,7 +118,7 @@ class TriedRecord:
         left: Layers that it leaves in fp32.
         speed: Against all of them in fp32, one entry a batch size; empty where accuracy ruled it out.
         sqnr_db: Least signal to noise of an output on calibration samples, dB; None where it was not measured.
-        fits: Whether the outputs keep what the recipe asks for.
+        fits: Whether the outputs keep what the recipe asks for; None where nobody looked at them.
         chosen: Whether it was taken.
         drop: Accuracy that it costs; None where outputs are no classes, and where it was not measured.
         size_bytes: Size of the model file; None where that was not told.
@@ -130,7 +130,7 @@ class TriedRecord:
     left: tuple[str, ...] = ()
     speed: tuple[SpeedRecord, ...] = ()
     sqnr_db: float | None = None
-    fits: bool = True
+    fits: bool | None = None
     chosen: bool = False
     drop: DropRecord | None = None
     size_bytes: int | None = None

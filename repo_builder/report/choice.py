@@ -17,6 +17,7 @@ from repo_builder.core.progress import human_bytes
 from repo_builder.core.records import AS_IT_CAME, AccuracyRecord, LayerRecord, blocked_bytes
 
 _SHOWN = 4  # alternatives
+_FITS = {True: "", False: "beyond the limit", None: "outputs not looked at"}
 _PRECISIONS = ("fp32", "fp16", "bf16")  # a choice may be timed against the whole network in one of these
 
 
@@ -109,7 +110,7 @@ def _why_reference(engine: EngineArtifact) -> str:
         return (
             ", as nothing that was asked below it keeps the outputs" if asked else ", as nothing below it was asked for"
         )
-    why = "keeps too little of the outputs" if not best.fits else "does not pay"
+    why = "keeps too little of the outputs" if best.fits is False else "does not pay"
     return f": the fastest below it ({_name(best, engine)}) {why}, {speeds(best.speed, best.against)}"
 
 
@@ -134,7 +135,7 @@ def _beside(engine: EngineArtifact) -> list[str]:
         return []
     lines = []
     for row in rows[:_SHOWN]:
-        parts = [speeds(row.speed, row.against), cost(row), "" if row.fits else "beyond the limit"]
+        parts = [speeds(row.speed, row.against), cost(row), _FITS[row.fits]]
         lines.append(f"  {_name(row, engine)}: {'; '.join(item for item in parts if item)}")
     more = [f"  and {len(rows) - _SHOWN} more that were slower"] if len(rows) > _SHOWN else []
     return [f"Measured beside it ({clock(engine)}):", *lines, *more]
@@ -144,7 +145,7 @@ def _changes(engine: EngineArtifact) -> list[str]:
     rows, tried = _speed(engine), _timed(engine)
     found = []
     mine = next((_gain(row) for row in tried if row.chosen), _mean(rows) if rows else 1.0)
-    better = [row for row in tried if not row.fits and _gain(row) > mine * 1.02]
+    better = [row for row in tried if row.fits is False and _gain(row) > mine * 1.02]
     if better:
         best = max(better, key=_gain)
         what = f"{_gain(best):.2f} times as fast as {_reference(engine)}, {cost(best)}"

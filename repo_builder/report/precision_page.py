@@ -58,7 +58,7 @@ def sense_chart(found: Sensed) -> Markup:
     """Return gain against loss: one point a layer and precision."""
     spots = []
     for row in sorted(found.rows, key=lambda item: -abs(item.saved_us[0]) if item.saved_us else 0.0):
-        if row.saved_us:
+        if row.saved_us and row.sqnr_db is not None:
             label = row.name if len({item.precision for item in found.rows}) == 1 else f"{row.name} {row.precision}"
             whole = row.speed[0].reference_us / 100
             y, low, high = (value / whole for value in row.saved_us)

@@ -22,8 +22,8 @@ class LayerSense:
             the target has no such arithmetic.
         saved_us: Time that the network saves at the first batch size, microseconds, with the low and high end of its
             95 % interval; None where ``speed`` is empty.
-        sqnr_db: Least signal to noise of an output, dB.
-        drop: Accuracy that it costs; None where outputs are no classes.
+        sqnr_db: Least signal to noise of an output, dB; None where it does not build.
+        drop: Accuracy that it costs; None where outputs are no classes, or it does not build.
         refused: Why it does not build; empty where it does.
         untimed: Why its time is unknown though it builds; empty where it was timed.
     """
@@ -33,7 +33,7 @@ class LayerSense:
     precision: Precision
     speed: tuple[SpeedRecord, ...] = ()
     saved_us: tuple[float, float, float] | None = None
-    sqnr_db: float
+    sqnr_db: float | None = None
     drop: DropRecord | None = None
     refused: str = ""
     untimed: str = ""

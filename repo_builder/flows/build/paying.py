@@ -148,7 +148,7 @@ class _Weighing:
             for item in choices[1:]:
                 if _gain(item) > _gain(best) * _WORTH:
                     best = item
-            everything = TriedRecord(what="none of them", left=self.free)
+            everything = TriedRecord(what="none of them", left=self.free, fits=True)  # fp32 itself
             pays = bool(best.speed) and _gain(best) >= _WORTH and min(row.speedup for row in best.speed) >= _SLOWEST
             chosen = best if pays else everything
             step.note(_told(self.what, chosen))
@@ -197,7 +197,7 @@ class _Weighing:
             ratio, why = self._ratio(left, self.most)
         row = TriedRecord(what=what, left=self._ordered(left), sqnr_db=round(ratio, 2), fits=not why)
         self.tried.append(row)
-        return row.fits
+        return not why
 
     def _ratio(self, left: frozenset[str], samples: Mapping[str, Array]) -> tuple[float, str]:
         """Return the least signal to noise of an output, dB, and how an output departs."""
@@ -290,5 +290,5 @@ def _sentence(form: str, row: TriedRecord) -> str:
     """Say in one sentence what a choice gives."""
     facts = [f"the outputs keep {row.sqnr_db:.1f} dB" if row.sqnr_db is not None else "", _speeds(row.speed)]
     found = ", ".join(item for item in facts if item) or f"{form} does not pay here: the network comes out in fp32"
-    end = " (taken)" if row.chosen else ("" if row.fits else " (too little)")
+    end = " (taken)" if row.chosen else (" (too little)" if row.fits is False else "")
     return f"{form}, {row.what}: {found}{end}"

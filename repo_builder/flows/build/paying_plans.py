@@ -156,9 +156,9 @@ class Weighing:
                 row = self._row(_SOME, some, half, feeds, losing)
                 rows.append(replace(row, fits=not self._misses(some)))
                 forms.append(some)
-        paying = [place for place, row in enumerate(rows) if row.fits and pays(row.speed)]
+        paying = [place for place, row in enumerate(rows) if row.fits is not False and pays(row.speed)]
         best = max(paying, key=lambda place: gain(rows[place].speed), default=None)
-        rows.append(TriedRecord(what=_NONE, left=self.free, against=FP16))
+        rows.append(TriedRecord(what=_NONE, left=self.free, fits=True, against=FP16))
         forms.append(half)
         taken = len(rows) - 1 if best is None else best
         tried = tuple(replace(row, chosen=place == taken) for place, row in enumerate(rows))
@@ -280,7 +280,7 @@ def sentence(row: TriedRecord) -> str:
     """Say in one sentence what a choice gives."""
     if not row.speed:
         return "int8, none of them: the network comes out in fp16" if row.chosen else "int8, none of them: fp16"
-    end = " (taken)" if row.chosen else ("" if row.fits else " (the outputs keep too little)")
+    end = " (taken)" if row.chosen else (" (the outputs keep too little)" if row.fits is False else "")
     return f"int8, {row.what}: {speeds(row.speed)}{end}"
 
 

@@ -41,16 +41,17 @@ def _point(row: TriedRecord) -> tuple[float, ...] | None:
 
 def _record(trial: Trial, bench: Bench, max_drop: float, chosen: Choice) -> TriedRecord:
     look = trial.look
+    seen = look if look and look.built else None  # what does not build has no outputs, and no size
     said = dict(trial.choice.precisions)
     return TriedRecord(
         what=trial.what,
         left=tuple(name for name in bench.space.free if said.get(name, "int8") != "int8"),
         speed=trial.speed,
-        sqnr_db=look.sqnr_db if look else None,
-        fits=look is None or look.fits(max_drop),
+        sqnr_db=seen.sqnr_db if seen else None,
+        fits=look.fits(max_drop) if look else None,
         chosen=bench.key(trial.choice) == bench.key(chosen),
-        drop=look.drop if look else None,
-        size_bytes=look.size_bytes if look else None,
+        drop=seen.drop if seen else None,
+        size_bytes=seen.size_bytes if seen else None,
         against=trial.against,
     )
 

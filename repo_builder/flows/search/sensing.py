@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from repo_builder.core import progress
@@ -74,10 +75,10 @@ def _everything(bench: Bench, lower: Sequence[Precision], budget_s: float) -> La
 
 def _rank(row: LayerSense) -> tuple[bool, float]:
     """Order rows: those that are faster by time saved for the noise, then the others by what they leave of a signal."""
-    noise = 10 ** (-row.sqnr_db / 10)
+    kept = -math.inf if row.sqnr_db is None else row.sqnr_db
     if row.faster and row.saved_us is not None:
-        return False, -row.saved_us[0] / max(noise, 1e-20)
-    return True, -row.sqnr_db
+        return False, -row.saved_us[0] / max(10 ** (-kept / 10), 1e-20)
+    return True, -kept
 
 
 def _largest(bench: Bench) -> Sequence[str]:
@@ -104,8 +105,8 @@ def _sensed(
         precision=precision,
         speed=speed,
         saved_us=saved,
-        sqnr_db=look.sqnr_db,
-        drop=look.drop,
+        sqnr_db=look.sqnr_db if look.built else None,
+        drop=look.drop if look.built else None,
         refused=refused,
         untimed="" if timed or refused else f"unknown: {bench.target.name} here has no {precision}",
     )
