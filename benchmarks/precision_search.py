@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/precision_search.py --out benchmarks/results/precision_search.json [NETWORK ...]
     ... --make FOLDER [NETWORK ...]                      # under a Python with torch: writes the networks alone
     ... --work FOLDER --target tensorrt --out FILE ...   # where the GPU is: needs no torch then
-    ... --again FILE                                     # what its rows say, from their own numbers; measures nothing
+    ... --again FILE [FILE ...]        # says rows anew by their own numbers, all into the first; measures nothing
 
 Networks are those of ``search_networks.py``. Points are points of top-1 by labels, on ``--test`` images that neither
 the readout nor the search saw. unet and yolov8n have no classes: they are held to the recipe's signal to noise.
@@ -244,12 +244,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="time a form and batch size in the end")
     parser.add_argument("--work", type=Path, help="a folder that is kept: a run that was stopped goes on there")
     parser.add_argument("--make", type=Path, help="write networks into this folder's NETWORK, and end")
-    parser.add_argument("--again", type=Path, metavar="FILE", help="say a file's rows anew from their own numbers")
+    parser.add_argument(
+        "--again", type=Path, nargs="+", metavar="FILE", help="say rows anew, into the first of the files"
+    )
     parser.add_argument("--out", type=Path, help="add the rows to this file")
     asked = parser.parse_args()
     if asked.again:
-        rows = [again(row) for row in json.loads(asked.again.read_text(encoding="utf-8"))["networks"]]
-        _save(asked.again, rows)
+        read = [json.loads(path.read_text(encoding="utf-8"))["networks"] for path in asked.again]
+        _save(asked.again[0], [again(row) for rows in read for row in rows])
         return 0
     if asked.make:
         for name in asked.networks:

@@ -129,14 +129,8 @@ def _show(found: Sensed, report: Path | None) -> None:
                 (f"{saved:.1f}", f"{low:.1f} – {high:.1f}"),
                 f"{100 * saved / row.speed[0].reference_us:.1f} %",
             )
-        table.add_row(
-            Text(row.name),
-            row.precision,
-            *times,
-            Text(share),
-            "" if row.sqnr_db is None else f"{row.sqnr_db:.1f}",
-            *drop,
-        )
+        kept = "" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
+        table.add_row(Text(row.name), row.precision, *times, Text(share), kept, *drop)
     console = stdout_console()
     tables.show(table, console, keys=2)
     size = next((row.speed[0].batch_size for row in found.rows if row.speed), 1)

@@ -41,7 +41,7 @@ def _point(row: TriedRecord) -> tuple[float, ...] | None:
 
 def _record(trial: Trial, bench: Bench, max_drop: float, chosen: Choice) -> TriedRecord:
     look = trial.look
-    seen = look if look and look.built else None  # what does not build has no outputs, and no size
+    seen = look if look and not look.refusal else None  # what does not build has no outputs, and no size
     said = dict(trial.choice.precisions)
     return TriedRecord(
         what=trial.what,

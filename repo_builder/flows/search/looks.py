@@ -24,7 +24,7 @@ from repo_builder.measure.judge.limits import Limits
 FEW = 256  # samples of a quick look
 _MARGIN_DB = 1.0  # other samples must keep the limit, too
 _Z95 = 1.96
-_NOT_BUILT = "it does not build"
+_NOT_BUILT = "it does not build: "
 _NONE_CHANGED = 3.0  # of n samples none changed: at 95 % fewer than 3 in n do ("rule of three")
 
 
@@ -49,12 +49,12 @@ class Look:
     @classmethod
     def refused(cls, why: str) -> Look:
         """Return the look at what does not build."""
-        return cls(sqnr_db=-agreement.MOST_DB, departs=f"{_NOT_BUILT}: {why}")
+        return cls(sqnr_db=-agreement.MOST_DB, departs=f"{_NOT_BUILT}{why}")
 
     @property
-    def built(self) -> bool:
-        """Whether there was anything to look at."""
-        return not self.departs.startswith(_NOT_BUILT)
+    def refusal(self) -> str:
+        """Why there was nothing to look at; empty where it builds."""
+        return self.departs.removeprefix(_NOT_BUILT) if self.departs.startswith(_NOT_BUILT) else ""
 
     @property
     def noise(self) -> float:

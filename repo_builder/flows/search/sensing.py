@@ -98,17 +98,16 @@ def _sensed(
         first = speed[0]
         low, high = (first.reference_us * (1 - 1 / (ratio or first.speedup)) for ratio in (first.low, first.high))
         saved = (round(first.reference_us * (1 - 1 / first.speedup), 2), round(low, 2), round(high, 2))
-    refused = bench.why_refused(choice)
     return LayerSense(
         name=name,
         type=kind,
         precision=precision,
         speed=speed,
         saved_us=saved,
-        sqnr_db=look.sqnr_db if look.built else None,
-        drop=look.drop if look.built else None,
-        refused=refused,
-        untimed="" if timed or refused else f"unknown: {bench.target.name} here has no {precision}",
+        sqnr_db=None if look.refusal else look.sqnr_db,
+        drop=None if look.refusal else look.drop,
+        refused=look.refusal,
+        untimed="" if timed or look.refusal else f"unknown: {bench.target.name} here has no {precision}",
     )
 
 
