@@ -17,7 +17,6 @@ from repo_builder.core.progress import human_bytes
 from repo_builder.core.records import AS_IT_CAME, AccuracyRecord, LayerRecord, blocked_bytes
 
 _SHOWN = 4  # alternatives
-_FITS = {True: "", False: "beyond the limit", None: "outputs not looked at"}
 _PRECISIONS = ("fp32", "fp16", "bf16")  # a choice may be timed against the whole network in one of these
 
 
@@ -50,12 +49,30 @@ def asked(layers: Sequence[LayerRecord]) -> str:
 
 
 def cost(row: TriedRecord) -> str:
-    """Return what a choice costs in accuracy with its standard error, as far as it was measured."""
-    if row.drop is not None:
-        said = "points of top-1" if row.drop.labelled else "points of agreement with fp32"
-        error = row.drop.likely - row.drop.points
-        return f"{row.drop.points:.2f} ± {error:.2f} {said} lost on {row.drop.samples:,} validation samples"
+    """Return what a choice costs in accuracy with its standard error, as far as it was measured.
+
+    Where samples that chose nothing were asked, it is what they say.
+    """
+    drop = row.held or row.drop
+    if drop is not None:
+        said = "points of top-1" if drop.labelled else "points of agreement with fp32"
+        on = "validation samples that chose nothing" if row.held else "validation samples"
+        return f"{drop.points:.2f} ± {drop.likely - drop.points:.2f} {said} lost on {drop.samples:,} {on}"
     return "" if row.sqnr_db is None or row.sqnr_db >= 200 else f"outputs keep {row.sqnr_db:.1f} dB"
+
+
+def standing(row: TriedRecord) -> str:
+    """Return how a choice stands to the limit, as far as that is known; empty where it keeps it."""
+    if row.fits is None:
+        return "outputs not looked at"
+    if not row.fits:
+        return "beyond the limit"
+    return "not within the limit for sure on samples that chose nothing" if row.holds is False else ""
+
+
+def refused(row: TriedRecord) -> bool:
+    """Whether a choice was seen to break the limit, or not to keep it for sure."""
+    return row.fits is False or row.holds is False
 
 
 def _serve(engine: EngineArtifact) -> str:
@@ -110,7 +127,7 @@ def _why_reference(engine: EngineArtifact) -> str:
         return (
             ", as nothing that was asked below it keeps the outputs" if asked else ", as nothing below it was asked for"
         )
-    why = "keeps too little of the outputs" if best.fits is False else "does not pay"
+    why = "keeps too little of the outputs" if refused(best) else "does not pay"
     return f": the fastest below it ({_name(best, engine)}) {why}, {speeds(best.speed, best.against)}"
 
 
@@ -135,7 +152,7 @@ def _beside(engine: EngineArtifact) -> list[str]:
         return []
     lines = []
     for row in rows[:_SHOWN]:
-        parts = [speeds(row.speed, row.against), cost(row), _FITS[row.fits]]
+        parts = [speeds(row.speed, row.against), cost(row), standing(row)]
         lines.append(f"  {_name(row, engine)}: {'; '.join(item for item in parts if item)}")
     more = [f"  and {len(rows) - _SHOWN} more that were slower"] if len(rows) > _SHOWN else []
     return [f"Measured beside it ({clock(engine)}):", *lines, *more]
@@ -145,7 +162,7 @@ def _changes(engine: EngineArtifact) -> list[str]:
     rows, tried = _speed(engine), _timed(engine)
     found = []
     mine = next((_gain(row) for row in tried if row.chosen), _mean(rows) if rows else 1.0)
-    better = [row for row in tried if row.fits is False and _gain(row) > mine * 1.02]
+    better = [row for row in tried if refused(row) and _gain(row) > mine * 1.02]
     if better:
         best = max(better, key=_gain)
         what = f"{_gain(best):.2f} times as fast as {_reference(engine)}, {cost(best)}"

@@ -77,7 +77,7 @@ def search_chart(tried: Sequence[TriedRecord]) -> Markup | None:
     for row in timed:
         if row.sqnr_db is not None:
             cost = row.drop.points if points and row.drop else -min(row.sqnr_db or 0.0, 100.0)
-            colour = 0 if row.chosen else 2 if row.fits else 1
+            colour = 0 if row.chosen else 1 if choice.refused(row) else 2
             spots[row.what] = Spot(label=row.what, x=cost, y=_mean(row.speed), colour=colour, ring=row.chosen)
     if not spots:
         return None
@@ -111,5 +111,7 @@ def _rendered(template: str, **values: Any) -> str:  # noqa: ANN401 - what the t
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(n=numbers, speeds=choice.speeds, cost=choice.cost)
+    environment.globals.update(
+        n=numbers, speeds=choice.speeds, cost=choice.cost, standing=choice.standing, refused=choice.refused
+    )
     return with_named_cells(environment.get_template(template).render(version=__version__, **values))

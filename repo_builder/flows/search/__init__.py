@@ -4,6 +4,7 @@
     looks.py      what it leaves of the outputs          seen.py     ranges under any calibrator
     ledger.py     what was measured, kept                sensing.py  each layer alone
     hunt.py       the search                             moves.py    what it tries
+    confirm.py    held to samples that chose nothing
     trials.py     what was tried                         front.py    what none beats
     written.py    the result as plain rules
 
@@ -29,7 +30,7 @@ from repo_builder.core.recipe import Precision, Recipe, SearchSpec
 from repo_builder.datasets import Dataset
 from repo_builder.flows.build import compiling, exporting, piping
 from repo_builder.flows.build.options import CACHE, BuildOptions
-from repo_builder.flows.search import front, sensing, written
+from repo_builder.flows.search import confirm, front, sensing, written
 from repo_builder.flows.search.bench import Bench, machine
 from repo_builder.flows.search.choices import Choice, called, searched, widest
 from repo_builder.flows.search.hunt import Hunt
@@ -51,6 +52,8 @@ class Found:
         tried: What was tried, in turn.
         clock: What times are of.
         max_drop: Percentage points that were allowed.
+        samples: Validation samples that a choice was looked at on to begin with.
+        held: Validation samples that chose nothing, and confirm what was chosen; 0 where there are too few to hold any.
         seconds: What the measurements took, those of an earlier search included.
         fresh: How many of them were made now.
         path: The recipe as a file.
@@ -60,6 +63,8 @@ class Found:
     tried: tuple[TriedRecord, ...]
     clock: str
     max_drop: float
+    samples: int
+    held: int
     seconds: float
     fresh: int
     path: Path
@@ -67,6 +72,7 @@ class Found:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         kept = {"schema": 1, "clock": self.clock, "max_drop": self.max_drop, "seconds": self.seconds}
+        kept |= {"samples": self.samples, "held_back": self.held}
         return {**kept, "recipe": str(self.path), "tried": [codec.plain(row, nulls=True) for row in self.tried]}
 
 
@@ -144,9 +150,19 @@ def search(
             message = f"nothing that was tried keeps the limit of {spec.max_drop:g} points; {said}"
             hint = "raise --max-drop, or free the layers that rules call by their full name"
             raise DepartureError(message, hint=hint)
+        settled = confirm.settle(hunt, chosen)
+        if settled is None:
+            said = lost(hunt.of(chosen).held)
+            message = (
+                f"nothing that was tried keeps the limit of {spec.max_drop:g} points on the samples held back; {said}"
+            )
+            hint = (
+                "raise --max-drop, give more validation samples, or free the layers that rules call by their full name"
+            )
+            raise DepartureError(message, hint=hint)
         if timings is not None and bench.ledger.fresh:
             progress.warn(f"{bench.ledger.fresh} measurements are not in {timings} and were made now")
-        return _written(options, hunt, chosen)
+        return _written(options, hunt, settled)
 
 
 def _written(options: BuildOptions, hunt: Hunt, chosen: Choice) -> Found:
@@ -160,12 +176,15 @@ def _written(options: BuildOptions, hunt: Hunt, chosen: Choice) -> Found:
         tried=front.records(hunt, chosen),
         clock=bench.target.clock,
         max_drop=hunt.max_drop,
+        samples=bench.looker.samples,
+        held=bench.held,
         seconds=round(bench.ledger.spent_s, 1),
         fresh=bench.ledger.fresh,
         path=path,
     )
     comments = [
         f"Found by repo-builder build --search: {hunt.told(chosen)}.",
+        confirm.told(hunt, chosen),
         f"Limit {hunt.max_drop:g} points; {len(found.tried)} choices; {found.seconds:g} s measured, {found.clock}.",
         f"It builds without a search: repo-builder build {path}",
     ]

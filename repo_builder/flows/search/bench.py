@@ -32,6 +32,7 @@ from repo_builder.quantize.layers import find_layers
 from repo_builder.quantize.placement.groups import Group, groups, unweighted
 from repo_builder.quantize.rules import LayerPlan
 
+_HELD = 4  # times the samples of a look are held back, at most half of all there are
 _FILES = 6  # trials whose files are kept; others are made again
 _BATCH_US = 150_000.0  # a batch that takes longer is timed in a smaller one
 SECONDS = 0.15  # a choice, batch size and form
@@ -60,7 +61,8 @@ class Bench:
         exported: The artifact of the widest recipe.
         target: The compile target.
         options: The build that asks.
-        dataset: Its calibration samples find ranges, its validation samples judge; test samples are never seen.
+        dataset: Its calibration samples find ranges, its validation samples judge, a part of them only what was chosen
+            by the others; test samples are never seen.
         folder: Where what lasts is kept.
         scratch: Where trials are made.
         cache: Where the target keeps what makes its builds shorter: the folder of the build itself.
@@ -92,7 +94,10 @@ class Bench:
         self.space = self._space()
         validation = dataset.split("validation")
         order = random.Random(seed).sample(range(len(validation)), len(validation))  # noqa: S311 - a draw of samples
-        self.looker = Looker(exported, self.batches, validation, order=order, samples=samples)
+        self.held = min(len(order) // 2, _HELD * samples)
+        kept = len(order) - self.held
+        self.looker = Looker(exported, self.batches, validation, order=order[:kept], samples=samples)
+        self._holder = Looker(exported, self.batches, validation, order=order[kept:], samples=self.held)
         recipe = exported.recipe.to_dict()
         self._base = files.sha256_of_json({
             "ranges": self.seen.key,
@@ -100,7 +105,7 @@ class Bench:
             "measure": recipe["measure"],
             "max_batch_size": recipe["repository"]["max_batch_size"],
             "placement": target.placement(options.recipe),
-            "samples": [len(order), seed],
+            "samples": [len(order), self.held, seed],
             "code": keys.code_version(*_CODE),
             "mismatch": options.allow_precision_mismatch,
         })  # fmt: skip
@@ -125,9 +130,18 @@ class Bench:
         """
         count = min(count or (self.looker.few if few else self.looker.samples), self.looker.available)
         if (choice, count) not in self._looks:
-            found = self.ledger.get(f"look {self.key(choice)} {count}", lambda: self._look(choice, count))
+            found = self.ledger.get(f"look {self.key(choice)} {count}", lambda: self._look(choice, count, self.looker))
             self._looks[choice, count] = _read(Look, found)
         return self._looks[choice, count]
+
+    def hold(self, choice: Choice) -> Look:
+        """Return what a choice leaves of the outputs on the validation samples that choose nothing, all of them."""
+        name = f"hold {self.key(choice)} {self.held}"
+        return _read(Look, self.ledger.get(name, lambda: self._look(choice, self.held, self._holder)))  # type: ignore[no-any-return]
+
+    def exact(self, choice: Choice) -> bool:
+        """Whether every layer of a choice is fp32."""
+        return all(item.precision == "fp32" for item in self.space.planned(choice))
 
     def speed(self, choice: Choice, against: Choice, *, seconds: float = SECONDS) -> tuple[SpeedRecord, ...]:
         """Return how many times as fast a choice is as another, one row a batch size; nothing where it does not build.
@@ -200,12 +214,12 @@ class Bench:
         path, details = self.target.trial(self.exported, folder, options=options)
         return Made(path=path, details=details, size_bytes=path.stat().st_size)
 
-    def _look(self, choice: Choice, count: int) -> dict[str, Any]:
+    def _look(self, choice: Choice, count: int, looker: Looker) -> dict[str, Any]:
         made = self.make(choice)
         if made is None:
             return codec.plain(Look.refused(self.why_refused(choice)))  # type: ignore[no-any-return]
         with self.target.runner(made.path, made.details) as model:
-            found = self.looker.look(model, count)
+            found = looker.look(model, count)
         return codec.plain(dataclasses.replace(found, size_bytes=made.size_bytes))  # type: ignore[no-any-return]
 
     def _time(self, choice: Choice, against: Choice, sizes: Sequence[int], seconds: float) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def _record(trial: Trial, bench: Bench, max_drop: float, chosen: Choice) -> Trie
         fits=look.fits(max_drop) if look else None,
         chosen=bench.key(trial.choice) == bench.key(chosen),
         drop=seen.drop if seen else None,
+        held=trial.held.drop if trial.held else None,
+        holds=trial.holds,
         size_bytes=seen.size_bytes if seen else None,
         against=trial.against,
     )

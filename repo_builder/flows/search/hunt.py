@@ -5,9 +5,9 @@
    calibrators; then pieces go back, most noise for the least time first; those that went back for nothing return.
 3. *Speed*: moves are timed against the best so far, in turns: the first convolution, runs of layers that the profile
    finds no faster, single layers, sums and products without a weight, pieces drawn at random. A move is kept where it
-   is ``PAYS`` times as fast, its interval is above 1, and the outputs keep the limit.
-4. *The end*: the winner is timed once more, longer, against every start that keeps the limit, and gives way to one
-   that is faster.
+   is ``trials.PAYS`` times as fast, its interval is above 1, and the outputs keep the limit.
+
+The end of it, where the winner is timed once more and held to samples that chose nothing, is ``confirm.py``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from repo_builder.flows.search.choices import Choice
 from repo_builder.flows.search.looks import Look
 from repo_builder.flows.search.moves import drawn, fewest, moves, saved
 from repo_builder.flows.search.seen import CALIBRATORS
-from repo_builder.flows.search.trials import PAYS, Trial, faster, gain, lost
+from repo_builder.flows.search.trials import Trial, faster, lost
 
-_LONGER_S = 0.4  # CPU or device time a choice and batch size, for what is decided last
 _FOR_PIECES = 0.35  # share of the budget for looking at pieces alone
 _FOR_SURE = 0.25  # share of what is left of it for twice as many samples of one choice
 _FEWEST = 8  # pieces that are looked at
@@ -48,6 +47,7 @@ class Hunt:
         budget_s: Seconds that may be spent.
         random: What draws.
         tried: What was tried, in turn, by the key of its graph.
+        cut: The pieces of the graph that were looked at alone; empty where none were.
     """
 
     bench: Bench
@@ -55,6 +55,7 @@ class Hunt:
     budget_s: float
     random: random.Random
     tried: dict[str, Trial] = field(default_factory=dict)
+    cut: list[tuple[str, ...]] = field(default_factory=list)
 
     def run(self) -> Choice:
         """Search; return the choice that is taken, among those in ``tried``.
@@ -81,9 +82,6 @@ class Hunt:
             with progress.step("search: speed") as step:
                 best = self.fast(best)
                 step.note(self.told(best))
-        with progress.step("search: confirm") as step:
-            best = self.confirmed(best)
-            step.note(self.told(best))
         return best
 
     @property
@@ -178,11 +176,20 @@ class Hunt:
         return not found.fits(self.max_drop), found.drop.likely if found.drop else 0.0, found.noise
 
     def pieces(self) -> list[tuple[str, ...]]:
-        """Cut the free layers into pieces of neighbours, as many as may be looked at."""
+        """Cut the free layers into pieces of neighbours, as many as may be looked at, once."""
+        if self.cut:
+            return self.cut
         free, each = self.bench.space.free, self.cost_of_a_look()
         most = max(_FEWEST, min(len(free), int(_FOR_PIECES * self.left_s / max(each, 1e-3))))
         size = -(-len(free) // most)
-        return [free[start : start + size] for start in range(0, len(free), size)]
+        self.cut = [free[start : start + size] for start in range(0, len(free), size)]
+        return self.cut
+
+    def ordered(self, start: Choice, pieces: Sequence[Sequence[str]], noise: Sequence[float] = ()) -> list[int]:
+        """Return the places of pieces, what disturbs most for the least time first."""
+        noise = noise or [self.alone(piece, start) for piece in pieces]
+        gains = saved(self.bench, start, pieces)
+        return sorted(range(len(pieces)), key=lambda at: noise[at] / max(gains[at], 1e-9), reverse=True)
 
     def cost_of_a_look(self) -> float:
         """Return the seconds that a piece alone takes, about: making its model and looking at a part of the samples."""
@@ -199,7 +206,7 @@ class Hunt:
             self.time(start)
             return start
         gains = saved(self.bench, start, pieces)
-        order = sorted(range(len(pieces)), key=lambda at: noise[at] / max(gains[at], 1e-9), reverse=True)
+        order = self.ordered(start, pieces, noise)
 
         def keeps(count: int) -> bool:
             choice = self.without(start, pieces, order[:count])
@@ -284,17 +291,3 @@ class Hunt:
         self.look(what, choice)
         self.time(choice)
         return self.fits(choice)
-
-    def confirmed(self, best: Choice) -> Choice:
-        """Return the fastest of the winner and the starts that keep the limit, timed longer against each other."""
-        starts = [self.bench.rest, *(item.choice for item in self.tried.values() if item.what.startswith("all in "))]
-        for start in dict.fromkeys(starts):
-            if self.bench.key(start) == self.bench.key(best) or not self.fits(start):
-                continue
-            rows = self.bench.speed(start, best, seconds=_LONGER_S)
-            least = 1.0 / PAYS if start == self.bench.rest else 1.0  # int8 has to be worth its while
-            if rows and (not self.fits(best) or gain(rows) > least):
-                best = start
-        if not self.of(best).speed:
-            self.time(best)
-        return best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ class Trial:
         look: What it leaves of the outputs; None where it was not looked at.
         speed: Against fp32; empty where it was not timed.
         against: What it was timed against instead; empty for fp32.
+        held: What it leaves of the samples that chose nothing; None where they were not asked.
+        holds: Whether it keeps the limit on them; None where they were not asked.
     """
 
     what: str
@@ -31,6 +34,13 @@ class Trial:
     look: Look | None = None
     speed: tuple[SpeedRecord, ...] = ()
     against: str = ""
+    held: Look | None = None
+    holds: bool | None = None
+
+    @property
+    def noise(self) -> float:
+        """Noise over signal at the outputs; infinite where it was not looked at."""
+        return self.look.noise if self.look else math.inf
 
 
 def gain(rows: Sequence[SpeedRecord], of: Callable[[SpeedRecord], float] = lambda row: row.speedup) -> float:
