@@ -143,7 +143,7 @@ def search(
             raise MeasureError(message, hint="layers that a rule calls by their full name stay as they are")
         drawn = random.Random(options.recipe.seed if spec.seed is None else spec.seed)  # noqa: S311 - no secret
         hunt = Hunt(bench=bench, max_drop=spec.max_drop, budget_s=spec.budget_s, random=drawn)
-        chosen = hunt.run()
+        chosen = confirm.fastest(hunt, hunt.run())
         if not hunt.fits(chosen):
             best = min(hunt.tried.values(), key=lambda item: hunt.cost(item.choice))
             said = f"best is {best.what}: {lost(best.look)}"
