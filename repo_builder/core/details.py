@@ -121,7 +121,7 @@ class TriedRecord:
         fits: Whether the outputs keep what the recipe asks for; None where nobody looked at them.
         chosen: Whether it was taken.
         drop: Accuracy that it costs; None where outputs are no classes, and where it was not measured.
-        held: The same on validation samples that chose nothing; None where they were not asked, or there are no classes.
+        held: The same on validation samples that chose nothing; None where they were not asked, or hold no classes.
         holds: Whether it keeps the limit on them, with a margin; None where they were not asked.
         size_bytes: Size of the model file; None where that was not told.
         front: Whether no other is at once as fast, as accurate and as small.
