@@ -18,6 +18,7 @@ from rich.progress import track
 from repo_builder.core.files import sha256_of, tree_size
 
 T = TypeVar("T")
+_quiet = False  # whether steps are told
 
 
 def stderr_console() -> Console:
@@ -47,14 +48,28 @@ class Step:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out the steps of what is done inside: it is a part of one that is told as a whole."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+@contextmanager
 def step(title: str) -> Iterator[Step]:
     """Run a step: print its title, its time and its notes on stderr when it ends.
 
     Args:
         title: What is done, as in ``calibrate``.
     """
-    console = stderr_console()
     current = Step()
+    if _quiet:
+        yield current
+        return
+    console = stderr_console()
     started = time.perf_counter()
     status = console.status(f"{escape(title)} …") if console.is_terminal else None
     if status:

@@ -172,7 +172,7 @@ def _written(options: BuildOptions, hunt: Hunt, chosen: Choice) -> Found:
     if all(rule.precision == "fp32" for rule in rules):
         rules = ()
     found = Found(
-        recipe=searched(options.recipe, rules),
+        recipe=searched(options.recipe, rules, repaired=chosen.repaired),
         tried=front.records(hunt, chosen),
         clock=bench.target.clock,
         max_drop=hunt.max_drop,

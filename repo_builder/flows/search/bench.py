@@ -23,7 +23,7 @@ from repo_builder.datasets import Dataset
 from repo_builder.export import qdq
 from repo_builder.flows.build import keys, lowering, running
 from repo_builder.flows.build.options import BuildOptions
-from repo_builder.flows.search.choices import Choice, Space, called
+from repo_builder.flows.search.choices import REPAIRS, Choice, Space, called
 from repo_builder.flows.search.ledger import Ledger
 from repo_builder.flows.search.looks import Look, Looker
 from repo_builder.flows.search.seen import Seen
@@ -143,6 +143,10 @@ class Bench:
         """Whether every layer of a choice is fp32."""
         return all(item.precision == "fp32" for item in self.space.planned(choice))
 
+    def int8(self, choice: Choice) -> bool:
+        """Whether a layer of a choice is int8."""
+        return any(item.precision == "int8" for item in self.space.planned(choice))
+
     def speed(self, choice: Choice, against: Choice, *, seconds: float = SECONDS) -> tuple[SpeedRecord, ...]:
         """Return how many times as fast a choice is as another, one row a batch size; nothing where it does not build.
 
@@ -201,7 +205,10 @@ class Bench:
     def _make(self, choice: Choice, folder: Path) -> Made:
         plans = self.space.planned(choice)
         graph = folder / "graph.onnx"
-        ready = dataclasses.replace(self.ready, plans=plans, ranges=self.seen.ranges(plans))
+        if choice.repaired:
+            ready = self.seen.repaired(plans, folder)
+        else:
+            ready = dataclasses.replace(self.ready, plans=plans, ranges=self.seen.ranges(plans))
         lowered, _, _ = ready.write(self.exported, graph, {})
         options = CompileOptions(
             recipe=self.options.recipe,
@@ -248,7 +255,8 @@ class Bench:
 
     def key(self, choice: Choice) -> str:
         """Return what a choice's graph is known by: choices of one key are one graph."""
-        return files.sha256_of_json([self._base, self.space.key(choice)])[:24]
+        repairs = [codec.plain(REPAIRS)] if choice.repaired else []
+        return files.sha256_of_json([self._base, self.space.key(choice), *repairs])[:24]
 
     def _space(self) -> Space:
         layers = tuple(find_layers(self.ready.model))

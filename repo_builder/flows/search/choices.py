@@ -26,6 +26,7 @@ from repo_builder.core.recipe.precision import FP8_CALIBRATORS
 from repo_builder.quantize.rules import WEIGHTED, Layer, LayerPlan
 
 _WILDCARDS = frozenset("*?[")
+REPAIRS = RepairSpec(equalize=True, rounding="adaptive", correct_bias=True)  # smoothing has a strength to be found
 _PLAIN = frozenset({"max", "percentile", "mse", "entropy", "dynamic"})
 
 
@@ -36,10 +37,12 @@ class Choice:
     Attributes:
         precisions: (layer, what it is), sorted by layer.
         calibrators: (layer, how its input's range is found), sorted by layer; for others it is their rule's.
+        repaired: Whether ``REPAIRS`` are made for it, of which those stay that help.
     """
 
     precisions: tuple[tuple[str, Precision], ...] = ()
     calibrators: tuple[tuple[str, InputQuantizer], ...] = ()
+    repaired: bool = False
 
     def but(self, names: Iterable[str], precision: Precision | None) -> Choice:
         """Return the choice with layers of another precision; None takes back what was said of them."""
@@ -54,6 +57,17 @@ class Choice:
         """Return the choice with the inputs of layers calibrated otherwise."""
         chosen = dict(self.calibrators) | dict.fromkeys(names, calibrator)
         return dataclasses.replace(self, calibrators=tuple(sorted(chosen.items())))
+
+    def with_all(self, others: Iterable[Choice]) -> Choice:
+        """Return the choice with what others say that differs from it; of two that differ the later counts."""
+        mine, chosen = dict(self.precisions), dict(self.precisions)
+        for other in others:
+            said = dict(other.precisions)
+            for name in mine.keys() | said.keys():
+                if said.get(name) != mine.get(name):
+                    chosen.pop(name, None)
+                    chosen |= {name: said[name]} if name in said else {}
+        return dataclasses.replace(self, precisions=tuple(sorted(chosen.items())))
 
     def of(self, precision: Precision) -> frozenset[str]:
         """Return the layers that the choice says to be of a precision."""
@@ -138,11 +152,12 @@ def _fixed(rule: LayerRule) -> LayerRule:
     return dataclasses.replace(found, weight=WeightQuantizer(per_channel=found.weight.per_channel))
 
 
-def searched(recipe: Recipe, rules: tuple[LayerRule, ...]) -> Recipe:
-    """Return the recipe that a search ends with: plain rules, each taken as it stands."""
+def searched(recipe: Recipe, rules: tuple[LayerRule, ...], *, repaired: bool = False) -> Recipe:
+    """Return the recipe that a search ends with: plain rules, each taken as it stands, its choice's repairs."""
     old = recipe.quantize
     if any(PRECISIONS[rule.precision].codes != "none" for rule in rules):
-        spec = dataclasses.replace(old, keep="all", layers=rules)
+        repair = REPAIRS if repaired else RepairSpec()
+        spec = dataclasses.replace(old, keep="all", layers=rules, repair=repair)
     else:  # what else the table says is of layers of codes, and there are none
         spec = QuantizeSpec(backend=old.backend, batch_size=old.batch_size, keep="all", layers=rules)
     return dataclasses.replace(recipe, search=None, quantize=spec)

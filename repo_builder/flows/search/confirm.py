@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from repo_builder.core import progress
 from repo_builder.core.details import DropRecord
+from repo_builder.flows.search.accuracy import CALMER, cut, ordered
 from repo_builder.flows.search.choices import Choice
-from repo_builder.flows.search.hunt import Hunt
+from repo_builder.flows.search.mending import mended
 from repo_builder.flows.search.trials import PAYS, Trial, gain
+from repo_builder.flows.search.tries import Tries
 
 _LONGER_S = 0.4  # CPU or device time a choice and batch size, for what is decided last
-CALMER = 0.8  # of the noise: 1 dB
 _Z95 = 1.645  # one-sided
 _NONE_CHANGED = 3.0  # of n samples none changed: at 95 % fewer than 3 in n do ("rule of three")
 _SHARES = (0.25, 0.5, 0.75)  # of the pieces that are int8 go back where a choice fails
@@ -77,7 +78,7 @@ def steps(candidates: Sequence[Step], asked: Callable[[int], bool]) -> int | Non
     return None
 
 
-def fastest(hunt: Hunt, best: Choice) -> Choice:
+def fastest(hunt: Tries, best: Choice) -> Choice:
     """Return the fastest of the winner and the starts that keep the limit, timed longer against each other."""
     starts = [hunt.bench.rest, *(item.choice for item in hunt.tried.values() if item.what.startswith("all in "))]
     with progress.step("search: confirm") as step:
@@ -94,7 +95,7 @@ def fastest(hunt: Hunt, best: Choice) -> Choice:
     return best
 
 
-def settle(hunt: Hunt, best: Choice) -> Choice | None:
+def settle(hunt: Tries, best: Choice) -> Choice | None:
     """Return the choice that is taken: the search's, or a more careful one that holds; None where none does.
 
     Args:
@@ -110,7 +111,7 @@ def settle(hunt: Hunt, best: Choice) -> Choice | None:
     return found
 
 
-def _slower(hunt: Hunt, failed: Choice) -> Choice | None:
+def _slower(hunt: Tries, failed: Choice) -> Choice | None:
     """Return the fastest more careful choice that holds."""
     before = hunt.of(failed).noise
     for choice in careful(hunt, failed):
@@ -129,22 +130,23 @@ def _slower(hunt: Hunt, failed: Choice) -> Choice | None:
     return None if found is None else rows[found].choice
 
 
-def _step(hunt: Hunt, item: Trial) -> Step:
+def _step(hunt: Tries, item: Trial) -> Step:
     exact = hunt.bench.key(item.choice) == hunt.bench.key(hunt.bench.rest)
     return Step(gain=1.0 if exact else gain(item.speed), noise=item.noise)
 
 
-def careful(hunt: Hunt, best: Choice) -> list[Choice]:
-    """Return a choice with ever more of its int8 pieces put back, what disturbs most for the least time first."""
+def careful(hunt: Tries, best: Choice) -> list[Choice]:
+    """Return a choice repaired, where that helps, with ever more of its int8 pieces put back, the noisiest first."""
     bench, said = hunt.bench, dict(best.precisions)
-    pieces = [tuple(name for name in piece if name not in said) for piece in hunt.pieces()]
+    pieces = [tuple(name for name in piece if name not in said) for piece in cut(hunt)]
     pieces = [piece for piece in pieces if piece]
-    order = hunt.ordered(dataclasses.replace(best, precisions=()), pieces)
-    found = [hunt.without(best, pieces, order[: math.ceil(share * len(order))]) for share in _SHARES]
-    return [item for item in dict.fromkeys(found) if bench.key(item) not in hunt.tried]
+    order = ordered(hunt, dataclasses.replace(best, precisions=()), pieces)
+    start = mended(hunt, best) or best
+    found = [start, *(hunt.without(start, pieces, order[: math.ceil(share * len(order))]) for share in _SHARES)]
+    return [item for item in dict.fromkeys(found) if bench.key(item) != bench.key(best)]
 
 
-def held(hunt: Hunt, choice: Choice) -> bool:
+def held(hunt: Tries, choice: Choice) -> bool:
     """Whether a choice that was looked at holds on the samples that were held back; it is written down."""
     bench, trial = hunt.bench, hunt.of(choice)
     if bench.exact(choice):  # it is what the others are compared with
@@ -155,7 +157,7 @@ def held(hunt: Hunt, choice: Choice) -> bool:
     return kept
 
 
-def told(hunt: Hunt, chosen: Choice) -> str:
+def told(hunt: Tries, chosen: Choice) -> str:
     """Say in one sentence what the samples that chose nothing say of what is taken."""
     trial, count = hunt.of(chosen), hunt.bench.held
     if not count:

@@ -5,57 +5,33 @@
    calibrators; then pieces go back, most noise for the least time first; those that went back for nothing return.
 3. *Speed*: moves are timed against the best so far, in turns: the first convolution, runs of layers that the profile
    finds no faster, single layers, sums and products without a weight, pieces drawn at random. A move is kept where it
-   is ``trials.PAYS`` times as fast, its interval is above 1, and the outputs keep the limit.
+   is ``trials.PAYS`` times as fast, its interval is above 1, and the outputs keep the limit. Those that are faster by
+   less are tried together: many small gains are one that can be told from noise.
+4. *Repairs* of the best mix, and what they leave room for (``mending.py``).
 
 The end of it, where the winner is timed once more and held to samples that chose nothing, is ``confirm.py``.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-
 from repo_builder.core import progress
-from repo_builder.core.details import SpeedRecord
 from repo_builder.core.errors import MeasureError
-from repo_builder.core.recipe import Precision
-from repo_builder.flows.search.bench import Bench
+from repo_builder.flows.search.accuracy import accurate
 from repo_builder.flows.search.choices import Choice
-from repo_builder.flows.search.looks import Look
-from repo_builder.flows.search.moves import drawn, fewest, moves, saved
+from repo_builder.flows.search.mending import won_back
+from repo_builder.flows.search.moves import drawn, moves
 from repo_builder.flows.search.seen import CALIBRATORS
-from repo_builder.flows.search.trials import Trial, faster, lost
+from repo_builder.flows.search.trials import faster, gain
+from repo_builder.flows.search.tries import Tries
 
-_FOR_PIECES = 0.35  # share of the budget for looking at pieces alone
-_FOR_SURE = 0.25  # share of what is left of it for twice as many samples of one choice
-_FEWEST = 8  # pieces that are looked at
-_NOISIEST = 4  # pieces that try other calibrators
-_QUIETER = 0.5  # of the noise: 3 dB
-_BACK = 12  # pieces that may return, at most
+_FOR_REPAIRS = 0.4  # share of what is left of the budget
+_SMALL = 1.003  # times as fast: a gain that is noise or one of many
 _ROUNDS = 3  # of moves
 _DRAWN = 4  # random moves without success that end a search
 
 
-@dataclass(kw_only=True)
-class Hunt:
-    """One search.
-
-    Attributes:
-        bench: What measures.
-        max_drop: Percentage points that may be lost.
-        budget_s: Seconds that may be spent.
-        random: What draws.
-        tried: What was tried, in turn, by the key of its graph.
-        cut: The pieces of the graph that were looked at alone; empty where none were.
-    """
-
-    bench: Bench
-    max_drop: float
-    budget_s: float
-    random: random.Random
-    tried: dict[str, Trial] = field(default_factory=dict)
-    cut: list[tuple[str, ...]] = field(default_factory=list)
+class Hunt(Tries):
+    """One search."""
 
     def run(self) -> Choice:
         """Search; return the choice that is taken, among those in ``tried``.
@@ -76,67 +52,18 @@ class Hunt:
         best = everything
         if not self.fits(best):
             with progress.step("search: accuracy") as step:
-                best = self.accurate(everything)
+                best = accurate(self, everything)
                 step.note(self.told(best))
         if bench.key(best) != bench.key(bench.rest):
             with progress.step("search: speed") as step:
+                self.reserve_s = _FOR_REPAIRS * self.left_s if best.of(self.floor) else 0.0
                 best = self.fast(best)
+                self.reserve_s = 0.0
+                step.note(self.told(best))
+            with progress.step("search: repairs") as step:
+                best = won_back(self, best)
                 step.note(self.told(best))
         return best
-
-    @property
-    def left_s(self) -> float:
-        """Seconds that may still be spent; 0 where none are."""
-        return max(0.0, self.budget_s - self.bench.ledger.spent_s)
-
-    @property
-    def floor(self) -> Precision:
-        """What a layer is that int8 does not suit: fp16 where the target has it, else fp32."""
-        return "fp16" if "fp16" in self.others else "fp32"
-
-    @property
-    def others(self) -> tuple[Precision, ...]:
-        """The precisions below fp32 that the target has beside int8."""
-        return tuple(item for item in self.bench.target.below_fp32(self.bench.options.recipe) if item != "int8")
-
-    def look(self, what: str, choice: Choice) -> Look:
-        """Look at as many samples as it takes to say that the limit is kept, and write it down."""
-        key, bench = self.bench.key(choice), self.bench
-        old = self.tried.get(key)
-        if old and old.look:
-            return old.look
-        most = 0 if key == bench.key(bench.rest) else bench.looker.available  # fp32 keeps any limit
-        before, found = bench.ledger.spent_s, bench.look(choice)
-        while found.by_chance(self.max_drop) and found.samples < most:
-            took, before = bench.ledger.spent_s - before, bench.ledger.spent_s
-            if 2 * took > _FOR_SURE * self.left_s:
-                break
-            found = bench.look(choice, count=2 * found.samples)
-        self.tried[key] = Trial(what=old.what if old else what, choice=choice, look=found)
-        return found
-
-    def time(self, choice: Choice) -> tuple[SpeedRecord, ...]:
-        """Time a choice that was looked at against fp32, and write it down."""
-        found = self.bench.speed(choice, self.bench.rest)
-        key = self.bench.key(choice)
-        old = self.tried[key]
-        self.tried[key] = Trial(what=old.what, choice=choice, look=old.look, speed=found)
-        return found
-
-    def of(self, choice: Choice) -> Trial:
-        """Return the trial of a choice that was looked at."""
-        return self.tried[self.bench.key(choice)]
-
-    def fits(self, choice: Choice) -> bool:
-        """Whether a choice that was looked at is within the limits."""
-        found = self.of(choice).look
-        return found is not None and found.fits(self.max_drop)
-
-    def told(self, choice: Choice) -> str:
-        """Say where the search stands."""
-        trial = self.of(choice)
-        speeds = " and ".join(f"{row.speedup:.2f} times at batch {row.batch_size}" for row in trial.speed)
-        return f"{trial.what}: {speeds or 'not timed'}, {lost(trial.look)}"
 
     def everything(self) -> Choice:
         """Try all in one precision; return all in int8 by the calibrator that costs least."""
@@ -175,91 +102,11 @@ class Hunt:
         found = self.of(choice).look or self.bench.look(choice)
         return not found.fits(self.max_drop), found.drop.likely if found.drop else 0.0, found.noise
 
-    def pieces(self) -> list[tuple[str, ...]]:
-        """Cut the free layers into pieces of neighbours, as many as may be looked at, once."""
-        if self.cut:
-            return self.cut
-        free, each = self.bench.space.free, self.cost_of_a_look()
-        most = max(_FEWEST, min(len(free), int(_FOR_PIECES * self.left_s / max(each, 1e-3))))
-        size = -(-len(free) // most)
-        self.cut = [free[start : start + size] for start in range(0, len(free), size)]
-        return self.cut
-
-    def ordered(self, start: Choice, pieces: Sequence[Sequence[str]], noise: Sequence[float] = ()) -> list[int]:
-        """Return the places of pieces, what disturbs most for the least time first."""
-        noise = noise or [self.alone(piece, start) for piece in pieces]
-        gains = saved(self.bench, start, pieces)
-        return sorted(range(len(pieces)), key=lambda at: noise[at] / max(gains[at], 1e-9), reverse=True)
-
-    def cost_of_a_look(self) -> float:
-        """Return the seconds that a piece alone takes, about: making its model and looking at a part of the samples."""
-        before, free = self.bench.ledger.spent_s, self.bench.space.free
-        self.alone(free[: -(-len(free) // _FEWEST)], Choice())
-        return self.bench.ledger.spent_s - before
-
-    def accurate(self, start: Choice) -> Choice:
-        """Put pieces back until the limit is kept; return the choice."""
-        pieces = self.pieces()
-        noise = [self.alone(piece, start) for piece in pieces]
-        start = self.calibrated(start, pieces, noise)
-        if self.look("all in int8, calibrators by piece", start).fits(self.max_drop):
-            self.time(start)
-            return start
-        gains = saved(self.bench, start, pieces)
-        order = self.ordered(start, pieces, noise)
-
-        def keeps(count: int) -> bool:
-            choice = self.without(start, pieces, order[:count])
-            self.look(self.words(choice), choice)
-            return self.fits(choice)
-
-        kept = order[: fewest(len(order), keeps, lambda: self.left_s > 0)]
-        best = self.without(start, pieces, kept)
-        self.look(self.words(best), best)
-        for at in sorted(kept[:-1], key=lambda at: gains[at], reverse=True)[:_BACK]:
-            choice = self.without(start, pieces, [item for item in kept if item != at])
-            if not self.left_s or gains[at] <= 0:
-                break
-            self.look(self.words(choice), choice)
-            if self.fits(choice):
-                kept.remove(at)
-                best = choice
-        self.time(best)
-        return best
-
-    def alone(self, piece: Sequence[str], start: Choice) -> float:
-        """Return the noise of a piece that alone is int8."""
-        others = [name for name in self.bench.space.free if name not in piece]
-        return self.bench.look(start.but(others, self.floor), few=True).noise
-
-    def calibrated(self, start: Choice, pieces: Sequence[Sequence[str]], noise: list[float]) -> Choice:
-        """Give the noisiest pieces other calibrators where that makes them quieter; ``noise`` is brought up to date."""
-        for at in sorted(range(len(pieces)), key=lambda at: noise[at], reverse=True)[:_NOISIEST]:
-            for one in CALIBRATORS:
-                if self.bench.ledger.spent_s > self.budget_s * 2 / 3:
-                    return start
-                choice = start.by(pieces[at], one)
-                found = self.alone(pieces[at], choice)
-                if found < noise[at] * _QUIETER:
-                    start, noise[at] = choice, found
-        return start
-
-    def without(self, start: Choice, pieces: Sequence[Sequence[str]], places: Iterable[int]) -> Choice:
-        """Return a choice with pieces put back."""
-        return start.but([name for at in places for name in pieces[at]], self.floor)
-
-    def words(self, choice: Choice) -> str:
-        """Say what a choice is: which layers are not int8."""
-        names = [name for name in self.bench.space.free if name in dict(choice.precisions)]
-        if len(names) == len(self.bench.space.free):
-            return f"all in {self.floor}"
-        shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-        return f"int8 but {shown}" if names else "all in int8"
-
     def fast(self, best: Choice) -> Choice:
         """Try moves from the best so far; return what is best then."""
         key, refused = self.bench.key, set[str]()
         for _ in range(_ROUNDS):
+            small: list[Choice] = []
             for what, choice in moves(self.bench, best, self.floor, float8="fp8" in self.others):
                 if not self.left_s:
                     return best
@@ -268,8 +115,13 @@ class Hunt:
                         best = choice
                         break
                     refused.add(key(choice))
+                    rows = self.bench.speed(choice, best)
+                    small += [choice] if rows and gain(rows) > _SMALL and not faster(rows) else []
             else:
-                break
+                together = best.with_all(small)
+                if len(small) < 2 or not self.left_s or not self.pays("small gains together", together, best):
+                    break
+                best = together
         failures = 0
         while failures < _DRAWN and self.left_s:
             choice = drawn(self.bench, best, self.floor, self.random)
@@ -280,14 +132,3 @@ class Hunt:
             else:
                 best, failures = choice, 0
         return best
-
-    def pays(self, what: str, choice: Choice, best: Choice) -> bool:
-        """Whether a move is faster beyond noise and within the limits; it is written down if it is worth a look."""
-        rows = self.bench.speed(choice, best)
-        if not rows or not faster(rows):
-            refused = Trial(what=what, choice=choice, speed=rows, against=self.of(best).what)
-            self.tried.setdefault(self.bench.key(choice), refused)
-            return False
-        self.look(what, choice)
-        self.time(choice)
-        return self.fits(choice)

@@ -13,7 +13,7 @@ _FIRST_BACK = 16  # of so many pieces one goes back first
 _ALWAYS = 6  # looks: a sixteenth, an eighth, ... a half, three quarters, seven eighths of the pieces
 
 
-def fewest(count: int, keeps: Callable[[int], bool], goes_on: Callable[[], bool]) -> int:
+def fewest(count: int, keeps: Callable[[int], bool], goes_on: Callable[[], bool], *, always: int = _ALWAYS) -> int:
     """Return how many pieces go back at least, of an order in which those that disturb most come first.
 
     Few are tried first, then twice as many, so that a budget that ends leaves most of a network in int8; a bisection
@@ -24,9 +24,10 @@ def fewest(count: int, keeps: Callable[[int], bool], goes_on: Callable[[], bool]
         count: Number of pieces; all of them keep any limit.
         keeps: Whether the limit is kept where so many go back.
         goes_on: Whether there is budget left.
+        always: Looks that are made whatever it says, until something keeps the limit.
     """
     low, high, looks = 0, count, 0  # so many are too few; so many are enough
-    while high - low > 1 and (goes_on() or (high == count and looks < _ALWAYS)):
+    while high - low > 1 and (goes_on() or (high == count and looks < always)):
         middle = (low + high) // 2
         if high == count:
             middle = min(middle, max(2 * low, -(-high // _FIRST_BACK)))

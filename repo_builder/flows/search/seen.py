@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from repo_builder.core import files, loading
+from repo_builder.core import files, loading, progress
 from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.recipe import InputQuantizer
 from repo_builder.core.samples import Batches
 from repo_builder.datasets import Dataset
-from repo_builder.flows.build import keys, running
+from repo_builder.flows.build import keys, repairing, running
 from repo_builder.flows.build.lowering import Ready
+from repo_builder.flows.search.choices import REPAIRS
 from repo_builder.quantize import LayerPlan, store
 from repo_builder.quantize.ranges import Observed, Ranges
 
@@ -39,6 +40,7 @@ class Seen:
 
     def __init__(self, exported: OnnxArtifact, ready: Ready, dataset: Dataset, batches: Batches, path: Path) -> None:
         self._ready, self._spec, self._path = ready, exported.recipe.quantize, path
+        self._recipe, self._data = exported.recipe, dataset.fingerprint
         self._samples = dict(running.whole(batches, dataset.split("calibration").inputs))
         self.key = files.sha256_of_json({
             "graph": {name: sha256 for name, sha256 in exported.files.items() if name.endswith(".onnx")},
@@ -62,6 +64,20 @@ class Seen:
         found, seen, ran = calibrate(self._ready.model, plans, self._spec, self._samples, self._known)
         self._keep(found, seen, ran)
         return found
+
+    def repaired(self, plans: tuple[LayerPlan, ...], folder: Path) -> Ready:
+        """Return what placement works on under plans with repairs made for them: the very ones that a build makes.
+
+        Args:
+            plans: What each layer is to become.
+            folder: Where files that this leaves may lie.
+        """
+        recipe = dataclasses.replace(self._recipe, quantize=dataclasses.replace(self._spec, repair=REPAIRS))
+        with progress.quiet():
+            made = repairing.calibrated(
+                self._ready.model, plans, recipe, self._samples, folder, data=self._data, earlier=folder / "none.npz"
+            )
+        return dataclasses.replace(self._ready, model=made.model, plans=plans, ranges=made.ranges)
 
     def _keep(self, found: Ranges, seen: Observed, ran: bool) -> None:
         if ran:
