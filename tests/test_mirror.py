@@ -57,8 +57,9 @@ ELSEWHERE: dict[str, str] = {
     ),
     "flows/test_layers.py": "cli/layers",
     "flows/search/test_search.py": (
-        "flows/search/__init__ flows/search/bench flows/search/choices flows/search/front flows/search/hunt"
-        " flows/search/seen flows/search/sensing flows/search/trials results/sensing"
+        "flows/search/__init__ flows/search/accuracy flows/search/bench flows/search/choices flows/search/front"
+        " flows/search/hunt flows/search/mending flows/search/seen flows/search/sensing flows/search/trials"
+        " flows/search/tries results/sensing"
     ),
     "flows/perf/test_perf.py": ("flows/perf/accuracy flows/perf/options flows/perf/run measure/judge/explain"),
     "flows/tune/test_tune.py": (

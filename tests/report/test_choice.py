@@ -90,6 +90,19 @@ def test_alternatives_and_what_would_change_it_are_what_was_measured() -> None:
     assert "--search" not in last
 
 
+def test_how_a_choice_stands_to_the_limit_is_said_as_far_as_it_is_known() -> None:
+    drop = DropRecord(points=0.2, low=0, high=1, samples=1000, changed=10)
+    held = dataclasses.replace(drop, points=0.7, samples=4000)
+    assert choice.standing(TriedRecord(what="a", fits=True)) == ""
+    assert choice.standing(TriedRecord(what="a")) == "outputs not looked at"
+    assert not choice.refused(TriedRecord(what="a"))
+    failed = TriedRecord(what="a", fits=True, drop=drop, held=held, holds=False)
+    assert choice.refused(failed)
+    assert "samples that chose nothing" in choice.standing(failed)
+    assert choice.cost(failed).startswith("0.70 ± ")
+    assert "on 4,000 validation samples that chose nothing" in choice.cost(failed)
+
+
 def test_fp32_is_said_with_the_fastest_below_it() -> None:
     tried = (
         TriedRecord(what="all of them", speed=(row(0.6),)),

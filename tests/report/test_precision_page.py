@@ -45,6 +45,7 @@ TRIED = (
     TriedRecord(what="all in int8", speed=speed(2.0), sqnr_db=30, size_bytes=100, fits=False, front=True),
     TriedRecord(what="int8 but a", speed=speed(1.5), sqnr_db=40, size_bytes=200, chosen=True, front=True),
     TriedRecord(what="int8 but b", speed=speed(0.9), against="int8 but a"),
+    TriedRecord(what="int8 but c", speed=speed(1.7), sqnr_db=35, fits=True, holds=False),
 )
 
 
@@ -70,10 +71,17 @@ def test_the_page_of_a_search_tells_every_trial_and_marks_the_one_that_was_taken
     page = precision_page.search_page("net", TRIED, layers, ("Verdict: serve int8 here.",), {"limit": 0.3})
     assert_cells_say_what_they_are(page)
     closed(page)
-    for text in ("Verdict: serve int8 here.", "beyond the limit", "taken", "no faster", "0.90 times as fast as"):
+    for text in (
+        "Verdict: serve int8 here.",
+        "beyond the limit",
+        "taken",
+        "no faster, not looked at",
+        "chose nothing",
+        "0.90 times as fast as",
+    ):
         assert text in page, text
     chart = str(precision_page.search_chart(TRIED))
-    assert chart.count('class="dot') == 3 + 3  # three points against fp32, three keys of the legend
+    assert chart.count('class="dot') == 4 + 3  # four points against fp32, three keys of the legend
     assert "<polyline" in chart
     assert precision_page.search_chart([dataclasses.replace(TRIED[0], speed=())]) is None
 

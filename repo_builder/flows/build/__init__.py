@@ -115,7 +115,8 @@ def _searched(engine: EngineArtifact, found: search.Found) -> EngineArtifact:
     if details != engine.details:
         engine = dataclasses.replace(engine, details=details)
         artifacts.write_manifest(engine)
-    facts = {"limit, points": found.max_drop, "measuring, s": found.seconds, "recipe": found.path, **engine.environment}
+    facts = {"limit, points": found.max_drop, "held back": found.confirmed, "measuring, s": found.seconds}
+    facts |= {"recipe": found.path, **engine.environment}
     page = precision_page.search_page(engine.recipe.name, found.tried, engine.layers, choice.verdict(engine), facts)
     files.write_text(found.path.parent / artifacts.SEARCH_PAGE, page)
     return engine

@@ -54,6 +54,7 @@ class Found:
         max_drop: Percentage points that were allowed.
         samples: Validation samples that a choice was looked at on to begin with.
         held: Validation samples that chose nothing, and confirm what was chosen; 0 where there are too few to hold any.
+        confirmed: What they say of it, in one sentence.
         seconds: What the measurements took, those of an earlier search included.
         fresh: How many of them were made now.
         path: The recipe as a file.
@@ -65,6 +66,7 @@ class Found:
     max_drop: float
     samples: int
     held: int
+    confirmed: str
     seconds: float
     fresh: int
     path: Path
@@ -72,7 +74,7 @@ class Found:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         kept = {"schema": 1, "clock": self.clock, "max_drop": self.max_drop, "seconds": self.seconds}
-        kept |= {"samples": self.samples, "held_back": self.held}
+        kept |= {"samples": self.samples, "held_back": self.held, "confirmed": self.confirmed}
         return {**kept, "recipe": str(self.path), "tried": [codec.plain(row, nulls=True) for row in self.tried]}
 
 
@@ -178,13 +180,14 @@ def _written(options: BuildOptions, hunt: Hunt, chosen: Choice) -> Found:
         max_drop=hunt.max_drop,
         samples=bench.looker.samples,
         held=bench.held,
+        confirmed=confirm.told(hunt, chosen),
         seconds=round(bench.ledger.spent_s, 1),
         fresh=bench.ledger.fresh,
         path=path,
     )
     comments = [
         f"Found by repo-builder build --search: {hunt.told(chosen)}.",
-        confirm.told(hunt, chosen),
+        found.confirmed,
         f"Limit {hunt.max_drop:g} points; {len(found.tried)} choices; {found.seconds:g} s measured, {found.clock}.",
         f"It builds without a search: repo-builder build {path}",
     ]

@@ -31,6 +31,8 @@ def test_a_limit_is_kept_to_the_sample() -> None:
     assert not look(0.0, "output 'y': too little").fits(0.3)
     assert Look(sqnr_db=20).fits(0.0)  # no classes: what departs says all
     assert not Look.refused("no kernel").fits(100)
+    assert Look.refused("no kernel").refusal == "no kernel"
+    assert look(0.0, "output 'y': too little").refusal == look(0.4).refusal == ""
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(100, 5000), st.floats(0, 3))

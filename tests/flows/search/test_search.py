@@ -19,12 +19,15 @@ from repo_builder.core import files
 from repo_builder.core.details import SpeedRecord, TriedRecord
 from repo_builder.core.errors import DataError, DepartureError, MeasureError, RecipeError
 from repo_builder.core.graphs import DQ
-from repo_builder.core.recipe import Recipe, SearchSpec
+from repo_builder.core.recipe import Recipe, SearchSpec, parse, reading
 from repo_builder.flows import build as building
 from repo_builder.flows import search
 from repo_builder.flows.build import BuildOptions, BuildResult, compiling
+from repo_builder.flows.search import written
+from repo_builder.flows.search.bench import Bench
+from repo_builder.flows.search.choices import Choice, searched
 from repo_builder.flows.search.front import pareto
-from repo_builder.flows.search.looks import drop
+from repo_builder.flows.search.looks import Look, drop
 
 Pace = Callable[[int], float]  # DequantizeLinear nodes of a graph → times as fast as one without
 
@@ -106,6 +109,11 @@ def test_a_search_takes_what_is_fast_and_writes_rules_that_build_the_same_withou
     assert again.engine.model.read_bytes() == result.engine.model.read_bytes()
     page = (tmp_path / "build/jsc/search/search.html").read_text(encoding="utf-8")
     assert "all in int8" in page
+    found = json.loads((tmp_path / "build/jsc/search/search.json").read_text())
+    chosen = next(row for row in found["tried"] if row["chosen"])
+    assert chosen["holds"]
+    assert chosen["held"]["samples"] == found["held_back"] > 0
+    assert f"on {found['held_back']} samples that chose nothing" in result.searched.read_text()
     before = asked[0]
     assert build(tmp_path).skipped == ("export", "compile", "place")
     assert asked[0] == before  # what was measured is kept
@@ -121,6 +129,8 @@ def test_the_same_seed_and_recorded_timings_give_the_same_result(
     second = find(tmp_path / "two", timings=measured)
     assert asked[0] == second.fresh == 0
     assert second.tried == first.tried
+    assert {row.fits for row in first.tried if row.drop is None} <= {None}  # nobody looked at them
+    assert {row.fits for row in first.tried if row.drop is not None} <= {True, False}
     assert second.recipe == first.recipe
     record = json.loads(measured.read_text())
     for key, row in record["measured"].items():  # what was faster is recorded as slower
@@ -164,6 +174,50 @@ def test_a_limit_that_all_in_int8_breaks_is_kept_by_giving_layers_back(
     assert chosen.sqnr_db >= 32 > everything.sqnr_db
     assert 0 < len(chosen.left) < 4
     assert chosen.front
+
+
+def test_what_is_held_back_chooses_nothing_and_repairs_are_those_of_the_recipe_that_is_written(tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    dataset = datasets.load(asked.recipe.data, inputs=asked.recipe.model.inputs, seed=asked.recipe.seed)
+    with search._bench(asked, compiling.choose(asked), dataset, SearchSpec(samples=400), None) as bench:
+        chooses, confirms = set(bench.looker._order), set(bench._holder._order)
+        assert not chooses & confirms
+        assert len(chooses) + len(confirms) == len(dataset.split("validation"))
+        assert len(confirms) == bench.held == min(4 * 400, (len(chooses) + len(confirms)) // 2)
+        choice = Choice().but(bench.space.free[:1], "fp32")
+        choice = dataclasses.replace(choice, repaired=True)
+        made, plain = bench.make(choice), bench.make(dataclasses.replace(choice, repaired=False))
+        assert made is not None
+        assert plain is not None
+        trial = made.path.read_bytes()
+        assert trial != plain.path.read_bytes()
+        rules = written.rules(asked.recipe, bench.space, bench.space.planned(choice))
+        recipe = searched(asked.recipe, rules, repaired=True)
+        assert parse(reading.parsed(written.toml(recipe))) == recipe
+    again = building.build(dataclasses.replace(asked, recipe=recipe, search=None, work=tmp_path / "plain"))
+    assert again.engine.model.read_bytes() == trial
+
+
+def test_what_loses_on_samples_that_chose_nothing_gives_way_to_what_is_more_careful(
+    paced: Callable[[Pace], list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All in int8 is fastest and keeps the limit where it was chosen; on what is held back only half of it does."""
+    paced(lambda count: 1.0 + count / 10)
+    plain = Bench.hold
+
+    def hold(self: Bench, choice: Choice) -> Look:
+        left = len(choice.of("fp32"))
+        worse = drop(0 if left > 1 else 40, 0, 1000, labelled=True)
+        return dataclasses.replace(plain(self, choice), drop=worse)
+
+    monkeypatch.setattr(Bench, "hold", hold)
+    found = find(tmp_path)
+    everything = next(row for row in found.tried if row.what == "all in int8")
+    chosen = next(row for row in found.tried if row.chosen)
+    assert (everything.fits, everything.holds) == (True, False)
+    assert chosen.holds
+    assert 2 <= len(chosen.left) < 4
+    assert chosen.sqnr_db > everything.sqnr_db + 0.9
 
 
 def test_a_limit_that_nothing_keeps_names_the_best(paced: Callable[[Pace], list[int]], tmp_path: Path) -> None:
