@@ -33,7 +33,7 @@ CLASSES = (
 DENSE = ("unet", "yolov8n")
 # Copies of each image that nothing but the search sees: as many as a network's time allows, as a fall of 0.3 points is
 # only seen on thousands.
-COPIES = {"mobilenet_v3_small": 20, "squeezenet": 12, "mobilenet_v2": 12, "efficientnet_b0": 12}
+COPIES = {"mobilenet_v3_small": 30, "squeezenet": 12, "mobilenet_v2": 12, "efficientnet_b0": 12}
 FEW_COPIES = 4
 RIDGE = 3e-4  # of the largest singular value squared: a readout that lives of no tiny differences
 _DIGITS = "digits.npz"

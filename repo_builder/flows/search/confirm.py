@@ -25,7 +25,7 @@ from repo_builder.flows.search.tries import Tries
 _LONGER_S = 0.4  # CPU or device time a choice and batch size, for what is decided last
 _Z95 = 1.645  # one-sided
 _NONE_CHANGED = 3.0  # of n samples none changed: at 95 % fewer than 3 in n do ("rule of three")
-_SHARES = (0.25, 0.5, 0.75)  # of the pieces that are int8 go back where a choice fails
+_SHARES = (0.25, 0.5, 0.75, 0.875)  # of the pieces that are int8 go back where a choice fails
 
 
 def reach(drop: DropRecord) -> float:
