@@ -20,7 +20,8 @@ class SearchSpec:
             classes are held to ``measure.output_sqnr_db`` or ``measure.output_tolerance`` instead.
         budget_s: Seconds that measuring may take.
         samples: Validation samples that each choice is looked at on. Where it keeps ``max_drop`` on them and chance may
-            have it so, twice as many are, up to all that there are.
+            have it so, twice as many are, up to all that are not held back. Held back is half of the validation
+            split, at most four times as many: what was chosen is confirmed on them.
         seed: Seed of what is drawn; left out, the recipe's.
     """
 

@@ -1,11 +1,12 @@
 """Which precision each layer is to have, by measured time and accuracy: one pass over the layers, and the search.
 
     choices.py    what may be chosen                     bench.py    a choice placed, compiled, timed, looked at
-    looks.py      what it leaves of the outputs          seen.py     ranges under any calibrator
+    looks.py      what it leaves of the outputs          seen.py     ranges under any calibrator, and repairs
     ledger.py     what was measured, kept                sensing.py  each layer alone
-    hunt.py       the search                             moves.py    what it tries
-    confirm.py    held to samples that chose nothing
-    trials.py     what was tried                         front.py    what none beats
+    tries.py      what was tried, within which limits    hunt.py     the search
+    accuracy.py   what goes back                         moves.py    what is tried for speed
+    mending.py    repairs as moves                       confirm.py  held to samples that chose nothing
+    trials.py     one choice that was tried              front.py    what none beats
     written.py    the result as plain rules
 
 All of it stands on one artifact, the recipe's network with int8 asked of every layer, in ``build/NAME/search``.
@@ -92,7 +93,7 @@ def wanted(recipe: Recipe, options: BuildOptions) -> SearchSpec | None:
         hint = "search without [finetune] first, then add it to searched.toml"
         raise RecipeError("precisions are not searched while they are trained for", where="finetune", hint=hint)
     if recipe.quantize.repair.asked:
-        hint = "search without [quantize.repair] first, then add it to searched.toml"
+        hint = "leave [quantize.repair] out: the search tries repairs itself, and writes them into searched.toml"
         message = "precisions are not searched while repairs are asked for, which are made for one choice of layers"
         raise RecipeError(message, where="quantize.repair", hint=hint)
     for place, rule in enumerate(recipe.quantize.layers):
