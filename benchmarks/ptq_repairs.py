@@ -205,11 +205,11 @@ def measured(network: Network, name: str, exact: Array) -> dict[str, Any]:
     profile = PROFILES["onnxruntime-cpu"]
     started = time.perf_counter()
 
-    def found(model: onnx.ModelProto, choose: bool) -> tuple[Ranges, Observed]:
-        made, seen, _ = calibrate(model, plans, spec, network.calibration, choose=choose)
+    def found(model: onnx.ModelProto) -> tuple[Ranges, Observed]:
+        made, seen, _ = calibrate(model, plans, spec, network.calibration)
         return made, seen
 
-    ranges, seen = found(network.model, not asked.equalize and asked.smooth is None)  # they change the graph first
+    ranges, seen = found(network.model)
     state, records = repair.State(model=network.model, ranges=ranges, seen=seen), ()
     if asked.asked:
         fits, judges = parts(network.model, network.calibration)

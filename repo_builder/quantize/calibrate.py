@@ -41,7 +41,6 @@ def calibrate(
     known: Observed | None = None,
     *,
     target: str = "onnxruntime-cpu",
-    choose: bool = True,
 ) -> tuple[Ranges, Observed, bool]:
     """Find the ranges of a graph.
 
@@ -52,7 +51,6 @@ def calibrate(
         samples: Calibration samples by input name, batch first.
         known: What an earlier calibration of the same graph on the same samples saw.
         target: The profile that calibrators are chosen for where a rule says ``best``.
-        choose: Whether they are chosen; else ``mse`` stands in for what will be.
 
     Returns:
         The ranges, what they were made of, and whether the graph had to run for them.
@@ -64,7 +62,7 @@ def calibrate(
     found = block_ranges(model, plans)
     if not any(item.coded for item in plans):
         return Ranges(blocks=found), known or Observed(), False
-    ranges, seen, ran = _calibrated(model, plans, spec, samples, known, target=target, choose=choose)
+    ranges, seen, ran = _calibrated(model, plans, spec, samples, known, target=target)
     return dataclasses.replace(ranges, blocks=found), seen, ran
 
 
@@ -76,7 +74,6 @@ def _calibrated(
     known: Observed | None,
     *,
     target: str,
-    choose: bool,
 ) -> tuple[Ranges, Observed, bool]:
     """Find the ranges of what has codes for its input, too."""
     needed = _needed(model, plans)
@@ -89,9 +86,6 @@ def _calibrated(
     options = _options(model, plans, seen, make, target)
     if not options.tensors and not options.weights:
         return options.ranges, seen, fresh
-    if not choose:
-        units = [*(f"tensor {name}" for name in options.tensors), *(f"weight {name}" for name in options.weights)]
-        return options.made(dict.fromkeys(units, "mse")), seen, fresh
     key = files.sha256_of_json({"plans": codec.plain(list(plans)), "target": target, "of": choosing.CANDIDATES})
     if not fresh and seen.chosen_for == key:
         return options.made(seen.chosen), seen, False

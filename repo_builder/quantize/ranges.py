@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from repo_builder.core.records import RepairRecord
 from repo_builder.core.tensors import Array
@@ -85,6 +85,15 @@ class Ranges:
     tensors: Mapping[str, TensorRange] = field(default_factory=dict)
     weights: Mapping[str, WeightRange] = field(default_factory=dict)
     blocks: Mapping[str, BlockRange] = field(default_factory=dict)
+
+    @property
+    def repaired(self) -> bool:
+        """Whether repairs gave a weight codes or a shift, which they found with all int8 layers in int8."""
+        return any(item.codes is not None or item.shift is not None for item in self.weights.values())
+
+    def unrepaired(self) -> Ranges:
+        """Return these without the codes and shifts that repairs found."""
+        return replace(self, weights={n: replace(item, codes=None, shift=None) for n, item in self.weights.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

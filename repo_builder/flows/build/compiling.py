@@ -174,7 +174,7 @@ def _compile_into(
         shown=shown,
     )
     chosen = _weighed(exported, target, options, batches, dataset)
-    form = making.form(folder, chosen.left)
+    form = making.form(folder, chosen.left, unrepaired=chosen.unrepaired)
     plans = _plans_weighed(making, form)
     if plans.form is not form:
         plans.form.move(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -101,6 +101,10 @@ class Ready:
         follow = NORMALIZING if wide else frozenset[str]()
         return cls(model=model, plans=plans, ranges=ranges, profile=profile(target), follow=follow)
 
+    def unrepaired(self) -> Ready:
+        """Return it without the codes and shifts that repairs found."""
+        return replace(self, ranges=self.ranges.unrepaired())
+
     def write(
         self, exported: OnnxArtifact, path: Path, left: Mapping[str, str], instead: Precision = "fp32"
     ) -> tuple[onnx.ModelProto, Placed, tuple[str, ...]]:
@@ -127,6 +131,8 @@ def lower(
     samples: Mapping[str, Array] | None,
     left: Mapping[str, str] | None = None,
     instead: Precision = "fp32",
+    *,
+    unrepaired: bool = False,
 ) -> Lowered:
     """Write the graph for a target.
 
@@ -137,6 +143,7 @@ def lower(
         samples: Calibration samples, to measure each layer's noise; None where they are not on this machine.
         left: Layer → why it is left in floating point though it was to be int8.
         instead: What these layers are instead, ``fp32`` or ``fp16``.
+        unrepaired: Whether the codes and shifts that repairs found are left out.
 
     Raises:
         QuantizeError: A layer cannot take its precision.
@@ -148,6 +155,7 @@ def lower(
         _write(model, exported, path)
         return Lowered(layers=exported.layers, layer_precisions=qdq.layer_precisions(model), notes=())
     ready = Ready.of(exported, target)
+    ready = ready.unrepaired() if unrepaired else ready
     lowered, placed, notes = ready.write(exported, path, left or {}, instead)
     found = qdq.layer_precisions(lowered)
     qdq.check(path, strict=target[0] == "tensorrt")

@@ -71,7 +71,13 @@ class Making:
     shown: Path
 
     def form(
-        self, folder: Path, left: Mapping[str, str], instead: Precision = "fp32", *, like: Form | None = None
+        self,
+        folder: Path,
+        left: Mapping[str, str],
+        instead: Precision = "fp32",
+        *,
+        like: Form | None = None,
+        unrepaired: bool = False,
     ) -> Form:
         """Place and compile.
 
@@ -80,6 +86,7 @@ class Making:
             left: int8 layer → why it is left in floating point.
             instead: What these layers are instead.
             like: A form that was compiled before: the plan of another is built once, with what was pinned in that one.
+            unrepaired: Whether the codes and shifts that repairs found are left out.
 
         Raises:
             CompileError: The target refuses the graph.
@@ -91,7 +98,7 @@ class Making:
         with progress.step(f"place Q/DQ ({target.name})") as step:
             # a plan that another is built beside has its layers' noise measured already
             samples = running.whole(self.batches, data.split("calibration").inputs) if data and not like else None
-            lowered = lowering.lower(self.exported, placement, graph, samples, left, instead)
+            lowered = lowering.lower(self.exported, placement, graph, samples, left, instead, unrepaired=unrepaired)
             if like:
                 step.note("to be weighed")
             else:

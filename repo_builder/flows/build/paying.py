@@ -2,7 +2,8 @@
 
 Accuracy comes first. Where the outputs keep too little on calibration samples, the network is cut into pieces of
 neighbouring layers; each piece is made int8 alone, and pieces are left in fp32 from the one that does most damage on,
-until the outputs keep enough. A layer's own noise is no guide here: it does not tell what the layers behind it make of
+until the outputs keep enough. Codes and shifts of repairs were found with every layer in int8: where some are left out,
+the layers behind them have other errors, so each choice is looked at with them and without, and has what keeps more. A layer's own noise is no guide here: it does not tell what the layers behind it make of
 it (PP-OCR's recogniser: the five noisiest layers cost the outputs nothing, three of average noise cost the most).
 
 Speed comes second. A few choices are timed against fp32, in turns, by CPU time: all that is left, the first
@@ -62,11 +63,13 @@ class Kept:
         left: Layer → why it is left in fp32.
         tried: What was weighed, in turn.
         notes: Sentences for the user.
+        unrepaired: Whether the outputs keep more of this choice without the codes and shifts that repairs found.
     """
 
     left: dict[str, str] = field(default_factory=dict)
     tried: tuple[TriedRecord, ...] = ()
     notes: tuple[str, ...] = ()
+    unrepaired: bool = False
 
 
 def choose(
@@ -88,7 +91,7 @@ def choose(
         if weighing.samples is None:
             return Kept(notes=("what lower precisions pay was not weighed: the samples are not on this machine",))
         accurate = weighing.accurate()
-        return weighing.fast(accurate)
+        return weighing.with_repairs(weighing.fast(accurate))
 
 
 class _Weighing:
@@ -109,8 +112,8 @@ class _Weighing:
         self.asked, self.what = frozenset(asked), lowered(asked)
         self.limits = Limits.of(exported.recipe.measure, asked)
         self.tried: list[TriedRecord] = []
-        self._files: dict[frozenset[str], Path] = {}
-        _, placed, _ = self._write(frozenset())
+        self._files: dict[tuple[frozenset[str], bool], Path] = {}
+        _, placed, _ = self._write(frozenset(), plain=False)
         self.free = leaving.free(ready.plans, placed)
         self.groups, self.first = groups(ready.model, ready.plans, ready.ranges, ready.profile)
         self.most = {name: value[:_JUDGES] for name, value in (samples or {}).items()}
@@ -160,6 +163,20 @@ class _Weighing:
             notes=tuple(_sentence(self.what, row) for row in tried),
         )
 
+    def with_repairs(self, kept: Kept) -> Kept:
+        """Leave out what repairs found where the outputs keep more of a choice without it, and say so."""
+        left = frozenset(kept.left)
+        if not left or left == frozenset(self.free) or not self.ready.ranges.repaired:
+            return kept
+        repaired, plain = (self._compared(left, self.most, plain=plain)[0] for plain in (False, True))
+        if plain <= repaired:
+            return kept
+        note = (
+            f"repairs of codes and biases were made for all layers in {self.what} and are undone: with these left in "
+            f"fp32 the outputs keep {plain:.1f} dB without them, {repaired:.1f} with them"
+        )
+        return replace(kept, notes=(*kept.notes, note), unrepaired=True)
+
     def _candidates(self, accurate: frozenset[str]) -> Iterable[tuple[str, frozenset[str]]]:
         free = frozenset(self.free)
         first = frozenset(self.first) & free
@@ -200,11 +217,15 @@ class _Weighing:
         return not why
 
     def _ratio(self, left: frozenset[str], samples: Mapping[str, Array]) -> tuple[float, str]:
-        """Return the least signal to noise of an output, dB, and how an output departs."""
+        """Return the least signal to noise of an output, dB, and how an output departs, in the form that keeps more."""
+        ways = (False, True) if left and self.ready.ranges.repaired else (False,)
+        return max((self._compared(left, samples, plain=plain) for plain in ways), key=lambda found: found[0])
+
+    def _compared(self, left: frozenset[str], samples: Mapping[str, Array], *, plain: bool) -> tuple[float, str]:
         count = len(next(iter(samples.values())))
         if count not in self._exact:
             self._exact[count] = self._run(self.exported.model, samples)
-        found, why, least = self._run(self._file(left), samples), "", []
+        found, why, least = self._run(self._file(left, plain=plain), samples), "", []
         bound = self.limits.least_db("placed") + _MARGIN_DB
         for name, exact in self._exact[count].items():
             try:
@@ -221,21 +242,22 @@ class _Weighing:
         with OnnxRuntimeRunner(path) as model:
             return running.run(model, self.batches, samples)
 
-    def _write(self, left: frozenset[str]) -> tuple[onnx.ModelProto, Placed, tuple[str, ...]]:
+    def _write(self, left: frozenset[str], *, plain: bool) -> tuple[onnx.ModelProto, Placed, tuple[str, ...]]:
         path = self.folder / f"{len(self._files)}" / "model.onnx"
         path.parent.mkdir()
-        made = self.ready.write(self.exported, path, dict.fromkeys(left, "left"))
+        ready = self.ready.unrepaired() if plain else self.ready
+        made = ready.write(self.exported, path, dict.fromkeys(left, "left"))
         if "int4" in self.asked:
             with loading.needs("onnxruntime", what=_WHAT):
                 from repo_builder.compile.onnxruntime import nbits
             nbits.finish(path, path, self.exported.recipe.compile.onnxruntime.int4_compute)
-        self._files[left] = path
+        self._files[left, plain] = path
         return made
 
-    def _file(self, left: frozenset[str]) -> Path:
-        if left not in self._files:
-            self._write(left)
-        return self._files[left]
+    def _file(self, left: frozenset[str], *, plain: bool = False) -> Path:
+        if (left, plain) not in self._files:
+            self._write(left, plain=plain)
+        return self._files[left, plain]
 
     def _feeds(self, most: int) -> dict[int, dict[str, Array]]:
         return timed.feeds(self.batches, self.samples or {}, most=most)

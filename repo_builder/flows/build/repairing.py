@@ -60,7 +60,7 @@ def calibrated(
     calibrate = _Calibration(plans, recipe, samples, data=data, earlier=earlier)
     spec = recipe.quantize.repair
     if not spec.asked or not any(item.precision == "int8" for item in plans):
-        ranges, seen = calibrate(model, True)
+        ranges, seen = calibrate(model)
         records: tuple[RepairRecord, ...] = ()
         made = model
     else:
@@ -68,8 +68,7 @@ def calibrated(
             from repo_builder.quantize import repair
             from repo_builder.quantize.judge import Judge, parts
             from repo_builder.quantize.placement import PROFILES
-        graphs = spec.equalize or spec.smooth is not None
-        ranges, seen = calibrate(model, not graphs)
+        ranges, seen = calibrate(model)
         fits, judges = parts(model, samples)
         work = repair.Work(
             plans=plans,
@@ -122,16 +121,14 @@ class _Calibration:
             "libraries": keys.versions("onnxruntime", "numpy", self.recipe.quantize.backend),
         })  # fmt: skip
 
-    def __call__(self, model: onnx.ModelProto, choose: bool) -> tuple[Ranges, Observed]:
+    def __call__(self, model: onnx.ModelProto) -> tuple[Ranges, Observed]:
         """Return a graph's ranges, and what they were made of."""
         with loading.needs("build", what="calibrating"):
             from repo_builder.quantize.calibrate import calibrate
         key, spec = self.key(model), self.recipe.quantize
         known = self._seen.get(key) or store.read_observed(self.earlier, key)
         with progress.step("calibrate") as step:
-            ranges, seen, ran = calibrate(
-                model, self.plans, spec, self.samples, known, target=self.target, choose=choose
-            )
+            ranges, seen, ran = calibrate(model, self.plans, spec, self.samples, known, target=self.target)
             count = len(next(iter(self.samples.values())))
             how = f"{spec.backend}, {count} samples" if ran else "nothing new to find"
             step.note(f"{len(ranges.tensors)} tensors, {how}")

@@ -1,10 +1,15 @@
 """Bias correction: what int8 shifts the mean of each output channel by is taken back in the layer's bias.
 
 M. Nagel, M. van Baalen, T. Blankevoort, M. Welling, "Data-Free Quantization Through Weight Equalization and Bias
-Correction" (ICCV 2019), section 4.2, in its empirical form (appendix D): layer by layer, in the graph's order, the mean
-of a layer's outputs in the int8 network, the layers before it corrected already, is compared with that in fp32 on the
-same samples, before any activation. The placed graph runs in pieces that end behind one layer each, so that every node
-runs once; what later pieces read is held, for as many samples as fit.
+Correction" (ICCV 2019), section 4.2, in its empirical form (appendix D): layer by layer, in the graph's order, a
+layer's outputs in the int8 network, the layers before it corrected already, are compared with those in fp32 on the same
+samples, before any activation. Both graphs run in pieces that end behind one layer each, side by side, so that every
+node runs once; what later pieces read is held, for as many samples as fit.
+
+The mean is taken over errors that belong together. Where a range clips the few positions with outliers (one token of a
+sentence, as in transformers), their errors are hundreds of times the others', and a mean over all would move every
+position by what only those lost. Errors beyond the outer fences of their channel, three quartile ranges from the
+quartiles (J. W. Tukey, "Exploratory Data Analysis", 1977), are left out; where there are none it is the plain mean.
 
 The shift ends in ``WeightRange.shift``: it is added where the layer is int8, and only there.
 """
@@ -20,7 +25,7 @@ from onnx import helper
 
 from repo_builder.core.graphs import layer_of
 from repo_builder.core.tensors import Array
-from repo_builder.quantize.observe import BUDGET_BYTES, batches, fixed_batch, stream, tensor_bytes
+from repo_builder.quantize.observe import BUDGET_BYTES, batches, fixed_batch, tensor_bytes
 from repo_builder.quantize.placement import place
 from repo_builder.quantize.placement.dynamic import static
 from repo_builder.quantize.placement.index import Index
@@ -30,7 +35,9 @@ from repo_builder.quantize.repair.linear import Layer, layers
 from repo_builder.quantize.repair.pieces import Pieces
 from repo_builder.quantize.repair.protocol import Repaired, State, Work
 
-_HELD = 4  # tensors as large as the largest that a layer makes, held between two pieces
+_HELD = 8  # tensors as large as the largest that a layer makes, held between two pieces of both graphs
+_FENCES = 3.0  # quartile ranges from the quartiles
+_ROWS = 4096  # that tell quartiles well enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +59,11 @@ class _Shifted:
         """The same in the fp32 graph."""
         return tuple(item.node.output[0] for item in self.nodes)
 
-    def mean(self, values: Sequence[Array]) -> Array:
-        """Return the sum over all but the channels, and how many numbers it is of, float64 (channels + 1,)."""
+    def rows(self, values: Sequence[Array]) -> Array:
+        """Return the outputs of all its nodes, float64 (positions, channels)."""
         axis = self.nodes[0].channel_axis
-        rows = [np.moveaxis(item, axis, -1).reshape(-1, item.shape[axis]).astype(np.float64) for item in values]
-        return np.append(np.sum([item.sum(axis=0) for item in rows], axis=0), sum(len(item) for item in rows))
+        rows = [np.moveaxis(item, axis, -1).reshape(-1, item.shape[axis]) for item in values]
+        return np.concatenate(rows).astype(np.float64)
 
 
 def correct_bias(state: State, work: Work) -> Repaired:
@@ -68,15 +75,18 @@ def correct_bias(state: State, work: Work) -> Repaired:
     if not shifted:
         return Repaired(did="no int8 layer has a bias to correct")
     samples = _fitting(state.model, shifted, work)
-    exact = _exact(state.model, shifted, samples, work)
-    pieces = Pieces(wider, [item.made for item in shifted])
-    held = list(batches(state.model, samples, work.spec.batch_size))
+    exact, made = (Pieces(graph, ends) for graph, ends in (
+        (state.model, [item.exact for item in shifted]), (wider, [item.made for item in shifted])
+    ))  # fmt: skip
+    held = [(batch, batch) for batch in batches(state.model, samples, work.spec.batch_size)]
     shifts: dict[str, Array] = {}
     for number, item in enumerate(shifted):
         shifts[item.given] = _zeros(item)
-        held = [pieces.run(number, {**batch, **shifts}) for batch in held]
-        total = np.sum([item.mean([batch[name] for name in item.made]) for batch in held], axis=0)
-        shift = (exact[item.given] - total[:-1] / max(1.0, total[-1])).astype(np.float32)
+        held = [(exact.run(number, one), made.run(number, {**other, **shifts})) for one, other in held]
+        errors = [
+            item.rows([one[n] for n in item.exact]) - item.rows([other[n] for n in item.made]) for one, other in held
+        ]
+        shift = middle(np.concatenate(errors)).astype(np.float32)
         if np.isfinite(shift).all():
             shifts[item.given] = shift.reshape(shifts[item.given].shape)
             name = item.nodes[0].plan.name
@@ -144,15 +154,9 @@ def _zeros(item: _Shifted) -> Array:
     return np.zeros([layer.outputs, *ones], np.float32)
 
 
-def _exact(
-    model: onnx.ModelProto, shifted: Sequence[_Shifted], samples: Mapping[str, Array], work: Work
-) -> dict[str, Array]:
-    """Return the mean of each layer's outputs in fp32, float64 (channels,)."""
-    owners = {name: item for item in shifted for name in item.exact}
-    sums: dict[str, Array] = {}
-    for part in stream(model, list(owners), samples, batch_size=work.spec.batch_size):
-        for name, values in part.items():
-            item = owners[name]
-            found = item.mean([values])
-            sums[item.given] = sums[item.given] + found if item.given in sums else found
-    return {name: value[:-1] / max(1.0, value[-1]) for name, value in sums.items()}
+def middle(errors: Array) -> Array:
+    """Return each channel's mean error, those beyond its outer fences left out: (positions, channels) → channels."""
+    some = errors[:: -(-len(errors) // _ROWS)]
+    low, high = np.quantile(some, [0.25, 0.75], axis=0)
+    near = np.abs(errors - (low + high) / 2) <= (_FENCES + 0.5) * (high - low)
+    return np.asarray(np.where(near, errors, 0).sum(axis=0) / np.maximum(1, near.sum(axis=0)))

@@ -44,7 +44,7 @@ def equalize(state: State, work: Work) -> Repaired:
     if not scaled.moved:
         return Repaired(did=f"there are no two layers to equalize{more}")
     model = scaled.written()
-    ranges, seen = work.calibrate(model, False)
+    ranges, seen = work.calibrate(model)
     count = len(scaled.moved)
     did = f"{count} pair{'s' * (count > 1)} of layers, by factors up to {scaled.largest:.3g}"
     return Repaired(state=State(model=model, ranges=ranges, seen=seen), did=f"{did}{_cut(work, index, scaled)}{more}")

@@ -40,7 +40,8 @@ class Work:
         samples: Calibration samples that repairs may look at, by input name, batch first.
         profile: The target that they are made for.
         seed: Of every random choice.
-        calibrate: A graph, and whether ``best`` is to choose → its ranges, and what they were made of.
+        calibrate: A graph → its ranges, as the recipe's calibrators find and ``best`` chooses them for this graph, and
+            what they were made of.
     """
 
     plans: Sequence[LayerPlan]
@@ -48,7 +49,7 @@ class Work:
     samples: Mapping[str, Array]
     profile: Profile
     seed: int
-    calibrate: Callable[[onnx.ModelProto, bool], tuple[Ranges, Observed]]
+    calibrate: Callable[[onnx.ModelProto], tuple[Ranges, Observed]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def smooth(state: State, work: Work) -> Repaired:
     if largest == 1:
         return Repaired(did="its factors are 1 everywhere")
     model = editor.done(behind)
-    ranges, seen = work.calibrate(model, False)
+    ranges, seen = work.calibrate(model)
     did = f"{len(found)} norms, by factors up to {largest:.3g}, {folded} of them in the norm itself"
     if behind:
         did += f", {len(behind)} by a product before the linear layers, as others read the norm, too"

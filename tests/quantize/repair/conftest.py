@@ -114,10 +114,10 @@ def repaired(
     ready = prepare(model)
     plans = plan(list(find_layers(ready)), asked)
 
-    def found(changed: onnx.ModelProto, choose: bool) -> tuple[Any, Any]:
-        return calibrate(changed, plans, asked, {"x": samples}, target=target, choose=choose)[:2]
+    def found(changed: onnx.ModelProto) -> tuple[Any, Any]:
+        return calibrate(changed, plans, asked, {"x": samples}, target=target)[:2]
 
-    ranges, seen = found(ready, True)
+    ranges, seen = found(ready)
     fits, judges = parts(ready, {"x": samples})
     work = repair.Work(plans=plans, spec=asked, samples=fits, profile=profile(target), seed=0, calibrate=found)
     state = repair.State(model=ready, ranges=ranges, seen=seen)
