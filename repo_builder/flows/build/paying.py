@@ -2,9 +2,10 @@
 
 Accuracy comes first. Where the outputs keep too little on calibration samples, the network is cut into pieces of
 neighbouring layers; each piece is made int8 alone, and pieces are left in fp32 from the one that does most damage on,
-until the outputs keep enough. Codes and shifts of repairs were found with every layer in int8: where some are left out,
-the layers behind them have other errors, so each choice is looked at with them and without, and has what keeps more. A layer's own noise is no guide here: it does not tell what the layers behind it make of
-it (PP-OCR's recogniser: the five noisiest layers cost the outputs nothing, three of average noise cost the most).
+until the outputs keep enough. A layer's own noise is no guide here: it does not tell what the layers behind it make of
+it (PP-OCR's recogniser: the five noisiest layers cost the outputs nothing, three of average noise cost the most). Codes
+and shifts of repairs were found with every layer in int8; with some left out, those behind them have other errors, so a
+choice is looked at with them and without.
 
 Speed comes second. A few choices are timed against fp32, in turns, by CPU time: all that is left, the first
 convolution in fp32, the runs of layers in fp32 that ONNX Runtime's profile finds no faster, the single layers
@@ -15,17 +16,16 @@ speed, are judged by speed here as int8 is: ``keep = "all"`` keeps them for thei
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repo_builder.compile import timed
 from repo_builder.core import loading, progress
 from repo_builder.core.artifacts import OnnxArtifact
-from repo_builder.core.details import SpeedRecord, TriedRecord
+from repo_builder.core.details import TriedRecord
 from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import MeasureError
 from repo_builder.core.precisions import lowered
@@ -33,6 +33,7 @@ from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 from repo_builder.flows.build import running
 from repo_builder.flows.build.lowering import Ready
+from repo_builder.flows.build.weighed import Kept, gain, hardest, sentence, some, told
 from repo_builder.measure.judge import agreement
 from repo_builder.measure.judge.limits import Limits
 from repo_builder.quantize import leaving
@@ -53,23 +54,6 @@ _SLOWEST = 0.98
 _BATCH_US = 150_000.0  # a batch that takes longer is timed in a smaller one
 _WHAT = "weighing what lower precisions pay"  # needs ONNX Runtime
 _SECONDS = 0.15  # CPU time a choice, batch size and form
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What stays int8.
-
-    Attributes:
-        left: Layer → why it is left in fp32.
-        tried: What was weighed, in turn.
-        notes: Sentences for the user.
-        unrepaired: Whether the outputs keep more of this choice without the codes and shifts that repairs found.
-    """
-
-    left: dict[str, str] = field(default_factory=dict)
-    tried: tuple[TriedRecord, ...] = ()
-    notes: tuple[str, ...] = ()
-    unrepaired: bool = False
 
 
 def choose(
@@ -113,8 +97,8 @@ class _Weighing:
         self.limits = Limits.of(exported.recipe.measure, asked)
         self.tried: list[TriedRecord] = []
         self._files: dict[tuple[frozenset[str], bool], Path] = {}
-        _, placed, _ = self._write(frozenset(), plain=False)
-        self.free = leaving.free(ready.plans, placed)
+        self._lowered, self._placed, _ = self._write(frozenset(), plain=False)
+        self.free = leaving.free(ready.plans, self._placed)
         self.groups, self.first = groups(ready.model, ready.plans, ready.ranges, ready.profile)
         self.most = {name: value[:_JUDGES] for name, value in (samples or {}).items()}
         self._exact: dict[int, Mapping[str, Array]] = {}
@@ -130,7 +114,7 @@ class _Weighing:
             order = sorted(range(len(pieces)), key=lambda place: self._alone(pieces[place]))
             for place in order:
                 left |= pieces[place]
-                if self._look(f"without {_some(sorted(left, key=self.free.index))}", left):
+                if self._look(f"without {some(sorted(left, key=self.free.index))}", left):
                     break
             step.note(f"{len(left)} of {len(self.free)} layers left in fp32; {self._kept()}")
         return left
@@ -149,18 +133,31 @@ class _Weighing:
                         choices.append(self._timed(timer, TriedRecord(what=what), left))
             best = choices[0]
             for item in choices[1:]:
-                if _gain(item) > _gain(best) * _WORTH:
+                if gain(item) > gain(best) * _WORTH:
                     best = item
             everything = TriedRecord(what="none of them", left=self.free, fits=True)  # fp32 itself
-            pays = bool(best.speed) and _gain(best) >= _WORTH and min(row.speedup for row in best.speed) >= _SLOWEST
+            pays = bool(best.speed) and gain(best) >= _WORTH and min(row.speedup for row in best.speed) >= _SLOWEST
             chosen = best if pays else everything
-            step.note(_told(self.what, chosen))
+            step.note(told(self.what, chosen))
         rows = [*self.tried[:-1], *choices, *([] if pays else [everything])]
         tried = tuple(replace(row, chosen=row is chosen) for row in rows)
         return Kept(
             left=self._reasons(chosen, accurate, best),
             tried=tried,
-            notes=tuple(_sentence(self.what, row) for row in tried),
+            notes=(*self._destroyed(), *(sentence(self.what, row) for row in tried)),
+        )
+
+    def _destroyed(self) -> tuple[str, ...]:
+        """Where all of them leave the outputs too little, name the layers that are beyond use on their own."""
+        if self.tried[0].fits or not self.asked & {"int8"}:
+            return ()
+        with loading.needs("onnxruntime", what=_WHAT):
+            from repo_builder.quantize import noise
+        coded = [item.name for item in self._placed.layers if item.placed == "int8"]
+        return hardest(
+            noise.signal_to_noise(
+                self.ready.model, self._lowered, coded, running.whole(self.batches, self.samples or {})
+            )
         )
 
     def with_repairs(self, kept: Kept) -> Kept:
@@ -282,35 +279,11 @@ class _Weighing:
         """Return why each layer that is left in fp32 is."""
         slow = ""
         if chosen is not best and best.speed:
-            slow = f"left in fp32: {self.what} is {_gain(best):.2f} times as fast here"
+            slow = f"left in fp32: {self.what} is {gain(best):.2f} times as fast here"
         elif best.speed:
-            slow = f"left in fp32: it does not pay here ({best.what}, the network is {_gain(best):.2f} times as fast)"
+            slow = f"left in fp32: it does not pay here ({best.what}, the network is {gain(best):.2f} times as fast)"
         noisy = f"left in fp32: {self.tried[0].sqnr_db:.1f} dB of the outputs is left with all in {self.what}"
         return {name: noisy if name in accurate else slow for name in chosen.left}
 
     def _kept(self) -> str:
         return f"the outputs keep {self.tried[-1].sqnr_db:.1f} dB"
-
-
-def _gain(row: TriedRecord) -> float:
-    return statistics.geometric_mean([item.speedup for item in row.speed])
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _speeds(rows: Sequence[SpeedRecord]) -> str:
-    return " and ".join(f"{row.speedup:.2f} times as fast as fp32 at batch {row.batch_size}" for row in rows)
-
-
-def _told(form: str, row: TriedRecord) -> str:
-    return f"{row.what} in {form}, {_speeds(row.speed)}" if row.speed else f"{form} does not pay here: fp32"
-
-
-def _sentence(form: str, row: TriedRecord) -> str:
-    """Say in one sentence what a choice gives."""
-    facts = [f"the outputs keep {row.sqnr_db:.1f} dB" if row.sqnr_db is not None else "", _speeds(row.speed)]
-    found = ", ".join(item for item in facts if item) or f"{form} does not pay here: the network comes out in fp32"
-    end = " (taken)" if row.chosen else (" (too little)" if row.fits is False else "")
-    return f"{form}, {row.what}: {found}{end}"

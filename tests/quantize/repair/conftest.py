@@ -72,6 +72,37 @@ def mobile(
     return graph(nodes, {**stored, **bounds}, ["n", 3, 8, 8], outputs=outputs)
 
 
+def transformer(*, seed: int = 0, width: int = 16) -> onnx.ModelProto:
+    """Two blocks of norm, linear, GELU, linear and sum; some channels of the norms are ten times the others."""
+    draw = np.random.default_rng(seed)
+    node, nodes, stored, at = helper.make_node, [], {"one": np.ones(1), "half": np.full(1, 0.5)}, "x"
+    for block in "ab":
+        sizes = np.where(np.arange(width) % 7 == 3, 10.0, 1.0)
+        stored |= {f"{block}s": sizes, f"{block}n": draw.standard_normal(width) / 5}
+        stored |= {f"{block}w": draw.standard_normal((width, 2 * width)) / width / sizes[:, None] ** 0.5}
+        stored |= {f"{block}b": draw.standard_normal(2 * width) / 5, f"{block}v": draw.standard_normal((32, width)) / 5}
+        nodes += [
+            node("LayerNormalization", [at, f"{block}s", f"{block}n"], [f"{block}1"], name=f"{block}.norm"),
+            node("MatMul", [f"{block}1", f"{block}w"], [f"{block}2"], name=f"{block}.in"),
+            node("Add", [f"{block}2", f"{block}b"], [f"{block}3"], name=f"{block}.sum"),
+            node("Erf", [f"{block}3"], [f"{block}4"], name=f"{block}.erf"),
+            node("Add", [f"{block}4", "one"], [f"{block}5"], name=f"{block}.one"),
+            node("Mul", [f"{block}5", f"{block}3"], [f"{block}6"], name=f"{block}.gate"),
+            node("Mul", [f"{block}6", "half"], [f"{block}7"], name=f"{block}.gelu"),
+            node("MatMul", [f"{block}7", f"{block}v"], [f"{block}8"], name=f"{block}.out"),
+            node("Add", [at, f"{block}8"], [f"{block}9"], name=f"{block}.residual"),
+        ]
+        at = f"{block}9"
+    return graph([*nodes, node("ReduceMean", [at], ["y"], axes=[1], name="mean")], stored, ["n", 12, width])
+
+
+def sentences(count: int = 32, seed: int = 1) -> np.ndarray:
+    """Tokens for ``transformer``; the first of each sentence is far out, as that of its start is in real ones."""
+    made = np.random.default_rng(seed).standard_normal((count, 12, 16)).astype(np.float32)
+    made[:, 0, 5] += 60
+    return made
+
+
 def images(count: int = 32, seed: int = 1) -> np.ndarray:
     """Images for ``mobile``."""
     return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
@@ -162,3 +193,20 @@ def graph_of() -> Callable[..., onnx.ModelProto]:
 def pictures() -> np.ndarray:
     """32 images for ``mobile_net``."""
     return images()
+
+
+@pytest.fixture(scope="session")
+def judged() -> Callable[..., float]:
+    """``judged(repaired, samples)``: dB that the placed outputs keep, on any samples."""
+    from repo_builder.quantize.judge import Judge
+
+    return lambda found, samples: Judge(found.ready, {"x": samples}, batch_size=16).keeps(found.placed())
+
+
+@pytest.fixture(scope="session")
+def networks() -> dict[str, tuple[onnx.ModelProto, np.ndarray, np.ndarray]]:
+    """Network → a small one of its kind, samples to calibrate on, and others."""
+    return {
+        "depthwise": (mobile(scale=1.0), images(), images(64, seed=9)),
+        "transformer": (transformer(), sentences(), sentences(64, seed=9)),
+    }

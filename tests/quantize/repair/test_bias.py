@@ -7,9 +7,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from repo_builder.core.recipe import LayerRule, RepairSpec, WeightQuantizer
+from repo_builder.core.recipe import InputQuantizer, LayerRule, RepairSpec, WeightQuantizer
 from repo_builder.quantize.leaving import place_without
 from repo_builder.quantize.placement import profile
+from repo_builder.quantize.repair import bias
 
 SPEC = RepairSpec(correct_bias=True, keep="all")
 # weights of a third of their range, which shifts every mean
@@ -93,3 +94,22 @@ def test_a_bias_of_an_odd_shape_is_left_alone(graph_of, repair_of) -> None:
     assert found.ranges.weights["one"].shift is None
     assert found.ranges.weights["two"].shift is not None
     onnx.checker.check_model(found.placed(), full_check=True)
+
+
+def test_errors_of_a_few_positions_move_no_other() -> None:
+    draw = np.random.default_rng(0)
+    errors = draw.standard_normal((5000, 4)) + [0.0, 0.5, -1.0, 2.0]
+    found = bias.middle(errors)
+    np.testing.assert_allclose(found, errors.mean(axis=0), atol=1e-2)
+    lost = errors.copy()
+    lost[::12] += 300
+    assert np.abs(lost.mean(axis=0) - errors.mean(axis=0)).min() > 20
+    np.testing.assert_allclose(bias.middle(lost), found, atol=0.05)
+    np.testing.assert_array_equal(bias.middle(np.full((3, 2), 0.25)), [0.25, 0.25])
+
+
+def test_a_range_that_clips_one_token_of_a_sentence_shifts_none_of_the_others(networks, repair_of, judged) -> None:
+    model, samples, others = networks["transformer"]
+    clipped = LayerRule(precision="int8", input=InputQuantizer(calibrator="percentile", percentile=99.0))
+    found = repair_of(model, samples, SPEC, clipped)
+    assert judged(found, others) >= judged(repair_of(model, samples, RepairSpec(), clipped), others) - 0.1

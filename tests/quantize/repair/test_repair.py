@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx
 import pytest
 
 from repo_builder.core.errors import QuantizeError
-from repo_builder.core.recipe import LayerRule, RepairSpec, WeightQuantizer
-from repo_builder.quantize import repair
+from repo_builder.core.recipe import InputQuantizer, LayerRule, RepairSpec, WeightQuantizer
+from repo_builder.quantize import choosing, repair
 from repo_builder.quantize.placement import PROFILES
 
 ALL = RepairSpec(equalize=True, smooth=0.5, rounding="adaptive", correct_bias=True)
@@ -76,3 +77,59 @@ def test_best_chooses_anew_for_the_graph_that_repairs_made(mobile_net, pictures,
     assert found.records[0].kept
     names = {item.calibrator.partition(" ")[0] for item in found.ranges.tensors.values()}
     assert names <= {"max", "percentile", "mse", "entropy"}
+
+
+@pytest.mark.parametrize("calibrator", ["max", "percentile", "mse", "entropy", "best"])
+@pytest.mark.parametrize("network", ["depthwise", "transformer"])
+def test_no_repairs_under_any_calibrator_leave_less_than_none(
+    networks, repair_of, judged, network, calibrator, monkeypatch
+) -> None:
+    monkeypatch.setattr(choosing, "_LOOKS", 16)
+    model, samples, others = networks[network]
+    share = 99.9 if calibrator == "percentile" else None
+    rule = LayerRule(precision="int8", input=InputQuantizer(calibrator=calibrator, percentile=share))
+    plain = repair_of(model, samples, RepairSpec(), rule)
+    judges = samples[3::4]
+    graph = {"equalize": True} if network == "depthwise" else {"smooth": 0.5}
+    for asked in (
+        graph,
+        {"correct_bias": True},
+        {**graph, "correct_bias": True},
+        {**graph, "rounding": "adaptive", "correct_bias": True},
+    ):
+        found = repair_of(model, samples, RepairSpec(**asked), rule)
+        assert judged(found, judges) >= judged(plain, judges) - 0.02, asked
+        assert judged(found, others) >= judged(plain, others) - 0.8, asked  # samples that judged nothing
+        kept = [item for item in found.records if item.kept]
+        assert judged(found, judges) == pytest.approx(
+            kept[-1].after_db if kept else found.records[0].before_db, abs=2e-3
+        )  # what is said is of what is handed on
+
+
+def test_a_repair_of_the_graph_is_judged_by_the_calibrators_that_best_chooses_on_both_sides(
+    networks, repair_of, monkeypatch
+) -> None:
+    model, samples, _ = networks["transformer"]
+    seen = []
+
+    def harm(state, work):
+        """A graph that is as good as the one before, whose calibration finds poor ranges for it."""
+        made = onnx.ModelProto()
+        made.CopyFrom(state.model)
+        made.graph.doc_string = "other"
+        ranges, found = work.calibrate(made)
+        seen.append(found.record)
+        tensors = {name: dataclasses.replace(item, amax=item.amax / 3) for name, item in ranges.tensors.items()}
+        ranges = dataclasses.replace(ranges, tensors=tensors)
+        return repair.Repaired(state=repair.State(model=made, ranges=ranges, seen=found), did="harms")
+
+    row = dataclasses.replace(next(item for item in repair.TABLE if item.key == "smooth"), repair=harm)
+    monkeypatch.setattr(repair, "TABLE", (row,))
+    monkeypatch.setattr(choosing, "_LOOKS", 8)
+    rule = LayerRule(precision="int8", input=InputQuantizer(calibrator="best"))
+    found = repair_of(model, samples, RepairSpec(smooth=0.5), rule)
+    (record,) = found.records
+    assert not record.kept
+    assert found.model is found.ready
+    assert seen[0] is not None
+    assert record.before_db == pytest.approx(seen[0].after_db, abs=1e-3)
