@@ -47,6 +47,7 @@ ELSEWHERE: dict[str, str] = {
     "datasets/test_user_data.py": "datasets/folder datasets/labels datasets/source datasets/table datasets/user",
     "export/test_torch_onnx.py": "export/comparing export/marks export/naming export/plain export/tracing",
     "export/test_capturing.py": "export/captured_graph",
+    "flows/build/test_paying.py": "flows/build/weighed",
     "flows/build/test_paying_plans.py": "flows/build/making",
     "flows/build/test_build.py": (
         "flows/build/__init__ flows/build/exporting flows/build/forms flows/build/lowering flows/build/options"

@@ -3,8 +3,9 @@
     make zoo                                            all of it, data and packages included
     .venv/bin/python examples/zoo/run.py [NETWORK ...]  after examples/zoo/make_data.py
 
-Judged is what the server answers, against ONNX Runtime on the fp32 graph, on held-out inputs: the same text, the same
-mask, the same class, the same nearest neighbour. Beside it stand all layers in int8 and ONNX Runtime's own
+Judged is what the server answers, against ONNX Runtime on the fp32 graph, on inputs that neither calibration nor anyone
+who wrote a recipe has seen (``build/zoo/judged``): the same text, the same mask, the same class, the same nearest
+neighbour. Beside it stand all layers in int8 and ONNX Runtime's own
 quantize_static, judged likewise, and where fp32's time goes (``times.py``). Exit code 1 where a step fails or a bar of
 a task is missed.
 
@@ -65,6 +66,7 @@ class Row:
         network: Its recipe.
         task: What it is judged by.
         score: The fraction.
+        samples: Inputs that judged, none of them among those that recipes were chosen by.
         bar: What had to be reached.
         int8_layers: Layers that are int8, of those that were to be.
         asked_layers: Layers that were to be int8.
@@ -80,6 +82,7 @@ class Row:
     network: str
     task: str
     score: float
+    samples: int
     bar: float
     int8_layers: int
     asked_layers: int
@@ -128,7 +131,7 @@ def network(name: str, work: Path) -> Row:
     engine = artifacts.read(EngineArtifact, work / "build" / name / "engine")
     recipe = engine.recipe
     data = datasets.load(recipe.data, inputs=recipe.model.inputs, seed=recipe.seed, data_dir=None)
-    samples = data.split("test").inputs
+    samples = _judged(recipe, work)
     output = recipe.model.outputs[0].name
     source = work / "build" / name / "onnx" / FP32_MODEL
     exact = _answers(source, recipe, samples, output)
@@ -146,6 +149,7 @@ def network(name: str, work: Path) -> Row:
         network=name,
         task=TASKS[name].what,
         score=TASKS[name].judge(exact, answers),
+        samples=len(answers),
         bar=TASKS[name].bar,
         int8_layers=sum(row.got == "int8" for row in asked),
         asked_layers=len(asked),
@@ -157,6 +161,12 @@ def network(name: str, work: Path) -> Row:
         served_p50_us=_median(figures),
         build_s=round(build_s, 1),
     )
+
+
+def _judged(recipe: Recipe, work: Path) -> dict[str, Array]:
+    """Return the samples that no recipe was chosen by."""
+    with np.load(work / "judged" / Path(recipe.data.source).name) as saved:
+        return {item.name: saved[item.name] for item in recipe.model.inputs}
 
 
 def _whole(recipe: Recipe, samples: Mapping[str, Array], place: int) -> dict[str, Array]:

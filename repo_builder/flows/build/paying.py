@@ -154,11 +154,8 @@ class _Weighing:
         with loading.needs("onnxruntime", what=_WHAT):
             from repo_builder.quantize import noise
         coded = [item.name for item in self._placed.layers if item.placed == "int8"]
-        return hardest(
-            noise.signal_to_noise(
-                self.ready.model, self._lowered, coded, running.whole(self.batches, self.samples or {})
-            )
-        )
+        samples = running.whole(self.batches, self.samples or {})
+        return hardest(noise.signal_to_noise(self.ready.model, self._lowered, coded, samples))
 
     def with_repairs(self, kept: Kept) -> Kept:
         """Leave out what repairs found where the outputs keep more of a choice without it, and say so."""

@@ -98,7 +98,7 @@ def test_a_bias_of_an_odd_shape_is_left_alone(graph_of, repair_of) -> None:
 
 def test_errors_of_a_few_positions_move_no_other() -> None:
     draw = np.random.default_rng(0)
-    errors = draw.standard_normal((5000, 4)) + [0.0, 0.5, -1.0, 2.0]
+    errors = draw.standard_normal((5000, 4)) + np.array([0.0, 0.5, -1.0, 2.0])
     found = bias.middle(errors)
     np.testing.assert_allclose(found, errors.mean(axis=0), atol=1e-2)
     lost = errors.copy()
