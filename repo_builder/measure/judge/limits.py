@@ -31,7 +31,8 @@ class Least:
 LEAST: dict[str, Least] = {
     "int4": Least(changed_db=10.0, same_db=20.0, equal=0.8),
     "int8": Least(changed_db=10.0, same_db=20.0, equal=0.8),
-    "fp8": Least(changed_db=10.0, same_db=20.0, equal=0.8),  # three bits of mantissa: as near as int8 to a dB or two
+    # measured on its own: ordinary builds keep 19 dB and more, 3 to 15 dB less than in int8, and broken ones under 6
+    "fp8": Least(changed_db=10.0, same_db=20.0, equal=0.8),
     "fp16": Least(changed_db=25.0, same_db=30.0, equal=0.98),
     "fp32": Least(changed_db=40.0, same_db=40.0, equal=0.995),
 }

@@ -116,3 +116,47 @@ def test_what_a_few_samples_let_pass_many_judge(
     assert looked[:2] == [8, 64]
     assert (details(result).tried[0].sqnr_db, details(result).tried[0].fits) == (5.0, False)
     assert details(result).tried[1].fits
+
+
+REPAIRED = ("quantize.repair.correct_bias=true", 'quantize.repair.keep="all"', "data.calibration=16")
+
+
+@pytest.mark.parametrize("harms", [True, False])
+def test_what_repairs_found_for_all_layers_is_undone_where_it_harms_the_choice_that_is_built(
+    paced: Callable[[Pace], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, harms: bool
+) -> None:
+    """The shifts of the kept layers stand for errors of the layers before them, which now are in fp32."""
+    first = build(tmp_path, *REPAIRED, "quantize.keep=all")
+    every = sum(node.op_type == DQ for node in onnx.load(first.engine.model).graph.node)
+    compared = paying._Weighing._compared
+
+    def seen(
+        self: paying._Weighing, left: frozenset[str], samples: Mapping[str, Array], *, plain: bool
+    ) -> tuple[float, str]:
+        db, why = compared(self, left, samples, plain=plain)
+        return (db + (1 if harms else -1) * 3.0 if plain else db), why
+
+    monkeypatch.setattr(paying._Weighing, "_compared", seen)
+    some = {first.engine.layers[0].name}
+    monkeypatch.setattr(paying._Weighing, "_candidates", lambda *_: [("without the first", frozenset(some))])
+    paced(lambda count: 3.0 if count < every else 1.5)
+    result = build(tmp_path, *REPAIRED)
+    assert {row.name for row in result.engine.layers if row.got == "fp32"} == some
+    undone = [note for note in details(result).notes if "repairs of codes and biases" in note]
+    assert len(undone) == harms
+    plain = build(tmp_path / "plain", "data.calibration=16")
+    one, other = (onnx.load(item.engine.placed).graph.initializer for item in (result, plain))
+    assert (sorted(map(str, one)) == sorted(map(str, other))) is harms
+
+
+def test_layers_that_are_beyond_use_are_named_where_all_in_int8_is_refused(
+    paced: Callable[[Pace], None], tmp_path: Path
+) -> None:
+    paced(lambda count: 3.0 if count else 1.0)
+    result = build(tmp_path, 'quantize.layers.0.input={ calibrator = "percentile", percentile = 60.0 }')
+    named = [
+        note for note in details(result).notes if note.startswith("layers that keep less than 10 dB on their own:")
+    ]
+    assert named
+    assert any(note.endswith("(too little)") for note in details(result).notes)
+    assert "less than" not in " ".join(details(build(tmp_path / "good")).notes)
