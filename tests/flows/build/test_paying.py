@@ -33,10 +33,10 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], None]:
     return pace
 
 
-def build(folder: Path, *settings: str) -> BuildResult:
+def build(folder: Path, *settings: str, name: str = "jsc-tiny") -> BuildResult:
     return building.build(
         BuildOptions(
-            recipe=recipes.load("jsc-tiny", settings),
+            recipe=recipes.load(name, settings),
             work=folder / "build",
             repository=folder / "repository",
             target="onnxruntime",
@@ -118,35 +118,35 @@ def test_what_a_few_samples_let_pass_many_judge(
     assert details(result).tried[1].fits
 
 
-REPAIRED = ("quantize.repair.correct_bias=true", 'quantize.repair.keep="all"', "data.calibration=16")
-
-
-@pytest.mark.parametrize("harms", [True, False])
 def test_what_repairs_found_for_all_layers_is_undone_where_it_harms_the_choice_that_is_built(
-    paced: Callable[[Pace], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, harms: bool
+    paced: Callable[[Pace], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The shifts of the kept layers stand for errors of the layers before them, which now are in fp32."""
-    first = build(tmp_path, *REPAIRED, "quantize.keep=all")
-    every = sum(node.op_type == DQ for node in onnx.load(first.engine.model).graph.node)
-    compared = paying._Weighing._compared
+    """Shifts stand for errors of the layers before, which may be in fp32 now; what keeps more is built, and told."""
+    paced(lambda count: 3.0)
+    repaired = ("quantize.repair.correct_bias=true", 'quantize.repair.keep="all"', "data.calibration=16")
+    compared, better = paying._Weighing._compared, [3.0]
 
     def seen(
         self: paying._Weighing, left: frozenset[str], samples: Mapping[str, Array], *, plain: bool
     ) -> tuple[float, str]:
         db, why = compared(self, left, samples, plain=plain)
-        return (db + (1 if harms else -1) * 3.0 if plain else db), why
+        return db + better[0] * plain, why
+
+    def without_the_first(self: paying._Weighing, _: frozenset[str]) -> list[tuple[str, frozenset[str]]]:
+        paced(lambda count: 9.0)
+        return [("without the first", frozenset(self.free[:1]))]
 
     monkeypatch.setattr(paying._Weighing, "_compared", seen)
-    some = {first.engine.layers[0].name}
-    monkeypatch.setattr(paying._Weighing, "_candidates", lambda *_: [("without the first", frozenset(some))])
-    paced(lambda count: 3.0 if count < every else 1.5)
-    result = build(tmp_path, *REPAIRED)
-    assert {row.name for row in result.engine.layers if row.got == "fp32"} == some
-    undone = [note for note in details(result).notes if "repairs of codes and biases" in note]
-    assert len(undone) == harms
-    plain = build(tmp_path / "plain", "data.calibration=16")
-    one, other = (onnx.load(item.engine.placed).graph.initializer for item in (result, plain))
-    assert (sorted(map(str, one)) == sorted(map(str, other))) is harms
+    monkeypatch.setattr(paying._Weighing, "_candidates", without_the_first)
+    graphs = []
+    for better[0], undone, setting in ((3.0, 1, "measure.output_sqnr_db=5"), (-90.0, 0, "measure.output_sqnr_db=6")):
+        paced(lambda count: 3.0)
+        result = build(tmp_path, *repaired, setting, name="jsc-toy")
+        assert [row.got for row in result.engine.layers].count("fp32") == 1
+        assert sum(note.startswith("repairs of codes and biases") for note in details(result).notes) == undone
+        graphs.append(sorted(map(str, onnx.load(result.engine.placed).graph.initializer)))
+    assert graphs[0] != graphs[1]
+    assert result.skipped == ("export",)
 
 
 def test_layers_that_are_beyond_use_are_named_where_all_in_int8_is_refused(
