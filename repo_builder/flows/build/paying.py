@@ -1,8 +1,8 @@
 """Which int8 and int4 layers stay so on ONNX Runtime: those that the outputs bear, and of them those that pay.
 
 Accuracy comes first. Where the outputs keep too little on calibration samples, the network is cut into pieces of
-neighbouring layers; each piece is made int8 alone, and pieces are left in fp32 from the one that does most damage on,
-until the outputs keep enough. A layer's own noise is no guide here: it does not tell what the layers behind it make of
+neighbouring layers; each piece is made int8 alone, and pieces are left in fp32 from the one that does most damage on
+(those first that help), until the outputs keep enough. A layer's own noise is no guide here: it does not tell what the layers behind it make of
 it (PP-OCR's recogniser: the five noisiest layers cost the outputs nothing, three of average noise cost the most). Codes
 and shifts of repairs were found with every layer in int8; with some left out, those behind them have other errors, so a
 choice is looked at with them and without.
@@ -17,7 +17,7 @@ speed, are judged by speed here as int8 is: ``keep = "all"`` keeps them for thei
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,12 +112,32 @@ class _Weighing:
                 return left
             pieces = self._pieces()
             order = sorted(range(len(pieces)), key=lambda place: self._alone(pieces[place]))
-            for place in order:
-                left |= pieces[place]
-                if self._look(f"without {some(sorted(left, key=self.free.index))}", left):
-                    break
+            left = self._fewest([pieces[place] for place in order])
             step.note(f"{len(left)} of {len(self.free)} layers left in fp32; {self._kept()}")
         return left
+
+    def _fewest(self, pieces: Sequence[frozenset[str]]) -> frozenset[str]:
+        """Leave pieces in fp32 until the outputs keep enough: first those that help, then the others, too.
+
+        A piece in fp32 may make it worse, as errors of int8 layers partly cancel, and shifts of repairs stand for them.
+        """
+        left, most, others = frozenset[str](), self.tried[-1].sqnr_db or 0.0, []
+        for piece in pieces:
+            if self._without(left | piece):
+                return left | piece
+            found = self.tried[-1].sqnr_db or 0.0
+            if found > most:
+                left, most = left | piece, found
+            else:
+                others.append(piece)
+        for piece in others:
+            left |= piece
+            if self._without(left):
+                break
+        return left
+
+    def _without(self, left: frozenset[str]) -> bool:
+        return self._look(f"without {some(self._ordered(left))}", left)
 
     def fast(self, accurate: frozenset[str]) -> Kept:
         """Choose what is fastest, more exact than the outputs need included, and say why."""
