@@ -1,11 +1,11 @@
 """Which int8 and int4 layers stay so on ONNX Runtime: those that the outputs bear, and of them those that pay.
 
 Accuracy comes first. Where the outputs keep too little on calibration samples, the network is cut into pieces of
-neighbouring layers; each piece is made int8 alone, and pieces are left in fp32 from the one that does most damage on
-(those first that help), until the outputs keep enough. A layer's own noise is no guide here: it does not tell what the layers behind it make of
-it (PP-OCR's recogniser: the five noisiest layers cost the outputs nothing, three of average noise cost the most). Codes
-and shifts of repairs were found with every layer in int8; with some left out, those behind them have other errors, so a
-choice is looked at with them and without.
+neighbouring layers; each piece is made int8 alone, and pieces are left in fp32 from the one that does most damage on,
+those first that help, until the outputs keep enough. A layer's own noise is no guide here: it does not tell what the
+layers behind it make of it (PP-OCR's recogniser: the five noisiest layers cost the outputs nothing, three of average
+noise cost the most). Codes and shifts of repairs were found with every layer in int8; with some left out, those behind
+them have other errors, so a choice is looked at with them and without.
 
 Speed comes second. A few choices are timed against fp32, in turns, by CPU time: all that is left, the first
 convolution in fp32, the runs of layers in fp32 that ONNX Runtime's profile finds no faster, the single layers
@@ -117,13 +117,10 @@ class _Weighing:
         return left
 
     def _fewest(self, pieces: Sequence[frozenset[str]]) -> frozenset[str]:
-        """Leave pieces in fp32 until the outputs keep enough: first those that help, then the others, too.
-
-        A piece in fp32 may make it worse, as errors of int8 layers partly cancel, and shifts of repairs stand for them.
-        """
+        """Leave pieces in fp32 until the outputs keep enough: those that help, then the others (errors may cancel)."""
         left, most, others = frozenset[str](), self.tried[-1].sqnr_db or 0.0, []
         for piece in pieces:
-            if self._without(left | piece):
+            if self._look(f"without {some(self._ordered(left | piece))}", left | piece):
                 return left | piece
             found = self.tried[-1].sqnr_db or 0.0
             if found > most:
@@ -132,12 +129,9 @@ class _Weighing:
                 others.append(piece)
         for piece in others:
             left |= piece
-            if self._without(left):
+            if self._look(f"without {some(self._ordered(left))}", left):
                 break
         return left
-
-    def _without(self, left: frozenset[str]) -> bool:
-        return self._look(f"without {some(self._ordered(left))}", left)
 
     def fast(self, accurate: frozenset[str]) -> Kept:
         """Choose what is fastest, more exact than the outputs need included, and say why."""

@@ -171,11 +171,12 @@ def test_pieces_that_help_are_left_in_fp32_before_those_that_do_not(monkeypatch:
     def look(self: paying._Weighing, what: str, left: frozenset[str]) -> bool:
         db = keeps["".join(sorted(left))]
         self.tried.append(TriedRecord(what=what, sqnr_db=db))
-        return db >= enough
+        return db >= enough[0]
 
     monkeypatch.setattr(paying._Weighing, "_look", look)
     pieces = [frozenset(name) for name in "abcd"]
-    for enough, chosen, looks in ((25.0, "a", 1), (27.0, "acd", 4), (90.0, "abcd", 5)):
+    enough = [0.0]
+    for enough[0], chosen, looks in ((25.0, "a", 1), (27.0, "acd", 4), (90.0, "abcd", 5)):
         weighing.tried = weighing.tried[:1]
         assert weighing._fewest(pieces) == frozenset(chosen)
         assert len(weighing.tried) == looks + 1
