@@ -83,6 +83,8 @@ def measured(recipe: str, settings: dict[str, str]) -> dict[str, Any]:
     whole = recipes.load(recipe)
     fixed = ["quantize.keep=all", "compile.onnxruntime.fp8=simulate"]
     fixed += [f"{key}={Path(value).absolute()}" for key, value in _files(whole)]
+    if settings.get("precision", "int8") != "int8" and whole.quantize.repair.asked:
+        fixed.append("quantize.repair={}")  # repairs are of int8 alone
     chosen = [place for place, rule in enumerate(whole.quantize.layers) if rule.precision == "int8"]
     changes = [f"quantize.layers.{place}.{key}={value}" for place in chosen for key, value in settings.items()] + fixed
     with tempfile.TemporaryDirectory() as folder:
