@@ -63,7 +63,8 @@ class _Shifted:
         """Return the outputs of all its nodes, float64 (positions, channels)."""
         axis = self.nodes[0].channel_axis
         rows = [np.moveaxis(item, axis, -1).reshape(-1, item.shape[axis]) for item in values]
-        return np.asarray(np.concatenate(rows), np.float64)
+        together: Array = np.concatenate(rows).astype(np.float64)
+        return together
 
 
 def correct_bias(state: State, work: Work) -> Repaired:
