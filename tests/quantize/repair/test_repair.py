@@ -84,7 +84,7 @@ def test_best_chooses_anew_for_the_graph_that_repairs_made(mobile_net, pictures,
 def test_no_repairs_under_any_calibrator_leave_less_than_none(
     networks, repair_of, judged, network, calibrator, monkeypatch
 ) -> None:
-    monkeypatch.setattr(choosing, "_LOOKS", 16)
+    monkeypatch.setattr(choosing, "_LOOKS", 6)
     model, samples, others = networks[network]
     share = 99.9 if calibrator == "percentile" else None
     rule = LayerRule(precision="int8", input=InputQuantizer(calibrator=calibrator, percentile=share))
@@ -92,7 +92,6 @@ def test_no_repairs_under_any_calibrator_leave_less_than_none(
     judges = samples[3::4]
     graph = {"equalize": True} if network == "depthwise" else {"smooth": 0.5}
     for asked in (
-        graph,
         {"correct_bias": True},
         {**graph, "correct_bias": True},
         {**graph, "rounding": "adaptive", "correct_bias": True},
