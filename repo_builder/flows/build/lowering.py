@@ -24,7 +24,7 @@ from repo_builder.quantize import LayerPlan, leaving, placement, store, table
 from repo_builder.quantize.placement import Placed, Profile
 from repo_builder.quantize.placement.profiles import onnxruntime_cpu
 from repo_builder.quantize.placement.weights import LARGEST
-from repo_builder.quantize.placement.widen import widened
+from repo_builder.quantize.placement.widen import fitted
 from repo_builder.quantize.ranges import Ranges
 
 
@@ -119,8 +119,7 @@ class Ready:
         placed = leaving.place_without(self.model, self.plans, self.ranges, self.profile, left, instead)
         lowered, notes = fp16(placed.model, leaving.without(self.plans, left, instead), self.follow)
         # what is written alone: a layer's noise is measured on tensors of the shapes that the fp32 graph has
-        several = self.profile.channels_at_once
-        _write(widened(lowered, several) if several else lowered, exported, path)
+        _write(fitted(lowered, self.profile), exported, path)
         return lowered, placed, notes
 
 

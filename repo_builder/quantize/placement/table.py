@@ -93,6 +93,7 @@ class Profile:
         float8: Operator → its fp8 form; others stay float.
         why_no_blocks: The sentence that refuses weights of 4 bits in blocks; empty where the target has them.
         channels_at_once: Channels that int8 depthwise convolutions take at once; 0 where it does not matter.
+        image_channels_at_once: Input channels that int8 convolutions of images take at once; 0 where it does not.
         guard_float: Keep the runtime from making a float Conv or Gemm between Q/DQ int8 on its own, and from taking a
             Relu in front of an fp8 Q for a part of it, as ONNX Runtime 1.32 does, whose E4M3 has negative codes, too.
     """
@@ -106,6 +107,7 @@ class Profile:
     fuses_bias: bool = False
     why_no_blocks: str = ""
     channels_at_once: int = 0
+    image_channels_at_once: int = 0
     guard_float: bool = False
     dynamic: bool = False
     float8: Mapping[str, Float8Form] = field(default_factory=dict)

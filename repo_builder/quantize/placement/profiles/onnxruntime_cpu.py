@@ -56,6 +56,7 @@ ONNXRUNTIME_CPU = Profile(
     },
     fuses_bias=True,
     channels_at_once=16,
+    image_channels_at_once=4,
     guard_float=True,
     dynamic=True,
     # All compute in float what Q/DQ has rounded: their accuracy is fp8's, their time is not.
