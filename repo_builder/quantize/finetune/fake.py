@@ -24,7 +24,7 @@ from repo_builder.quantize.placement import Profile
 from repo_builder.quantize.placement.choose import Choice
 from repo_builder.quantize.placement.codes import Codes, codes_for
 from repo_builder.quantize.placement.place import decide
-from repo_builder.quantize.placement.scales import sharing
+from repo_builder.quantize.placement.scales import bound_to_gates, sharing
 from repo_builder.quantize.placement.weights import channel_axis
 from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
 from repo_builder.quantize.rules import LayerPlan
@@ -38,11 +38,14 @@ class Fake(nn.Module):
         zero_point: The code of 0, counted from the lowest code that the rounding knows as such.
         rounding: Rounds and clips whole steps.
         largest: What a step may become at most; infinite where nothing bounds it.
+        fixed: Whether it has to stay what it is.
     """
 
-    def __init__(self, step: Array, zero_point: int, rounding: Rounding, *, largest: float = math.inf) -> None:
+    def __init__(
+        self, step: Array, zero_point: int, rounding: Rounding, *, largest: float = math.inf, fixed: bool = False
+    ) -> None:
         super().__init__()
-        self.largest = largest
+        self.largest, self.fixed = largest, fixed
         self.calibrated: Tensor
         self.register_buffer("calibrated", torch.from_numpy(np.array(step, np.float32)), persistent=False)
         self.change = nn.Parameter(torch.zeros_like(self.calibrated))  # logarithm of the factor
@@ -54,6 +57,9 @@ class Fake(nn.Module):
 
     def settle(self) -> None:
         """Bring the step back to where it may be, after a change of it."""
+        if self.fixed:
+            with torch.no_grad():
+                self.change.zero_()
         if math.isfinite(self.largest):
             with torch.no_grad():
                 self.change.clamp_(max=(self.largest / self.calibrated).log())
@@ -140,11 +146,13 @@ def fakes(
     of_weights = make(bits=profile.weight_steps.bit_length() + 1, unsigned=False, narrow=True)
     modules: list[Fake] = []
     tensors: dict[str, int] = {}
+    fixed = bound_to_gates(choice, codes)
     for group in sharing(choice):
         first = codes[group[0]]
         tensors.update(dict.fromkeys(group, len(modules)))
         largest = min(_clipped_at(choice, name, first) for name in group)
-        modules.append(Fake(np.asarray(first.scale), first.zero_point, roundings[first.dtype], largest=largest))
+        step, bound = np.asarray(first.scale), not fixed.isdisjoint(group)
+        modules.append(Fake(step, first.zero_point, roundings[first.dtype], largest=largest, fixed=bound))
     weights: dict[str, int] = {}
     for layer, node in layers.items():
         weights[layer] = len(modules)

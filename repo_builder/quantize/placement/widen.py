@@ -30,7 +30,7 @@ _ALONE = frozenset({
     "Sigmoid",
 })  # fmt: skip
 _TOGETHER = frozenset({"Add", "Max", "Mul", "Sub"})
-# ONNX Runtime's kernel that reads images where they lie wants so many outputs. From 6 x 6 values on, copying is as fast.
+# The kernel that reads images where they lie wants so many outputs. From 6 × 6 values on, copying is as fast.
 _LEAST_OUTPUTS, _LARGEST_KERNEL = 16, 25
 
 

@@ -12,7 +12,7 @@ from repo_builder.core.graphs import DQ, Q, outer_reads, own, with_nodes
 from repo_builder.quantize.placement.choose import CLIPS, Choice
 from repo_builder.quantize.placement.codes import Codes, codes_for
 from repo_builder.quantize.placement.index import Index
-from repo_builder.quantize.placement.lower import factor, lower, reciprocal
+from repo_builder.quantize.placement.lower import factor, gate, gated, lower, reciprocal, reinterpret
 from repo_builder.quantize.placement.table import Glue, Profile
 from repo_builder.quantize.placement.write_layer import write_bias, write_layer
 from repo_builder.quantize.placement.writer import Writer
@@ -59,13 +59,13 @@ def write(
         if place in choice.layers.int8:
             write_layer(out, choice, place, copy, codes, weights, profile)
         elif place in choice.glue:
-            before = _glue(out, choice, place, copy, codes)
+            before = _glue(out, choice, place, copy, codes, read)
         else:
             write_bias(out, index, place, copy)
             out.nodes.append(copy)
         _guard(out, choice, place, copy, codes, profile)
         for tensor in node.output:
-            if tensor in read:
+            if tensor in read and tensor not in out.codes:
                 source = raw.get(tensor, tensor)
                 out.codes[tensor] = out.pair(source, read[tensor], codes[tensor], tensor, quantized=before)
     # a layer that the model itself leaves unread is int8 as others are
@@ -92,14 +92,22 @@ def _names(out: Writer, choice: Choice) -> tuple[dict[str, str], dict[str, str]]
     return raw, read
 
 
-def _glue(out: Writer, choice: Choice, place: int, node: onnx.NodeProto, codes: dict[str, Codes]) -> Codes | None:
+def _glue(
+    out: Writer, choice: Choice, place: int, node: onnx.NodeProto, codes: dict[str, Codes], read: Mapping[str, str]
+) -> Codes | None:
     """Append a glue node, and return the codes of the Q behind it where they are not those of its DQ."""
     form, output = choice.glue[place], choice.index.nodes[place].output[0]
     if form.lowered == "rescale":
         _rescale(out, choice, place, codes)
         return None
     if form.lowered in ("hard sigmoid", "hard swish") and output in codes:
-        return lower(out, node, form.lowered, codes[output])
+        tensor = choice.index.nodes[place].input[0]
+        if form.lowered == "hard sigmoid" and gated(codes[tensor], gate(node)) == codes[output]:
+            found = reinterpret(out, node, tensor, codes[tensor], read[output])
+            assert found is not None  # noqa: S101 - ``gated`` has said that the codes do
+            out.codes[output] = found
+            return None
+        return lower(out, node, form.lowered, tensor, codes[tensor], codes[output])
     if form.constants:
         _operand_codes(out, choice.index, place, node, form)
     if form.lowered == "reciprocal":
