@@ -6,7 +6,7 @@ Rows are written as they are made; ``--merge`` keeps other networks' rows of a f
 
 Every network is made with seeded weights (``zoo_networks.py``), exported once and given, BatchNorm folded, to both:
 ``onnxruntime.quantization.quantize_static`` (QDQ, U8S8, per channel, all else as it comes) and ``placement.place`` with
-a rule that asks int8 of every layer, calibrator max for both. Sessions run on one thread, in turns, and what counts is
+a rule that asks int8 of every layer, channels fitted to the target's kernels as ``build`` does; calibrator max for both. Sessions run on one thread, in turns, and what counts is
 the CPU time of the process; a ratio is the median over rounds of the ratios within a round. Signal to noise is that of
 the outputs against fp32, optimizations on, on inputs that did not calibrate.
 """
@@ -41,6 +41,7 @@ from repo_builder.quantize.layers import find_layers
 from repo_builder.quantize.placement import PROFILES, Placed, Profile, Wanted, place, wanted
 from repo_builder.quantize.placement.index import Index
 from repo_builder.quantize.placement.weights import channel_axis
+from repo_builder.quantize.placement.widen import fitted
 from repo_builder.quantize.prepare import prepare
 from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
 from repo_builder.quantize.rules import LayerPlan, plan
@@ -184,8 +185,9 @@ def measure(
     model = exported(name, size)
     batches = [{"x": data(name, size, 4, 100 + place)} for place in range(samples // 4)]
     with tempfile.TemporaryDirectory() as folder:
-        placed = ours(model, batches, PROFILES["onnxruntime-cpu"])
-        models = {"fp32": model, "static": theirs(model, batches, Path(folder)), "ours": placed.model}
+        profile = PROFILES["onnxruntime-cpu"]
+        placed = ours(model, batches, profile)
+        models = {"fp32": model, "static": theirs(model, batches, Path(folder)), "ours": fitted(placed.model, profile)}
         if keep is not None:
             for kind, item in models.items():
                 onnx.save(item, keep / f"{name}.{kind}.onnx")

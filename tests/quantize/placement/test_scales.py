@@ -110,7 +110,7 @@ def test_a_hard_activations_start_is_a_code_where_that_costs_little(kit, middle,
         return
     assert gated(codes["c"], one) is not None
     assert codes["c"].low == pytest.approx(reach[0], abs=float(codes["c"].scale))
-    assert reach[1] - float(codes["c"].scale) / 2 <= codes["c"].high <= reach[1] + 16 * float(codes["c"].scale)
+    assert reach[1] - float(codes["c"].scale) * 1.01 <= codes["c"].high <= reach[1] + 16 * float(codes["c"].scale)
     # what these codes stand for has these codes again, as a search or fine-tuning may hand it back
     assert codes_of(kit, model, codes["c"].low, codes["c"].high)["c"] == codes["c"]
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from repo_builder.core.recipe import LayerRule
-from repo_builder.quantize.placement.widen import widened
+from repo_builder.quantize.placement import PROFILES
+from repo_builder.quantize.placement.widen import filled, fitted, widened
 from repo_builder.quantize.prepare import prepare
 
 N = helper.make_node
@@ -107,3 +108,45 @@ def test_a_multiple_stays_as_it_is(kit):
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)}
     placed = kit.placed(network(32, gate="squeeze", activation="Relu"), feeds).model
     assert widened(placed, 16) == placed
+
+
+def images(kit, channels: int, outputs: int, kernel: int, *, extra: bool = False) -> tuple[onnx.ModelProto, dict]:
+    """Return a placed convolution of a network's input, and what it was calibrated on."""
+    weight = kit.noise(outputs, channels, kernel, kernel)
+    nodes = [N("Conv", ["x", "w"], ["c"], "a", pads=[kernel // 2] * 4), N("Relu", ["c"], ["r"], "r")]
+    nodes.append(N("Conv", ["r", "v"], ["y"], "b"))
+    stored = {"w": weight, "v": kit.noise(16, outputs, 1, 1)}
+    if extra:  # two more of the same input, one of the same weight, and one of a small network's own
+        stored["u"] = kit.noise(16, channels, 1, 1)
+        nodes += [N("Conv", ["x", "w"], ["z"], "again"), N("Conv", ["x", "u"], ["q"], "one")]
+    model = kit.model(nodes, stored, {"x": ["n", channels, 9, 9]}, ("y", "z", "q") if extra else ("y",))
+    feeds = {"x": kit.noise(2, channels, 9, 9) + np.float32(1)}  # a zero point of its own
+    return kit.placed(prepare(model), feeds).model, feeds
+
+
+@pytest.mark.parametrize(("channels", "outputs", "kernel"), [(3, 16, 3), (1, 32, 5), (2, 16, 1), (6, 16, 3)])
+def test_images_with_channels_of_zeros_give_the_same(kit, tmp_path, channels, outputs, kernel):
+    placed, feeds = images(kit, channels, outputs, kernel, extra=True)
+    before = placed.SerializeToString(deterministic=True)
+    wide = fitted(placed, PROFILES["onnxruntime-cpu"])
+    assert placed.SerializeToString(deterministic=True) == before
+    onnx.checker.check_model(wide, full_check=True)
+    assert [node.op_type for node in wide.graph.node].count("Pad") == 1
+    for optimize in (False, True):
+        for left, right in zip(*(kit.run(item, feeds, optimize=optimize) for item in (placed, wide)), strict=True):
+            assert np.array_equal(left, right)
+    kernels = [sorted(kit.operators(item, feeds, tmp_path)) for item in (placed, wide)]
+    assert [item for item in kernels[1] if item != "Pad"] == kernels[0]
+
+
+@pytest.mark.parametrize(("channels", "outputs", "kernel"), [(4, 16, 3), (3, 15, 3), (3, 16, 7)])
+def test_images_that_gain_nothing_by_it_stay(kit, channels, outputs, kernel):
+    placed, _ = images(kit, channels, outputs, kernel)
+    assert filled(placed, 4) == placed
+
+
+def test_only_the_networks_input_is_filled(kit):
+    inner = network(6, gate="none", activation="Relu")  # 6 channels in the middle
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)}
+    placed = kit.placed(inner, feeds).model
+    assert filled(placed, 4) == placed
