@@ -129,7 +129,8 @@ def _check(choice: Choice, tensor: str, bounds: tuple[float, float, float]) -> N
 
 def bound_to_gates(choice: Choice, codes: Mapping[str, Codes]) -> set[str]:
     """Return the tensors whose step hard sigmoids fix: another one would have no code at their start."""
-    index, found = choice.index, set()
+    index = choice.index
+    found: set[str] = set()
     for place in choice.glue:
         node = index.nodes[place]
         values = gated(codes[node.input[0]], gate(node)) if gate(node) and node.input[0] in codes else None
