@@ -95,7 +95,7 @@ ELSEWHERE: dict[str, str] = {
         "quantize/placement/__init__ quantize/placement/choose quantize/placement/index quantize/placement/layers"
         " quantize/placement/lower quantize/placement/placed quantize/placement/profiles/onnxruntime_cpu"
         " quantize/placement/profiles/tensorrt"
-        " quantize/placement/scales quantize/placement/table quantize/placement/weights quantize/placement/write"
+        " quantize/placement/table quantize/placement/weights quantize/placement/write"
         " quantize/placement/write_layer quantize/placement/writer"
     ),
     "quantize/finetune/test_graph.py": "quantize/finetune/fake quantize/finetune/rounding",
