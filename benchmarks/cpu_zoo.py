@@ -1,4 +1,4 @@
-"""int8 on ONNX Runtime's CPU, network by network: fp32, quantize_static and this project's placement in turns.
+"""int8 on ONNX Runtime's CPU, network by network: fp32, quantize_static, this project's placement and its default.
 
     .venv/bin/python benchmarks/cpu_zoo.py --size 224 --out benchmarks/results/cpu_zoo.json [--merge] [NETWORK ...]
 
@@ -7,9 +7,11 @@ Rows are written as they are made; ``--merge`` keeps other networks' rows of a f
 Every network is made with seeded weights (``zoo_networks.py``), exported once and given, BatchNorm folded, to both:
 ``onnxruntime.quantization.quantize_static`` (QDQ, U8S8, per channel, all else as it comes) and ``placement.place`` with
 a rule that asks int8 of every layer, channels fitted to the target's kernels as ``build`` does, calibrator max for
-both. Sessions run on one thread, in turns, and what counts is the CPU time of the process; a ratio is the median over
-rounds of the ratios within a round. Signal to noise is that of the outputs against fp32, optimizations on, on inputs
-that did not calibrate.
+both; ``default`` is what ``build`` makes of that rule, which
+leaves layers in fp32 where int8 does not pay or the outputs cannot bear it (``cpu_zoo_default.py``). Sessions run on
+one thread, in turns, and what counts is the CPU time of the process; a ratio is the median over rounds of the ratios
+within a round. Signal to noise is that of the outputs against fp32, optimizations on, on inputs that did not calibrate.
+Each row says which bars it meets, the last lines who misses one, and the exit code is 1 where one is missed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import io
 import json
 import logging
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cpu_zoo_default
+import cpu_zoo_rows
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -155,7 +158,7 @@ def theirs(model: onnx.ModelProto, batches: Sequence[Feeds], folder: Path) -> on
 def in_turns(
     sessions: Mapping[str, ort.InferenceSession], feeds: Feeds, rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Return CPU seconds a run, one figure a round."""
+    """Return CPU seconds a run, one figure a round; who is first in a round is last in the next."""
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     repeats = {}
     for name, runner in sessions.items():
@@ -163,8 +166,8 @@ def in_turns(
         started = time.process_time()
         runner.run(None, dict(feeds))
         repeats[name] = max(1, round(seconds / max(1e-6, time.process_time() - started)))
-    for _ in range(rounds):
-        for name, runner in sessions.items():
+    for turn in range(rounds):
+        for name, runner in reversed(sessions.items()) if turn % 2 else sessions.items():
             started = time.process_time()
             for _ in range(repeats[name]):
                 runner.run(None, dict(feeds))
@@ -185,10 +188,26 @@ def measure(
     """Measure one network: speed by batch size, signal to noise, and what runs in int8."""
     model = exported(name, size)
     batches = [{"x": data(name, size, 4, 100 + place)} for place in range(samples // 4)]
+    held_out = [{"x": data(name, size, 4, 9000 + place)} for place in range(4)]
+    joined = lambda feeds: np.concatenate([item["x"] for item in feeds])  # noqa: E731
     with tempfile.TemporaryDirectory() as folder:
         profile = PROFILES["onnxruntime-cpu"]
         placed = ours(model, batches, profile)
-        models = {"fp32": model, "static": theirs(model, batches, Path(folder)), "ours": fitted(placed.model, profile)}
+        default = cpu_zoo_default.build(
+            name,
+            model,
+            joined(batches),
+            joined(held_out),
+            Path(folder),
+            most=max(batch_sizes),
+            moving=NETWORKS[name].moving,
+        )
+        models = {
+            "fp32": model,
+            "static": theirs(model, batches, Path(folder)),
+            "ours": fitted(placed.model, profile),
+            "default": onnx.load(default.model),
+        }
         if keep is not None:
             for kind, item in models.items():
                 onnx.save(item, keep / f"{name}.{kind}.onnx")
@@ -197,25 +216,19 @@ def measure(
         for kind in models:
             operators = [node.op_type for node in onnx.load(Path(folder) / f"{kind}.opt.onnx").graph.node]
             kinds[kind] = [sum(item in group for item in operators) for group in (_INT8_LAYERS, _FLOAT_LAYERS)]
-    held_out = [{"x": data(name, size, 4, 9000 + place)} for place in range(4)]
     outputs = {kind: [item.run(None, dict(feeds))[0] for feeds in held_out] for kind, item in sessions.items()}
     row: dict[str, Any] = {
         "network": name,
-        "sqnr_db": {kind: round(sqnr_db(outputs["fp32"], outputs[kind]), 2) for kind in ("static", "ours")},
+        "sqnr_db": {kind: round(sqnr_db(outputs["fp32"], outputs[kind]), 2) for kind in models if kind != "fp32"},
         "int8_and_float_layers": kinds,
         "left_float": {item.name: item.reason for item in placed.layers if item.placed != item.asked},
+        "default": default.to_dict(),
         "batches": {},
     }
     for count in batch_sizes:
         taken = in_turns(sessions, {"x": data(name, size, count, 7)}, rounds, seconds)
-        ratio = lambda a, b: statistics.median(x / y for x, y in zip(taken[a], taken[b], strict=True))  # noqa: B023, E731
-        row["batches"][str(count)] = {
-            "cpu_ms": {kind: round(statistics.median(values) * 1e3, 3) for kind, values in taken.items()},
-            "static_over_fp32": round(ratio("fp32", "static"), 3),
-            "ours_over_fp32": round(ratio("fp32", "ours"), 3),
-            "ours_over_static": round(ratio("static", "ours"), 3),
-        }
-    return row
+        row["batches"][str(count)] = cpu_zoo_rows.compared(count, taken)
+    return {**row, "bars": cpu_zoo_rows.bars(row)}
 
 
 def hardware() -> dict[str, Any]:
@@ -242,8 +255,8 @@ def merged(path: Path, result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["network"]: row for row in known["networks"]}
 
 
-def main() -> None:
-    """Measure what the command line names."""
+def main() -> int:
+    """Measure what the command line names; return 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--size", type=int, default=224, help="height and width of images")
@@ -251,7 +264,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="CPU time of one turn")
     parser.add_argument("--samples", type=int, default=32, help="calibration samples")
-    parser.add_argument("--keep", type=Path, help="write the three models of each network to this folder")
+    parser.add_argument("--keep", type=Path, help="write the four models of each network to this folder")
     parser.add_argument("--out", type=Path, help="write the result to this file")
     parser.add_argument("--merge", action="store_true", help="keep the rows of other networks that are in the file")
     asked = parser.parse_args()
@@ -266,21 +279,14 @@ def main() -> None:
     for name in asked.networks:
         row = measure(name, asked.size, asked.batch, asked.rounds, asked.seconds, asked.samples, asked.keep)
         rows[name] = {**row, "commit": commit}
-        speeds = "  ".join(
-            f"batch {size}: fp32 {item['cpu_ms']['fp32']:.2f} ms, static {item['static_over_fp32']:.2f}×, "
-            f"ours {item['ours_over_fp32']:.2f}× ({item['ours_over_static']:.2f} of static)"
-            for size, item in row["batches"].items()
-        )
-        found = row["sqnr_db"]
-        counts = row["int8_and_float_layers"]
-        sys.stderr.write(
-            f"{name}: {speeds}; dB {found['static']:.1f} {found['ours']:.1f}; "
-            f"layers {counts['static']} {counts['ours']}\n"
-        )
+        sys.stderr.write(cpu_zoo_rows.line(rows[name]) + "\n")
         if asked.out:
             ordered = [rows[item] for item in NETWORKS if item in rows]
             asked.out.write_text(json.dumps({**result, "networks": ordered}, indent=1) + "\n", encoding="utf-8")
+    told, missed = cpu_zoo_rows.summary([rows[item] for item in asked.networks])
+    sys.stderr.write(told + "\n")
+    return int(missed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

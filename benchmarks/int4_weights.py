@@ -56,6 +56,7 @@ FORMS = {
     "int4": Form(precision="int4"),
     "int4 symmetric": Form(precision="int4", weight=WeightQuantizer(symmetric=True)),
     "int4 mse": Form(precision="int4", weight=WeightQuantizer(calibrator="mse")),
+    "int4 gptq": Form(precision="int4", weight=WeightQuantizer(calibrator="gptq")),
     "int4 block 128": Form(precision="int4", weight=WeightQuantizer(block=128)),
     "int4 in fp32": Form(precision="int4", compute="fp32"),
 }

@@ -74,6 +74,10 @@ def resnet(depths: tuple[int, ...], *, bottleneck: bool) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000))
 
 
+def resnet50() -> nn.Module:
+    return resnet((3, 4, 6, 3), bottleneck=True)
+
+
 class Squeeze(nn.Module):
     """Squeeze and excitation."""
 
@@ -381,7 +385,7 @@ NETWORKS: dict[str, Network] = {
     "vgg": Network(make=vgg.build, shape=(3, 32, 32)),
     "jsc": Network(make=lambda: jsc.build(layers=JSC), shape=(16,)),
     "resnet18": Network(make=lambda: resnet((2, 2, 2, 2), bottleneck=False), shape=IMAGE),
-    "resnet50": Network(make=lambda: resnet((3, 4, 6, 3), bottleneck=True), shape=IMAGE),
+    "resnet50": Network(make=resnet50, shape=IMAGE),
     "mobilenet_v2": Network(make=mobilenet_v2, shape=IMAGE),
     "mobilenet_v3_small": Network(make=mobilenet_v3_small, shape=IMAGE),
     "efficientnet_b0": Network(make=efficientnet_b0, shape=IMAGE),

@@ -129,11 +129,17 @@ def _stored(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 @contextmanager
 def loadable(model: onnx.ModelProto) -> Iterator[bytes | str]:
-    """Yield a model as a session takes it: its bytes, or where those are too many a file that lasts as long as this."""
+    """Yield a model as a session takes it: its bytes, or where those are too many a file that lasts as long as this.
+
+    The model is let go before: where nobody else holds it, a session and it are never in memory together.
+    """
     if model.ByteSize() <= LARGEST_BYTES:
-        yield model.SerializeToString()
+        data = model.SerializeToString()
+        del model
+        yield data
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save(model, path)
+        del model
         yield str(path)

@@ -6,6 +6,7 @@
     finders.py      back ends: who finds a range (ours; modelopt.py, pytorch_quantization.py, plugged.py)
     observe.py      the graph runs in ONNX Runtime, and its tensors stream by
     calibrate.py    ranges of all tensors and weights (ranges.py is what they are, store.py the file that keeps them)
+    compensate.py   codes of int4 weights that make up for each other's rounding, where a rule says ``gptq``
     choosing.py     which calibrator each tensor gets where a rule says ``best``; judge.py: what outputs keep of a form
     repair/         what is done to a network so that int8 loses less
     placement/      which tensors carry Q/DQ, for each target

@@ -19,6 +19,7 @@ from repo_builder.core.graphs import LAYER_OPS, layer_of, own
 from repo_builder.core.recipe import InputQuantizer, LayerRule, QuantizeSpec
 from repo_builder.core.tensors import Array
 from repo_builder.quantize import choosing, finders
+from repo_builder.quantize.compensate import compensated
 from repo_builder.quantize.finders import calibrator_name
 from repo_builder.quantize.judge import Judge, parts
 from repo_builder.quantize.observe import stream
@@ -59,9 +60,9 @@ def calibrate(
         QuantizeError: The model does not run, a lowered layer's input is not finite, or a range cannot be found.
         RecipeError: The back end is unknown.
     """
-    found = block_ranges(model, plans)
+    found = compensated(model, plans, block_ranges(model, plans), samples, spec.batch_size)
     if not any(item.coded for item in plans):
-        return Ranges(blocks=found), known or Observed(), False
+        return Ranges(blocks=found), known or Observed(), any(item.codes is not None for item in found.values())
     ranges, seen, ran = _calibrated(model, plans, spec, samples, known, target=target)
     return dataclasses.replace(ranges, blocks=found), seen, ran
 

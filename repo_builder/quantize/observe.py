@@ -170,6 +170,21 @@ def open_session(model: onnx.ModelProto, tensors: Sequence[str], *, optimize: bo
     Raises:
         QuantizeError: ONNX Runtime refuses the model.
     """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False  # it never gives back what one large batch took
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # see compile/onnxruntime/target.py
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        with onnx_files.loadable(_wider(model, tensors)) as source:
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise QuantizeError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
+
+
+def _wider(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy with tensors among its outputs."""
     wider = onnx.ModelProto()
     wider.CopyFrom(model)
     kinds = {item.name: item for item in (*model.graph.value_info, *model.graph.output)}
@@ -178,17 +193,7 @@ def open_session(model: onnx.ModelProto, tensors: Sequence[str], *, optimize: bo
         if name not in known and name not in given:
             kind = kinds[name].type.tensor_type.elem_type if name in kinds else TensorProto.FLOAT
             wider.graph.output.append(helper.make_tensor_value_info(name, kind or TensorProto.FLOAT, None))
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.enable_cpu_mem_arena = False  # it never gives back what one large batch took
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # see compile/onnxruntime/target.py
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        with onnx_files.loadable(wider) as source:
-            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise QuantizeError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
+    return wider
 
 
 def run(session: ort.InferenceSession, tensors: Sequence[str], batch: Batch) -> dict[str, Array]:

@@ -54,12 +54,14 @@ class BlockRange:
         inputs: Weights of an output.
         scale: float32 (blocks, outputs): one step.
         zero: uint8 (blocks, outputs), 0 to 15: the code of 0 of unsigned codes; None for signed ones, whose 0 is 0.
+        codes: (inputs, outputs), uint8 or int8 as ``blocks.codes`` gives them, chosen otherwise; None for the nearest.
     """
 
     block: int
     inputs: int
     scale: Array
     zero: Array | None = None
+    codes: Array | None = None
 
     @property
     def weights(self) -> int:

@@ -66,6 +66,8 @@ def _arrays(ranges: Ranges) -> Iterator[tuple[str, Array]]:
         yield f"block_scale_{place}", blocks.scale
         if blocks.zero is not None:
             yield f"block_zero_{place}", blocks.zero
+        if blocks.codes is not None:
+            yield f"block_codes_{place}", blocks.codes
 
 
 def read_ranges(path: Path) -> Ranges:
@@ -95,7 +97,11 @@ def read_ranges(path: Path) -> Ranges:
         columns = [saved[name].tolist() for name in ("blocks", "block_sizes", "block_inputs") if name in saved]
         blocks = {
             name: BlockRange(
-                block=size, inputs=inputs, scale=saved[f"block_scale_{place}"], zero=saved.get(f"block_zero_{place}")
+                block=size,
+                inputs=inputs,
+                scale=saved[f"block_scale_{place}"],
+                zero=saved.get(f"block_zero_{place}"),
+                codes=saved.get(f"block_codes_{place}"),
             )
             for place, (name, size, inputs) in enumerate(zip(*columns, strict=True))
         }

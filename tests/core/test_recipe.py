@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from repo_builder import recipes
 from repo_builder.core.errors import RecipeError
-from repo_builder.core.recipe import Recipe, SearchSpec, parse
+from repo_builder.core.recipe import LayerRule, Recipe, SearchSpec, WeightQuantizer, parse
 from repo_builder.core.recipe.search import limits
 
 MINIMAL: dict[str, Any] = {
@@ -118,6 +118,9 @@ def test_a_minimal_recipe_has_defaults() -> None:
         ("quantize.layers", [{"precision": "int8", "num_bits": 4}], "4 bits are not supported"),
         ("quantize.layers", [{"precision": "int8", "input": {"percentile": 99}}], "takes no percentile"),
         ("quantize.layers", [{"precision": "int8", "weight": {"calibrator": "percentile"}}], "needs a percentile"),
+        ("quantize.layers", [{"precision": "int8", "weight": {"calibrator": "gptq"}}], "gptq chooses codes of int4"),
+        ("quantize.layers", [{"precision": "fp8", "weight": {"calibrator": "gptq"}}], "the rule asks for fp8"),
+        ("quantize.layers", [{"precision": "int8", "input": {"calibrator": "gptq"}}], "'gptq' is not one of"),
         (
             "quantize.layers",
             [{"precision": "int8", "input": {"calibrator": "percentile", "percentile": 101}}],
@@ -128,6 +131,13 @@ def test_a_minimal_recipe_has_defaults() -> None:
 def test_what_is_wrong_is_said_with_its_key_path(path: str, value: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse(changed(path, value))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8", "fp16", "fp32"])
+def test_a_rule_of_int4_has_a_form_in_every_precision(precision: Any) -> None:
+    rule = LayerRule(precision="int4", weight=WeightQuantizer(calibrator="gptq", block=64, symmetric=True))
+    assert rule.of(precision).weight == WeightQuantizer()
+    assert rule.of("int4") == rule
 
 
 names = st.text("abcdefghij-_.0123456789", min_size=1, max_size=12).filter(lambda text: text[0].isalnum())

@@ -13,10 +13,10 @@ from repo_builder.core.recipe.repair import RepairSpec
 Precision = Literal["int4", "int8", "fp8", "fp16", "fp32"]
 Exporter = Literal["auto", "torch.export", "torchscript"]
 Keep = Literal["what pays", "all"]
-CalibratorName = Literal["max", "percentile", "mse", "entropy", "best"]
+CalibratorName = Literal["max", "percentile", "mse", "entropy", "best", "gptq"]
 # of layers in fp8, whose codes keep small values whatever the range is
 FP8_CALIBRATORS = ("max", "percentile", "mse")
-INT4_CALIBRATORS = ("max", "mse")  # of a block's few weights
+INT4_CALIBRATORS = ("max", "mse", "gptq")  # of a block's few weights
 Block = Literal[16, 32, 64, 128, 256]  # what ONNX Runtime's MatMulNBits takes
 InputCalibratorName = Literal["max", "percentile", "mse", "entropy", "best", "dynamic"]
 
@@ -46,7 +46,8 @@ class WeightQuantizer:
 
     Attributes:
         calibrator: ``max``, ``percentile``, ``mse``, ``entropy``, or ``best``: of these the one that leaves the
-            network's outputs most, layer by layer.
+            network's outputs most, layer by layer; of int4 ``max``, ``mse``, or ``gptq``: codes that make up for each
+            other's rounding on the calibration samples.
         percentile: Percent of absolute values that are kept; for ``percentile`` only.
         per_channel: Whether every output channel has a range of its own.
         block: int4 only: how many weights of an output have a range of their own; 32 where it is left out.
@@ -63,6 +64,12 @@ class WeightQuantizer:
     def __post_init__(self) -> None:
         """Refuse a percentile that the calibrator lacks, or does not take."""
         _check_percentile(self.calibrator, self.percentile)
+
+    def without_blocks(self) -> WeightQuantizer:
+        """Return it for another precision than int4: without what int4 alone has."""
+        return replace(
+            self, block=None, symmetric=None, calibrator="max" if self.calibrator == "gptq" else self.calibrator
+        )
 
 
 def _check_percentile(calibrator: str, percentile: float | None) -> None:
@@ -81,7 +88,9 @@ def _refuse_int4(rule: LayerRule) -> None:
         raise RecipeError(message, where="input", hint="remove it")
     if weight.calibrator not in INT4_CALIBRATORS:
         message = f"the {weight.calibrator} calibrator is not for the few weights of an int4 block"
-        raise RecipeError(message, where="weight.calibrator", hint='use "max", which rounds to nearest, or "mse"')
+        raise RecipeError(
+            message, where="weight.calibrator", hint='use "max", which rounds to nearest, "mse" or "gptq"'
+        )
     if not weight.per_channel:
         message = "int4 weights have a range for each block of an output's weights, never one for all outputs"
         raise RecipeError(message, where="weight.per_channel", hint="remove it")
@@ -122,6 +131,10 @@ class LayerRule:
         """Refuse settings that the precision has no use for."""
         if self.precision == "int4":
             _refuse_int4(self)
+        elif self.weight.calibrator == "gptq":
+            message = f"gptq chooses codes of int4 weights, and the rule asks for {self.precision}"
+            hint = 'take another; for int8, rounding = "adaptive" in [quantize.repair] does alike'
+            raise RecipeError(message, where="weight.calibrator", hint=hint)
         if self.precision == "fp8":
             _refuse_fp8(self)
         for key in ("block", "symmetric"):
@@ -131,7 +144,7 @@ class LayerRule:
 
     def of(self, precision: Precision) -> LayerRule:
         """Return the rule with another precision, without what only its own has a use for."""
-        weight = replace(self.weight, block=None, symmetric=None) if precision != "int4" else self.weight
+        weight = self.weight.without_blocks() if precision != "int4" else self.weight
         return replace(self, precision=precision, weight=weight)
 
     @property

@@ -115,7 +115,7 @@ class Space:
 
 def _changed(plan: LayerPlan, precision: Precision, calibrator: InputQuantizer | None) -> LayerPlan:
     rule = plan.rule or LayerRule(name=plan.name, precision=precision)
-    weight = rule.weight if precision == "int4" else dataclasses.replace(rule.weight, block=None, symmetric=None)
+    weight = rule.weight if precision == "int4" else rule.weight.without_blocks()
     found: dict[str, Any] = {"input": rule.input, "weight": weight}
     if calibrator is not None and rule.input.calibrator != "dynamic":
         found["input"] = calibrator
@@ -147,7 +147,7 @@ def widest(recipe: Recipe) -> Recipe:
 def _fixed(rule: LayerRule) -> LayerRule:
     """Return a rule by calibrators that find one range: which is best, the search finds out itself."""
     found = rule if rule.input.calibrator in _PLAIN else dataclasses.replace(rule, input=InputQuantizer())
-    if found.weight.calibrator in _PLAIN:
+    if found.weight.calibrator in _PLAIN or found.precision == "int4":
         return found
     return dataclasses.replace(found, weight=WeightQuantizer(per_channel=found.weight.per_channel))
 

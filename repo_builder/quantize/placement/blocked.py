@@ -83,7 +83,7 @@ def matrix(index: Index, node: onnx.NodeProto) -> Array:
 
 
 def block_ranges(model: onnx.ModelProto, plans: Sequence[LayerPlan]) -> dict[str, BlockRange]:
-    """Return for each int4 layer how its weight becomes codes, which no sample has a say in.
+    """Return for each int4 layer how its weight becomes codes, as far as no sample has a say in it.
 
     Args:
         model: The fp32 graph.

@@ -33,7 +33,7 @@ def find(weight: Array, *, block: int = BLOCK, symmetric: bool = False, calibrat
         weight: float32 (inputs, outputs), finite.
         block: Weights of an output that share a scale.
         symmetric: Whether codes are signed.
-        calibrator: ``max`` or ``mse``.
+        calibrator: ``mse``; or ``max``, which ``gptq`` starts from (``compensate.py``).
     """
     inputs, outputs = weight.shape
     count = -(-inputs // block)
@@ -56,6 +56,8 @@ def codes(weight: Array, found: BlockRange) -> Array:
         weight: float32 (inputs, outputs).
         found: From ``find``.
     """
+    if found.codes is not None:
+        return found.codes
     made = np.empty(weight.shape, np.int8 if found.zero is None else np.uint8)
     for place in range(len(found.scale)):
         rows = slice(place * found.block, (place + 1) * found.block)
@@ -70,6 +72,20 @@ def values(made: Array, found: BlockRange) -> Array:
     if found.zero is not None:
         steps -= _each(found.zero, found, len(made))
     return np.asarray(steps * _each(found.scale, found, len(made)), np.float32)
+
+
+def nearest(row: Array, found: BlockRange, place: int) -> tuple[Array, Array]:
+    """Return the nearest codes of one input's weights, and what they stand for, each (outputs,).
+
+    Args:
+        row: float32 (outputs,).
+        found: From ``find``.
+        place: The block's number.
+    """
+    scale, zero = found.scale[place], None if found.zero is None else found.zero[place]
+    made = _codes(row, scale, zero)
+    steps = made.astype(np.float32)
+    return made, (steps if zero is None else steps - zero) * scale
 
 
 def _each(of_blocks: Array, found: BlockRange, inputs: int) -> Array:
@@ -87,7 +103,7 @@ def _of_part(parts: Array, symmetric: bool, calibrator: str) -> tuple[Array, Arr
     """Return scales and zero points (blocks, outputs)."""
     low, high = np.minimum(parts.min(axis=1), 0), np.maximum(parts.max(axis=1), 0)
     best = _range(low, high, _ONE, symmetric)
-    if calibrator == "max":
+    if calibrator != "mse":
         return best
     least = _error(parts, *best)
     for step in range(_NARROWER - 1, _NARROWEST - 1, -1):

@@ -80,6 +80,20 @@ def test_mse_takes_the_range_of_the_least_error(shape: tuple[int, int], seed: in
 
 
 @settings(max_examples=30, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 999), size=st.sampled_from([1e-30, 1e-3, 1.0, 1e4]), **FORMS)
+def test_the_error_of_no_block_is_above_round_to_nearest_s(
+    shape: tuple[int, int], seed: int, size: float, block: int, symmetric: bool
+) -> None:
+    weight = weight_of(shape, seed, size)
+    errors = []
+    for calibrator in ("mse", "max"):
+        found = blocks.find(weight, block=block, symmetric=symmetric, calibrator=calibrator)
+        error = np.square((blocks.values(blocks.codes(weight, found), found) - weight).astype(np.float64) / size)
+        errors.append(np.add.reduceat(error, range(0, shape[0], block)))
+    assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
+
+
+@settings(max_examples=30, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 99), **FORMS)
 def test_what_is_stored_is_what_onnx_dequantizes(
     shape: tuple[int, int], seed: int, block: int, symmetric: bool
