@@ -97,6 +97,8 @@ def measured(work: Path, model: str, server: Any, out: Path) -> dict[str, Any]: 
         "inferences_per_s": round(level["infer_per_s"]),
         "latency": level.get("latency"),
         "failures": level.get("failures"),
+        "server": level.get("server"),  # where a request's time goes, by Triton's statistics
+        "network_and_client_us": level.get("network_and_client_us"),
         "exit": done.returncode,
         "ladder": ladder.get("rungs"),
         "culprit": ladder.get("culprit"),
