@@ -229,7 +229,7 @@ def test_every_held_out_sample_is_scored_and_the_load_measured(deployment: Deplo
         pytest.skip("torch is not installed")
     kind = KINDS[name]
     found = repo_builder.perf(
-        name, server=deployment.server, work=deployment.folder / "build", concurrency=2, requests=60
+        name, server=deployment.server, work=deployment.folder / "build", concurrency=2, requests=240
     )  # fmt: skip
     assert found.run.ladder is not None
     forms = {item.form: item for item in found.run.ladder.rungs}
@@ -240,7 +240,7 @@ def test_every_held_out_sample_is_scored_and_the_load_measured(deployment: Deplo
     assert found.run.ladder.culprit == ""
     (level,) = found.levels
     assert level.errors == 0
-    assert level.requests >= 60
+    assert level.requests >= 240  # of fewer a busy machine's statistics may tell a part, and then tell none
     assert {size for size, _ in level.server[0].batch_sizes} == {1}, "no two requests ran together"
     assert level.infer_per_s == level.requests_per_s
     told = [note for note in found.run.notes if "samples, and counts as one inference" in note]
