@@ -156,23 +156,33 @@ def theirs(model: onnx.ModelProto, batches: Sequence[Feeds], folder: Path) -> on
 
 
 def in_turns(
-    sessions: Mapping[str, ort.InferenceSession], feeds: Feeds, rounds: int, seconds: float
-) -> dict[str, list[float]]:
-    """Return CPU seconds a run, one figure a round; who is first in a round is last in the next."""
-    taken: dict[str, list[float]] = {name: [] for name in sessions}
-    repeats = {}
-    for name, runner in sessions.items():
-        runner.run(None, dict(feeds))
-        started = time.process_time()
-        runner.run(None, dict(feeds))
-        repeats[name] = max(1, round(seconds / max(1e-6, time.process_time() - started)))
+    models: Mapping[str, onnx.ModelProto], feeds: Mapping[int, Feeds], rounds: int, seconds: float
+) -> dict[int, dict[str, list[float]]]:
+    """Return CPU seconds a run by batch size and form, one figure a round.
+
+    Every round has sessions of its own, as where a session's memory comes to lie makes up to a fifth of its speed for
+    as long as it lives. Who is first in a round is last in the next.
+    """
+    taken: dict[int, dict[str, list[float]]] = {count: {name: [] for name in models} for count in feeds}
+    repeats: dict[tuple[int, str], int] = {}
     for turn in range(rounds):
-        for name, runner in reversed(sessions.items()) if turn % 2 else sessions.items():
-            started = time.process_time()
-            for _ in range(repeats[name]):
-                runner.run(None, dict(feeds))
-            taken[name].append((time.process_time() - started) / repeats[name])
+        sessions = {name: session(model) for name, model in models.items()}
+        order = [*sessions.items()][:: -1 if turn % 2 else 1]
+        for count, given in feeds.items():
+            for name, runner in order:
+                runner.run(None, dict(given))
+                if (count, name) not in repeats:
+                    repeats[count, name] = max(1, round(seconds / max(1e-6, _once(runner, given, 1))))
+                taken[count][name].append(_once(runner, given, repeats[count, name]))
     return taken
+
+
+def _once(runner: ort.InferenceSession, feeds: Feeds, repeats: int) -> float:
+    """Return CPU seconds a run over some runs."""
+    started = time.process_time()
+    for _ in range(repeats):
+        runner.run(None, dict(feeds))
+    return (time.process_time() - started) / repeats
 
 
 def sqnr_db(exact: Sequence[np.ndarray], noisy: Sequence[np.ndarray]) -> float:
@@ -225,9 +235,9 @@ def measure(
         "default": default.to_dict(),
         "batches": {},
     }
-    for count in batch_sizes:
-        taken = in_turns(sessions, {"x": data(name, size, count, 7)}, rounds, seconds)
-        row["batches"][str(count)] = cpu_zoo_rows.compared(count, taken)
+    taken = in_turns(models, {count: {"x": data(name, size, count, 7)} for count in batch_sizes}, rounds, seconds)
+    for count, found in taken.items():
+        row["batches"][str(count)] = cpu_zoo_rows.compared(count, found)
     return {**row, "bars": cpu_zoo_rows.bars(row)}
 
 
