@@ -31,9 +31,10 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[2]
 FONTS = Path("/usr/share/fonts/truetype/dejavu")
 FACES = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansCondensed.ttf")
-LINES, PHOTOS, FILES, SENTENCES, FRAMES = 107, 64, 500, 400, 120
-JUDGED = {"rec": 128, "cls": 128, "det": 32, "magika": 300, "minilm": 120, "vad": 48}  # samples that judge
+LINES, READ, PHOTOS, FILES, SENTENCES, FRAMES = 107, 450, 64, 500, 400, 120
+JUDGED = {"rec": 256, "cls": 128, "det": 32, "magika": 300, "minilm": 120, "vad": 48}  # samples that judge
 _SKIPPED, _OTHER = 500, 100  # sentences before those that judge, and what is added to their draws' seeds
+_REC_SKIPPED, _REC_OTHER = 1000, 200  # the recogniser's: an earlier recipe was chosen by what the others are for it
 LINE_WIDTH, DET_SIZE, TOKENS = 320, 320, 64
 MODELS = {
     "magika.onnx": ("magika", "models/standard_v3_3/model.onnx"),
@@ -92,10 +93,10 @@ def normalised(image: Image.Image, width: int) -> np.ndarray[Any, Any]:
     return made
 
 
-def words(count: int, generator: np.random.Generator, letters: int, *, judged: bool) -> list[str]:
-    """Return pieces of sentences of at most so many letters."""
+def words(count: int, generator: np.random.Generator, letters: int, *, skipped: int) -> list[str]:
+    """Return pieces of sentences of at most so many letters, behind some."""
     found = []
-    for text in sentences(count, _SKIPPED * judged):
+    for text in sentences(count, skipped):
         parts = text.split()
         start = int(generator.integers(0, max(1, len(parts) - 3)))
         line = parts[start]
@@ -113,8 +114,8 @@ def _draws(seed: int, judged: bool) -> np.random.Generator:
 
 def rec(judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     """Lines of text, (n, 3, 48, 320)."""
-    generator = _draws(1, judged)
-    lines = words(JUDGED["rec"] if judged else LINES, generator, 20, judged=judged)
+    generator = np.random.default_rng(1 + _REC_OTHER * judged)
+    lines = words(JUDGED["rec"] if judged else READ, generator, 20, skipped=_REC_SKIPPED * judged)
     return {"x": np.stack([normalised(line_image(text, generator), LINE_WIDTH) for text in lines])}
 
 
@@ -122,7 +123,7 @@ def cls(judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     """Lines of text, every second one upside down, (n, 3, 48, 192)."""
     generator = _draws(2, judged)
     made = []
-    for place, text in enumerate(words(JUDGED["cls"] if judged else 2 * LINES, generator, 12, judged=judged)):
+    for place, text in enumerate(words(JUDGED["cls"] if judged else 2 * LINES, generator, 12, skipped=_SKIPPED * judged)):
         image = line_image(text, generator)
         image = image.rotate(180) if place % 2 else image
         made.append(normalised(image.resize((min(192, image.width), 48)), 192))
@@ -135,7 +136,7 @@ def det(judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     folder = package("skimage") / "data"
     names = ("page.png", "text.png", "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "brick.png")
     photos = [Image.open(folder / name).convert("RGB") for name in names]
-    texts, made = words(4 * count, generator, 24, judged=judged), []
+    texts, made = words(4 * count, generator, 24, skipped=_SKIPPED * judged), []
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for place in range(count):
         photo = photos[place % len(photos)]
