@@ -34,7 +34,7 @@ FACES = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans
 LINES, READ, PHOTOS, FILES, SENTENCES, FRAMES = 107, 450, 64, 500, 400, 120
 JUDGED = {"rec": 256, "cls": 128, "det": 32, "magika": 300, "minilm": 120, "vad": 48}  # samples that judge
 _SKIPPED, _OTHER = 500, 100  # sentences before those that judge, and what is added to their draws' seeds
-_REC_SKIPPED, _REC_OTHER = 1000, 200  # the recogniser's: an earlier recipe was chosen by what the others are for it
+_REC_SKIPPED, _REC_OTHER = 1000, 200  # the recogniser's own: its recipe was once chosen by lines that judged
 LINE_WIDTH, DET_SIZE, TOKENS = 320, 320, 64
 MODELS = {
     "magika.onnx": ("magika", "models/standard_v3_3/model.onnx"),
@@ -123,7 +123,9 @@ def cls(judged: bool) -> dict[str, np.ndarray[Any, Any]]:
     """Lines of text, every second one upside down, (n, 3, 48, 192)."""
     generator = _draws(2, judged)
     made = []
-    for place, text in enumerate(words(JUDGED["cls"] if judged else 2 * LINES, generator, 12, skipped=_SKIPPED * judged)):
+    for place, text in enumerate(
+        words(JUDGED["cls"] if judged else 2 * LINES, generator, 12, skipped=_SKIPPED * judged)
+    ):
         image = line_image(text, generator)
         image = image.rotate(180) if place % 2 else image
         made.append(normalised(image.resize((min(192, image.width), 48)), 192))

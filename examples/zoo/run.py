@@ -5,7 +5,7 @@
 
 Judged is what the server answers, against ONNX Runtime on the fp32 graph, on inputs that neither calibration nor anyone
 who wrote a recipe has seen (``build/zoo/judged``): the same text, the same mask, the same class, the same nearest
-neighbour. Beside it stand all layers in int8 and ONNX Runtime's own
+neighbour. Beside it stand all layers in int8 that were to be, and ONNX Runtime's own
 quantize_static, judged likewise, and where fp32's time goes (``times.py``). Exit code 1 where a step fails or a bar of
 a task is missed.
 
@@ -106,7 +106,10 @@ class Row:
         slowest = min(self.speed.values(), default=1.0)
         if self.asked_layers and slowest < FASTER:
             why = [f"{100 * self.heavy:.0f} % of fp32's time is convolutions and matrix products"]
-            for what, form in (("all layers in int8", self.all_int8), ("quantize_static", self.quantize_static)):
+            for what, form in (
+                ("every layer that was to be int8", self.all_int8),
+                ("quantize_static", self.quantize_static),
+            ):
                 if form is not None and form.speed:
                     score = "" if form.score is None else f" and scores {form.score:.3f}"
                     why.append(f"{what} is {min(form.speed.values()):.2f} times as fast{score}")
