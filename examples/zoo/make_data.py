@@ -11,6 +11,7 @@ is made of other texts, files and draws; no recipe may be chosen by anything in 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -54,7 +55,11 @@ def package(name: str) -> Path:
 
 
 def sentences(count: int, skipped: int = 0) -> list[str]:
-    """Return sentences of this project's documents and of installed packages' descriptions, each once, behind some."""
+    """Return sentences of this project's documents and of installed packages' descriptions, each once, behind some.
+
+    Their order is that of their SHA-256, so that a document that changes moves no sentence from those that recipes are
+    chosen by to those that judge.
+    """
     texts = [path.read_text(encoding="utf-8") for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])]
     listed = sorted(distributions(), key=lambda item: (item.metadata["Name"] or "").lower())
     texts += [item.metadata.get_payload() or "" for item in listed if isinstance(item.metadata.get_payload(), str)]
@@ -65,11 +70,10 @@ def sentences(count: int, skipped: int = 0) -> list[str]:
             line = " ".join(piece.split())
             if 40 <= len(line) <= 200 and line.isascii() and line[0].isupper() and line[-1] in ".!?":
                 found[line] = None
-    lines = list(found)
+    lines = sorted(found, key=lambda line: hashlib.sha256(line.encode()).digest())
     if len(lines) < skipped + count:
         raise SystemExit(f"only {len(lines)} sentences are here, {skipped + count} are wanted")
-    order = np.random.default_rng(0).permutation(len(lines))[skipped : skipped + count]
-    return [lines[place] for place in order]
+    return lines[skipped : skipped + count]
 
 
 def line_image(text: str, generator: np.random.Generator, height: int = 48) -> Image.Image:
