@@ -1,6 +1,8 @@
 """Does the lower precision pay? Two ONNX files timed in turns on this CPU, right after the build.
 
-What is counted is the CPU time of the thread that runs them, so that what else the machine does hardly shows.
+What is counted is the CPU time of the thread that runs them, so that what else the machine does hardly shows. Where a
+session's memory comes to lie makes 5 % of its speed and more, for as long as it lives: turns go through several
+sessions of each file, and the interval of a row holds what that does.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from repo_builder.core.tensors import Array
 
 _SECONDS = 0.25
 _MIN_TURNS = 8
+_SESSIONS = 3
+_LARGE_BYTES = 256 << 20  # all sessions of a file together; a larger one has fewer, in the end one
 _TURN_S = 1e-3  # a network of microseconds is run many times a turn: the first run finds cold caches
 
 
 class Timer:
-    """Times files in turns with a reference, which is loaded once.
+    """Times files in turns with a reference, whose sessions are made once.
 
     Args:
         reference: The fp32 model.
@@ -30,22 +34,25 @@ class Timer:
     """
 
     def __init__(self, reference: Path, inputs: Mapping[int, dict[str, Array]], *, seconds: float = _SECONDS) -> None:
-        self._session, self._inputs, self._seconds = _session(reference), inputs, seconds
+        count = max(1, min(_SESSIONS, _LARGE_BYTES // max(1, _bytes(reference))))
+        self._sessions = [_session(reference) for _ in range(count)]
+        self._inputs, self._seconds = inputs, seconds
 
     def against(self, candidate: Path) -> tuple[SpeedRecord, ...]:
         """Time a file on one thread; one row a batch size, medians."""
-        sessions = [self._session, _session(candidate)]
+        pairs = [(reference, _session(candidate)) for reference in self._sessions]
         rows = []
         for size, feed in self._inputs.items():
-            for session in sessions:
+            for session in (item for pair in pairs for item in pair):
                 session.run(None, feed)
-            repeat = max(1, int(_TURN_S / max(_turn(self._session, feed, 1), 1e-9)))
+            repeat = max(1, int(_TURN_S / max(_turn(self._sessions[0], feed, 1), 1e-9)))
             times: list[list[float]] = [[], []]
             spent, turn = 0.0, 0
             while spent < 2 * self._seconds or turn < _MIN_TURNS:
-                # whoever is first finds the other's data in the caches: each is first in every other turn
-                for place in (0, 1) if turn % 2 else (1, 0):
-                    times[place].append(_turn(sessions[place], feed, repeat))
+                pair = pairs[turn % len(pairs)]
+                # whoever is first finds the other's data in the caches: each is first in every other
+                for place in (0, 1) if turn // len(pairs) % 2 else (1, 0):
+                    times[place].append(_turn(pair[place], feed, repeat))
                     spent += times[place][-1] * repeat
                 turn += 1
             rows.append(paired(size, *times))
@@ -72,6 +79,11 @@ def compare(reference: Path, candidate: Path, inputs: Mapping[int, dict[str, Arr
         One row a batch size.
     """
     return Timer(reference, inputs, seconds=_SECONDS).against(candidate)
+
+
+def _bytes(model: Path) -> int:
+    """Return what a model takes on the disk, data beside its file included."""
+    return sum(item.stat().st_size for item in model.parent.glob(f"{model.name}*"))
 
 
 def _session(path: Path) -> ort.InferenceSession:
