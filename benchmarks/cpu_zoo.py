@@ -9,8 +9,9 @@ Every network is made with seeded weights (``zoo_networks.py``), exported once a
 a rule that asks int8 of every layer, channels fitted to the target's kernels as ``build`` does, calibrator max for
 both; ``default`` is what ``build`` makes of that rule, which leaves layers in fp32 where int8 does not pay or the
 outputs cannot bear it (``cpu_zoo_default.py``). Sessions run on one thread, in turns, anew in each round, and what
-counts is the CPU time of the process; a ratio is the median over rounds of the ratios within a round. Signal to noise is that of the outputs against fp32, optimizations on, on inputs that did not calibrate.
-Each row says which bars it meets, the last lines who misses one, and the exit code is 1 where one is missed.
+counts is the CPU time of the process; a ratio is the median over rounds of the ratios within a round. Signal to noise
+is that of the outputs against fp32, optimizations on, on inputs that did not calibrate. Each row says which bars it
+meets, the last lines who misses one, and the exit code is 1 where one is missed.
 """
 
 from __future__ import annotations
