@@ -18,14 +18,13 @@ from repo_builder.core.pairs import paired
 from repo_builder.core.tensors import Array
 
 _SECONDS = 0.25
-_MIN_TURNS = 8
 _SESSIONS = 3
-_LARGE_BYTES = 256 << 20  # all sessions of a file together; a larger one has fewer, in the end one
+_MIN_TURNS = 3  # of one pair of sessions
 _TURN_S = 1e-3  # a network of microseconds is run many times a turn: the first run finds cold caches
 
 
 class Timer:
-    """Times files in turns with a reference, whose sessions are made once.
+    """Times files in turns with a reference.
 
     Args:
         reference: The fp32 model.
@@ -34,29 +33,43 @@ class Timer:
     """
 
     def __init__(self, reference: Path, inputs: Mapping[int, dict[str, Array]], *, seconds: float = _SECONDS) -> None:
-        count = max(1, min(_SESSIONS, _LARGE_BYTES // max(1, _bytes(reference))))
-        self._sessions = [_session(reference) for _ in range(count)]
-        self._inputs, self._seconds = inputs, seconds
+        self._reference, self._inputs, self._seconds = reference, inputs, seconds
 
     def against(self, candidate: Path) -> tuple[SpeedRecord, ...]:
-        """Time a file on one thread; one row a batch size, medians."""
-        pairs = [(reference, _session(candidate)) for reference in self._sessions]
-        rows = []
+        """Time a file on one thread; one row a batch size, medians over all sessions' turns."""
+        times: dict[int, tuple[list[float], list[float]]] = {size: ([], []) for size in self._inputs}
+        repeats: dict[int, int] = {}
+        for _ in range(_SESSIONS):
+            self._pair(candidate, repeats, times)
+        return tuple(paired(size, *taken) for size, taken in times.items())
+
+    def _pair(
+        self, candidate: Path, repeats: dict[int, int], times: dict[int, tuple[list[float], list[float]]]
+    ) -> None:
+        """Add the turns of one pair of sessions, gone with it: what a large batch takes in memory is taken once."""
+        pair = (_session(self._reference), _session(candidate))
         for size, feed in self._inputs.items():
-            for session in (item for pair in pairs for item in pair):
+            for session in pair:
                 session.run(None, feed)
-            repeat = max(1, int(_TURN_S / max(_turn(self._sessions[0], feed, 1), 1e-9)))
-            times: list[list[float]] = [[], []]
-            spent, turn = 0.0, 0
-            while spent < 2 * self._seconds or turn < _MIN_TURNS:
-                pair = pairs[turn % len(pairs)]
-                # whoever is first finds the other's data in the caches: each is first in every other
-                for place in (0, 1) if turn // len(pairs) % 2 else (1, 0):
-                    times[place].append(_turn(pair[place], feed, repeat))
-                    spent += times[place][-1] * repeat
-                turn += 1
-            rows.append(paired(size, *times))
-        return tuple(rows)
+            if size not in repeats:
+                repeats[size] = max(1, int(_TURN_S / max(_turn(pair[0], feed, 1), 1e-9)))
+            self._turns(pair, feed, repeats[size], times[size])
+
+    def _turns(
+        self,
+        pair: tuple[ort.InferenceSession, ort.InferenceSession],
+        feed: dict[str, Array],
+        repeat: int,
+        times: tuple[list[float], list[float]],
+    ) -> None:
+        """Add one pair's share of the turns at one batch size."""
+        spent, turn = 0.0, 0
+        while spent < 2 * self._seconds / _SESSIONS or turn < _MIN_TURNS:
+            # whoever is first finds the other's data in the caches: each is first in every other turn
+            for place in (0, 1) if turn % 2 else (1, 0):
+                times[place].append(_turn(pair[place], feed, repeat))
+                spent += times[place][-1] * repeat
+            turn += 1
 
 
 def _turn(session: ort.InferenceSession, feed: dict[str, Array], repeat: int) -> float:
@@ -79,11 +92,6 @@ def compare(reference: Path, candidate: Path, inputs: Mapping[int, dict[str, Arr
         One row a batch size.
     """
     return Timer(reference, inputs, seconds=_SECONDS).against(candidate)
-
-
-def _bytes(model: Path) -> int:
-    """Return what a model takes on the disk, data beside its file included."""
-    return sum(item.stat().st_size for item in model.parent.glob(f"{model.name}*"))
 
 
 def _session(path: Path) -> ort.InferenceSession:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,39 +34,42 @@ def test_both_files_are_timed_in_turns(
         assert row.reference_us > 0
 
 
-@pytest.mark.parametrize(("large_bytes", "expected"), [(1 << 30, 3), (0, 1)])
-def test_turns_go_through_several_sessions_of_each_file_but_of_large_ones(
-    quantized: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large_bytes: int, expected: int
+def test_turns_go_through_several_sessions_of_each_file_one_pair_at_a_time(
+    quantized: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "_SECONDS", 0.0)
-    monkeypatch.setattr(speed, "_LARGE_BYTES", large_bytes)
-    ran: dict[str, dict[int, list[int]]] = {"reference": {}, "candidate": {}}
-    for name in ran:
+    for name in ("reference", "candidate"):
         onnx.save(quantized, tmp_path / f"{name}.onnx")
-    places: dict[int, tuple[str, int]] = {}
-    made = speed._session
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most, made, turns = 0, speed._session, []
 
-    def session(path: Path) -> object:
-        found = made(path)
-        places[id(found)] = (path.stem, len(ran[path.stem]))
-        ran[path.stem][len(ran[path.stem])] = []
+    class Session:
+        def __init__(self, path: Path) -> None:
+            self.name, self._session = path.stem, made(path)
+
+        def run(self, *arguments: object) -> object:
+            return self._session.run(*arguments)
+
+    def session(path: Path) -> Session:
+        nonlocal most
+        found = Session(path)
+        alive.add(found)
+        most = max(most, len(alive))
         return found
 
-    turns: list[tuple[str, int]] = []
-
-    def turn(session: object, feed: object, repeat: int) -> float:
-        turns.append(places[id(session)])
+    def turn(session: Session, feed: object, repeat: int) -> float:
+        turns.append((id(session), session.name))
         return 1e-3
 
     monkeypatch.setattr(speed, "_session", session)
     monkeypatch.setattr(speed, "_turn", turn)
     speed.compare(tmp_path / "reference.onnx", tmp_path / "candidate.onnx", {1: {"image": SAMPLES["image"][:1]}})
     del turns[0]  # how often a turn has to run it
-    assert {name: len(items) for name, items in ran.items()} == {"reference": expected, "candidate": expected}
     pairs = [(turns[place], turns[place + 1]) for place in range(0, len(turns), 2)]
-    assert all(one[1] == other[1] and {one[0], other[0]} == set(ran) for one, other in pairs), "turns are of one pair"
-    firsts = {(place, first) for (first, place), _ in pairs}
-    assert len(firsts) == 2 * expected, "each file of each pair is first in some turn"
+    assert all({one[1], other[1]} == {"reference", "candidate"} for one, other in pairs)
+    assert len(pairs) == 3 * 3, "turns of each of three pairs"
+    assert {first[1] for first, _ in pairs} == {"reference", "candidate"}, "each is first in some turns"
+    assert most == 2, "what is timed is in memory once"
 
 
 def test_what_is_timed_is_samples_as_the_model_takes_them() -> None:
