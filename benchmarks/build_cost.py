@@ -127,7 +127,8 @@ def build(folder: Path, recipe: str, tree: Path | None = None) -> dict[str, Any]
         raise SystemExit(f"{text}\n{' '.join(command)}: exit code {child.returncode}")
     return {
         "seconds": round(seconds, 2),
-        "peak_bytes": used.ru_maxrss * 1024,
+        # not ru_maxrss: a child begins with what its parent held
+        "peak_bytes": max([peaks.since(), *(int(item["peak_bytes"]) for item in steps)]),
         "cpu_s": round(used.ru_utime + used.ru_stime, 2),
         "steps": steps,
     }

@@ -28,7 +28,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cpu_zoo_default
 import cpu_zoo_rows
@@ -51,6 +51,7 @@ from repo_builder.quantize.ranges import Ranges, TensorRange, WeightRange
 from repo_builder.quantize.rules import LayerPlan, plan
 
 Feeds = Mapping[str, np.ndarray]
+Load = TypeVar("Load", int, str)
 _FLOAT_LAYERS = frozenset(
     {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"}
 )
@@ -156,24 +157,24 @@ def theirs(model: onnx.ModelProto, batches: Sequence[Feeds], folder: Path) -> on
 
 
 def in_turns(
-    models: Mapping[str, onnx.ModelProto], feeds: Mapping[int, Feeds], rounds: int, seconds: float
-) -> dict[int, dict[str, list[float]]]:
-    """Return CPU seconds a run by batch size and form, one figure a round.
+    models: Mapping[str, onnx.ModelProto], feeds: Mapping[Load, Feeds], rounds: int, seconds: float
+) -> dict[Load, dict[str, list[float]]]:
+    """Return CPU seconds a run by load (a batch size, a shape) and form, one figure a round.
 
     Every round has sessions of its own, as where a session's memory comes to lie makes up to a fifth of its speed for
     as long as it lives. Who is first in a round is last in the next.
     """
-    taken: dict[int, dict[str, list[float]]] = {count: {name: [] for name in models} for count in feeds}
-    repeats: dict[tuple[int, str], int] = {}
+    taken: dict[Load, dict[str, list[float]]] = {load: {name: [] for name in models} for load in feeds}
+    repeats: dict[tuple[Load, str], int] = {}
     for turn in range(rounds):
         sessions = {name: session(model) for name, model in models.items()}
         order = [*sessions.items()][:: -1 if turn % 2 else 1]
-        for count, given in feeds.items():
+        for load, given in feeds.items():
             for name, runner in order:
                 runner.run(None, dict(given))
-                if (count, name) not in repeats:
-                    repeats[count, name] = max(1, round(seconds / max(1e-6, _once(runner, given, 1))))
-                taken[count][name].append(_once(runner, given, repeats[count, name]))
+                if (load, name) not in repeats:
+                    repeats[load, name] = max(1, round(seconds / max(1e-6, _once(runner, given, 1))))
+                taken[load][name].append(_once(runner, given, repeats[load, name]))
     return taken
 
 

@@ -151,8 +151,7 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
         rows[form]["sqnr_db"] = round(sqnr_db([outputs["fp32"]], [outputs[form]]), 2)
         if name == "minilm":
             rows[form]["same_neighbour"] = round(same_neighbour(outputs["fp32"], outputs[form]), 4)
-    for what, feeds in subject.timed.items():
-        taken = in_turns(sessions, feeds, rounds, seconds)
+    for what, taken in in_turns(models, subject.timed, rounds, seconds).items():
         for form, values in taken.items():
             rows[form]["cpu_us"][what] = round(statistics.median(values) * 1e6, 1)
             ratios = [x / y for x, y in zip(taken["fp32"], values, strict=True)]
