@@ -203,7 +203,12 @@ class _Bundle:
             return [node.input[0], *node.output]
         if node.op_type in _TOGETHER:
             return [*(item for item in node.input if not self._is_scalar(item)), *node.output]
+        if node.op_type == "Shape" and not self._is_read(node.output[0]):  # ``write._guard``'s
+            return []
         return None
+
+    def _is_read(self, name: str) -> bool:
+        return bool(self._index.readers[name]) or name in self._index.outputs | self._index.inner
 
     def _convolution(self, place: int, name: str) -> list[str] | None:
         index, node = self._index, self._index.nodes[place]

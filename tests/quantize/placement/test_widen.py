@@ -104,6 +104,17 @@ def test_what_cannot_or_need_not_be_wider_stays(kit, ends, rules):
     assert widened(placed, 16).SerializeToString(deterministic=True) == placed.SerializeToString(deterministic=True)
 
 
+def test_a_float_convolution_that_is_guarded_is_as_wide_as_its_neighbours(kit):
+    feeds = {"x": kit.noise(2, 4, 6, 6)}
+    rules = (LayerRule(type="*", precision="int8"), LayerRule(name="again", precision="fp32"))
+    placed = kit.placed(network(24, gate="shared", activation="Relu"), feeds, *rules).model
+    assert "Shape" in [node.op_type for node in placed.graph.node], "the guard"
+    wide = widened(placed, 16)
+    assert groups(wide) == [32, 32]
+    for optimize in (False, True):
+        assert np.array_equal(*(kit.run(item, feeds, optimize=optimize)[0] for item in (placed, wide)))
+
+
 def test_a_multiple_stays_as_it_is(kit):
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)}
     placed = kit.placed(network(32, gate="squeeze", activation="Relu"), feeds).model
