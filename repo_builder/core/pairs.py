@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from repo_builder.core.details import SpeedRecord
 
 _Z95 = 1.96
+
+
+def gain(rows: Sequence[SpeedRecord], of: Callable[[SpeedRecord], float] = lambda row: row.speedup) -> float:
+    """Return the geometric mean over batch sizes of how many times as fast a choice is."""
+    return statistics.geometric_mean([of(row) for row in rows])
 
 
 def paired(batch_size: int, reference_s: Sequence[float], candidate_s: Sequence[float]) -> SpeedRecord:

@@ -28,12 +28,13 @@ from repo_builder.core.artifacts import OnnxArtifact
 from repo_builder.core.details import TriedRecord
 from repo_builder.core.environment import Saturation
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.pairs import gain
 from repo_builder.core.precisions import lowered
 from repo_builder.core.samples import Batches
 from repo_builder.core.tensors import Array
 from repo_builder.flows.build import running
 from repo_builder.flows.build.lowering import Ready
-from repo_builder.flows.build.weighed import Kept, gain, hardest, sentence, some, told
+from repo_builder.flows.build.weighed import Kept, hardest, sentence, some, told
 from repo_builder.measure.judge import agreement
 from repo_builder.measure.judge.limits import Limits
 from repo_builder.quantize import leaving
@@ -147,14 +148,16 @@ class _Weighing:
                         choices.append(self._timed(timer, TriedRecord(what=what), left))
             best = choices[0]
             for item in choices[1:]:
-                if gain(item) > gain(best) * _WORTH:
+                if gain(item.speed) > gain(best.speed) * _WORTH:
                     best = item
             everything = TriedRecord(what="none of them", left=self.free, fits=True)  # fp32 itself
-            pays = bool(best.speed) and gain(best) >= _WORTH and min(row.speedup for row in best.speed) >= _SLOWEST
+            pays = (
+                bool(best.speed) and gain(best.speed) >= _WORTH and min(row.speedup for row in best.speed) >= _SLOWEST
+            )
             chosen = best if pays else everything
             step.note(told(self.what, chosen))
-        rows = [*self.tried[:-1], *choices, *([] if pays else [everything])]
-        tried = tuple(replace(row, chosen=row is chosen) for row in rows)
+        weighed = [*self.tried[:-1], *choices, *([] if pays else [everything])]
+        tried = tuple(replace(row, chosen=row is chosen) for row in weighed)
         return Kept(
             left=self._reasons(chosen, accurate, best),
             tried=tried,
@@ -290,9 +293,11 @@ class _Weighing:
         """Return why each layer that is left in fp32 is."""
         slow = ""
         if chosen is not best and best.speed:
-            slow = f"left in fp32: {self.what} is {gain(best):.2f} times as fast here"
+            slow = f"left in fp32: {self.what} is {gain(best.speed):.2f} times as fast here"
         elif best.speed:
-            slow = f"left in fp32: it does not pay here ({best.what}, the network is {gain(best):.2f} times as fast)"
+            slow = (
+                f"left in fp32: it does not pay here ({best.what}, the network is {gain(best.speed):.2f} times as fast)"
+            )
         noisy = f"left in fp32: {self.tried[0].sqnr_db:.1f} dB of the outputs is left with all in {self.what}"
         return {name: noisy if name in accurate else slow for name in chosen.left}
 

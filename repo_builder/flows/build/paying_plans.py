@@ -11,7 +11,6 @@ none. So at most two plans are built beside the one that was asked for; ``quanti
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from repo_builder.core import onnx_files, progress
 from repo_builder.core.details import EngineDetails, SpeedRecord, TensorRTDetails, TriedRecord
 from repo_builder.core.errors import CompileError, ExportError, MeasureError, MissingDependency
 from repo_builder.core.graphs import layer_of
+from repo_builder.core.pairs import gain
 from repo_builder.core.tensors import Array
 from repo_builder.flows.build import running
 from repo_builder.flows.build.making import Form, Making
@@ -246,11 +246,6 @@ def pays(rows: Sequence[SpeedRecord]) -> bool:
     """Whether a plan is faster at a batch size and slower at none; an interval that holds 1 says neither."""
     said = {row.verdict for row in rows}
     return "slower" not in said and "faster" in said
-
-
-def gain(rows: Sequence[SpeedRecord]) -> float:
-    """Return how many times as fast a plan is, over all batch sizes."""
-    return statistics.geometric_mean([item.speedup for item in rows])
 
 
 def speeds(rows: Sequence[SpeedRecord]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,11 +24,6 @@ class Kept:
     tried: tuple[TriedRecord, ...] = ()
     notes: tuple[str, ...] = ()
     unrepaired: bool = False
-
-
-def gain(row: TriedRecord) -> float:
-    """Return how many times as fast as fp32 a choice is, the geometric mean over its batch sizes."""
-    return statistics.geometric_mean([item.speedup for item in row.speed])
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -11,10 +11,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from repo_builder.core.pairs import gain
 from repo_builder.flows.search.choices import Choice
 from repo_builder.flows.search.moves import fewest, saved
 from repo_builder.flows.search.seen import CALIBRATORS
-from repo_builder.flows.search.trials import faster, gain
+from repo_builder.flows.search.trials import faster
 from repo_builder.flows.search.tries import Tries
 
 CALMER = 0.8  # of the noise: 1 dB

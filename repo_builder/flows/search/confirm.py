@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 from repo_builder.core import progress
 from repo_builder.core.details import DropRecord
+from repo_builder.core.pairs import gain
 from repo_builder.flows.search.accuracy import CALMER, cut, ordered
 from repo_builder.flows.search.choices import Choice
 from repo_builder.flows.search.mending import mended
-from repo_builder.flows.search.trials import PAYS, Trial, gain
+from repo_builder.flows.search.trials import PAYS, Trial
 from repo_builder.flows.search.tries import Tries
 
 _LONGER_S = 0.4  # CPU or device time a choice and batch size, for what is decided last

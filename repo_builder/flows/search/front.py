@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from repo_builder.core.details import TriedRecord
+from repo_builder.core.pairs import gain
 from repo_builder.flows.search.bench import Bench
 from repo_builder.flows.search.choices import Choice
 from repo_builder.flows.search.hunt import Hunt
-from repo_builder.flows.search.trials import Trial, gain
+from repo_builder.flows.search.trials import Trial
 
 
 def records(hunt: Hunt, chosen: Choice) -> tuple[TriedRecord, ...]:

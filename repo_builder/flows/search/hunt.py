@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from repo_builder.core import progress
 from repo_builder.core.errors import MeasureError
+from repo_builder.core.pairs import gain
 from repo_builder.flows.search.accuracy import accurate
 from repo_builder.flows.search.choices import Choice
 from repo_builder.flows.search.mending import won_back
 from repo_builder.flows.search.moves import drawn, moves
 from repo_builder.flows.search.seen import CALIBRATORS
-from repo_builder.flows.search.trials import faster, gain
+from repo_builder.flows.search.trials import faster
 from repo_builder.flows.search.tries import Tries
 
 _FOR_REPAIRS = 0.4  # share of what is left of the budget

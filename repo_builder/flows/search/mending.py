@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from repo_builder.core.pairs import gain
 from repo_builder.flows.search.accuracy import cut, ordered
 from repo_builder.flows.search.choices import Choice
 from repo_builder.flows.search.moves import fewest
-from repo_builder.flows.search.trials import faster, gain
+from repo_builder.flows.search.trials import faster
 from repo_builder.flows.search.tries import Tries
 
 QUIETER = 0.95  # of the noise: less is not worth a repair in the recipe

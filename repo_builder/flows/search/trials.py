@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repo_builder.core.details import SpeedRecord
+from repo_builder.core.pairs import gain
 from repo_builder.flows.search.choices import Choice
 from repo_builder.flows.search.looks import Look
 
@@ -41,11 +41,6 @@ class Trial:
     def noise(self) -> float:
         """Noise over signal at the outputs; infinite where it was not looked at."""
         return self.look.noise if self.look else math.inf
-
-
-def gain(rows: Sequence[SpeedRecord], of: Callable[[SpeedRecord], float] = lambda row: row.speedup) -> float:
-    """Return the geometric mean over batch sizes of how many times as fast a choice is."""
-    return statistics.geometric_mean([of(row) for row in rows])
 
 
 def faster(rows: Sequence[SpeedRecord]) -> bool:
